@@ -1,0 +1,671 @@
+"""AnomalyCLIP: which frames of a video are anomalous, and how, learned from video labels alone.
+
+Sources: Zanella et al., "Delving into CLIP latent space for Video Anomaly Recognition" (arXiv:2310.02835; equations,
+tables and sections below are its); context vectors from CoOp (arXiv:2109.01134); the axial transformer of Ho et al.
+(arXiv:1912.12180) in the reversible residual arrangement of Gomez et al. (arXiv:1707.04585); the multi-scale temporal
+network of RTFM (arXiv:2101.10030). This file works when copied alone: CLIP comes in as an argument.
+
+Shapes: B videos in a batch (first half abnormal, second half normal), S segments of a video, F frames of a segment,
+D feature size, C anomaly classes (Normal is not one of them), K selected segments, E embedding size, L tokens of a
+prompt, W width of the text tower, J passes over a video, N feature rows of a video.
+"""
+import copy
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Callable, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ENGINEERED_PROMPT = "a video from a CCTV camera of a {}"  # Sec. 4.2 and Table 7
+NORMAL = "Normal"
+CHECKPOINT_FORMAT = 1
+
+
+def option(default, help: str, choices: tuple[str, ...] | None = None):
+    """A config field with the text and the choices that the command line shows."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class AnomalyCLIPConfig:
+    """Every setting of the model and its losses; the defaults are the paper's for UCF-Crime."""
+
+    classes: tuple[str, ...] = ()  # anomaly classes, Normal left out
+    feature_dim: int = 512  # D, as CLIP ViT-B/16 projects
+    temporal_feature_dim: int | None = None  # D of the Temporal model's own features (Table 15); None: the Selector's
+    num_segments: int = option(32, "segments per video (S)")
+    num_frames: int = option(16, "feature rows per segment (F)")
+    topk: int = option(3, "segments that MIL selects per video (K)")
+    mask_ratio: float = option(0.7, "share of segments hidden from the selection while training (App. A)")
+    directions: str = option("finetune", "class directions (Table 7): prompts with tuned or frozen text projection, "
+                             "fixed prompts, or free vectors without CLIP", ("finetune", "frozen", "engineered", "direct"))
+    num_ctx: int = option(8, "learned context vectors per prompt (Table 8)")
+    shared_ctx: bool = option(False, "one set of context vectors for all classes (Table 8)")
+    likelihood: str = option("projection", "Selector (Table 9): projection of re-centred features on directions, or "
+                             "cosine in CLIP's own space", ("projection", "cosine"))
+    selection: str = option("likelihood", "what ranks segments (Table 9): the Selector's likelihood, or the magnitude of "
+                            "the features", ("likelihood", "magnitude"))
+    temporal: str = option("axial", "Temporal model (Table 10)", ("axial", "mlp", "short", "long", "mtn"))
+    temporal_input: str = option("features", "what the Temporal model sees (Table 15, App. A)",
+                                 ("features", "similarity", "both"))
+    embed_dim: int = option(256, "embedding size of the Temporal model (E, Table 11)")
+    depth: int = option(1, "layers of the Temporal model (Table 11)")
+    num_heads: int = option(8, "attention heads of the Temporal model")
+    lambda_dir_abnormal: float = option(1.0, "weight of Eq. 7: top-K segments along their own class")
+    lambda_top_abnormal: float = option(1.0, "weight of Eq. 8: class probability of the top-K segments")
+    lambda_bottom_abnormal: float = option(1.0, "weight of Eq. 9: bottom-K segments are normal")
+    lambda_dir_normal: float = option(1.0, "weight of Eq. 10: normal videos along all classes")
+    lambda_top_normal: float = option(1.0, "weight of Eq. 11: top-K segments of normal videos are normal")
+    lambda_sparse: float = option(8e-3, "weight of Eq. 12: few anomalous frames")
+    lambda_smooth: float = option(8e-4, "weight of Eq. 13: scores change slowly")
+    lambda_dir_bottom_abnormal: float = option(0.0, "weight of Eq. 15 (Table 14): bottom-K segments along their class")
+    lambda_dir_top_normal: float = option(0.0, "weight of Eq. 16 (Table 14): top-K segments of normal videos")
+    variant: str = option("paper", "where paper and released code differ, follow this one", ("paper", "released"))
+
+    def __post_init__(self):
+        self.classes = tuple(self.classes)
+        for f in fields(self):
+            choices = f.metadata.get("choices")
+            if choices and getattr(self, f.name) not in choices:
+                raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {getattr(self, f.name)!r}")
+        if not self.classes:
+            raise ValueError("classes must name at least one anomaly class, got none")
+        if not 1 <= self.topk <= self.num_segments:
+            raise ValueError(f"topk must be in [1, {self.num_segments}], the segments of a video, got {self.topk}")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads ({self.num_heads}), got {self.embed_dim}")
+        if self.temporal_feature_dim is not None and self.temporal_input == "similarity":
+            raise ValueError("temporal_input 'similarity' has no use for features of its own (temporal_feature_dim)")
+
+
+# ---- Temporal models (Sec. 3.2, Table 10): all map (B, S, F, E) to (B, S, F, E) ----
+
+
+class ChannelNorm(nn.Module):
+    """Normalises the last axis; unlike LayerNorm it adds eps to the standard deviation, as the axial transformer does."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, dim=-1, keepdim=True, unbiased=False)
+        return (x - mean) / (var.sqrt() + self.eps) * self.weight + self.bias
+
+
+class AxisAttention(nn.Module):
+    """Pre-norm multi-head self-attention along the second last axis."""
+
+    def __init__(self, dim: int, *, num_heads: int, head_dim: int | None = None):
+        super().__init__()
+        self.num_heads = num_heads
+        inner = num_heads * (head_dim or dim // num_heads)
+        self.norm = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.shape[:2]
+        x = self.norm(x).flatten(0, 1)  # (B * other axis, T, E)
+        q, k, v = self.to_q(x), *self.to_kv(x).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B *, heads, T, E / heads)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B *, T, E)
+        return self.to_out(x).unflatten(0, lead)
+
+
+class ConvFeedForward(nn.Module):
+    """Two 3x3 convolutions E -> 4E -> E over the grid of segments and frames."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = ChannelNorm(dim)
+        self.conv_1 = nn.Conv2d(dim, 4 * dim, 3, padding=1)
+        self.conv_2 = nn.Conv2d(4 * dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x).permute(0, 3, 1, 2)  # (B, E, S, F), in memory still channels-last, which convolutions like
+        x = self.conv_2(F.leaky_relu(self.conv_1(x), inplace=True))
+        return x.permute(0, 2, 3, 1)  # (B, S, F, E)
+
+
+class AxialLayer(nn.Module):
+    """Attention along both axes, then two feed-forwards, on two residual streams that feed each other."""
+
+    def __init__(self, dim: int, *, num_heads: int, head_dim: int | None = None):
+        super().__init__()
+        self.attn_segments = AxisAttention(dim, num_heads=num_heads, head_dim=head_dim)
+        self.attn_frames = AxisAttention(dim, num_heads=num_heads, head_dim=head_dim)
+        self.ff_1 = ConvFeedForward(dim)
+        self.ff_2 = ConvFeedForward(dim)
+
+    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        x1 = x1 + self.attn_segments(x2.transpose(1, 2)).transpose(1, 2)
+        x2 = x2 + self.attn_frames(x1)
+        x1 = x1 + self.ff_1(x2)
+        x2 = x2 + self.ff_2(x1)
+        return x1, x2
+
+
+class AxialTransformer(nn.Module):
+    """Short- and long-term relations at once: each axis of the (S, F) grid in turn (Ho et al.)."""
+
+    def __init__(self, dim: int, *, num_segments: int, num_frames: int, num_heads: int, depth: int,
+                 head_dim: int | None = None):
+        super().__init__()
+        self.pos_segments = nn.Parameter(torch.randn(num_segments, 1, dim))
+        self.pos_frames = nn.Parameter(torch.randn(1, num_frames, dim))
+        self.layers = nn.ModuleList(AxialLayer(dim, num_heads=num_heads, head_dim=head_dim) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.pos_segments + self.pos_frames  # (B, S, F, E)
+        x1 = x2 = x
+        for layer in self.layers:
+            x1, x2 = layer(x1, x2)
+        return (x1 + x2) / 2
+
+
+class AxisTransformer(nn.Module):
+    """A standard transformer along one axis: frames within segments, or the mean embeddings of the segments."""
+
+    LAYERS = 12  # per layer of the axial transformer: 9.5 M parameters at E = 256, where one axial layer has 10.0 M
+
+    def __init__(self, dim: int, *, length: int, long: bool, num_heads: int, depth: int):
+        super().__init__()
+        self.long = long
+        self.pos = nn.Parameter(torch.randn(length, dim))
+        self.layers = nn.Sequential(*(
+            nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout=0.0, batch_first=True, norm_first=True)
+            for _ in range(self.LAYERS * depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.long:
+            out = self.layers(x.mean(dim=2) + self.pos)  # (B, S, E)
+            return out.unsqueeze(2).expand_as(x)  # (B, S, F, E)
+        return self.layers(x.flatten(0, 1) + self.pos).unflatten(0, x.shape[:2])  # (B, S, F, E)
+
+
+class NonLocal(nn.Module):
+    """Non-local block over time with dot products and a zero-initialised residual, as in RTFM."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.theta, self.phi, self.g = (nn.Conv1d(dim, dim // 2, 1) for _ in range(3))
+        self.out = nn.Sequential(nn.Conv1d(dim // 2, dim, 1), nn.BatchNorm1d(dim))
+        nn.init.zeros_(self.out[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.theta(x).transpose(1, 2) @ self.phi(x) / x.shape[-1]  # (B, T, T)
+        return x + self.out(self.g(x) @ weights.transpose(1, 2))  # (B, dim, T)
+
+
+class MTN(nn.Module):
+    """RTFM's multi-scale temporal network along the segments' mean embeddings."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.scales = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(dim, dim // 4, 3, padding=d, dilation=d), nn.ReLU(), nn.BatchNorm1d(dim // 4))
+            for d in (1, 2, 4))
+        self.non_local = nn.Sequential(nn.Conv1d(dim, dim // 4, 1, bias=False), nn.ReLU(), NonLocal(dim // 4))
+        self.fuse = nn.Sequential(nn.Conv1d(dim, dim, 3, padding=1, bias=False), nn.ReLU(), nn.BatchNorm1d(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = x.mean(dim=2).transpose(1, 2)  # (B, E, S)
+        out = torch.cat([scale(t) for scale in self.scales] + [self.non_local(t)], dim=1)  # (B, E, S)
+        out = (self.fuse(out) + t).transpose(1, 2)  # (B, S, E)
+        return out.unsqueeze(2).expand_as(x)  # (B, S, F, E)
+
+
+def temporal_body(config: AnomalyCLIPConfig) -> nn.Module:
+    """The part of the Temporal model that Table 10 exchanges."""
+    S, F_, E = config.num_segments, config.num_frames, config.embed_dim
+    attention = {"num_heads": config.num_heads, "depth": config.depth}
+    if config.temporal == "axial":
+        return AxialTransformer(E, num_segments=S, num_frames=F_, **attention)
+    if config.temporal == "short":
+        return AxisTransformer(E, length=F_, long=False, **attention)
+    if config.temporal == "long":
+        return AxisTransformer(E, length=S, long=True, **attention)
+    if config.temporal == "mtn":
+        return MTN(E)
+    return nn.Sequential(nn.ReLU(), nn.Linear(E, E), nn.ReLU())  # with projection and head a 3-layer MLP
+
+
+class TemporalModel(nn.Module):
+    """Scores each frame (Eq. 6): (B, S, F, input_dim) -> anomaly logits (B, S, F), whose sigmoid is p_A."""
+
+    def __init__(self, input_dim: int, body: nn.Module, embed_dim: int):
+        super().__init__()
+        self.projection = nn.Linear(input_dim, embed_dim)
+        self.body = body
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.body(self.projection(x)))).squeeze(-1)  # (B, S, F)
+
+
+# ---- Directions (Eq. 2) ----
+
+
+def causal_attention(attn: nn.Module, x: Tensor) -> Tensor:
+    """Self-attention of a text-tower block by its parameter names, which all CLIP implementations share."""
+    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)  # (n, L, 3W)
+    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, dim=-1))  # (n, heads, L, W / heads)
+    x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return attn.out_proj(x.transpose(1, 2).flatten(2))  # (n, L, W)
+
+
+class PromptLearner(nn.Module):
+    """Class prompts [SOS, ctx_1 .. ctx_n, class name, ".", EOT] through CLIP's frozen text tower (CoOp).
+
+    Only as many positions as the longest prompt has are computed: attention is causal, so what stands behind EOT
+    never reaches it. The tower is a copy, so the CLIP that came in stays as it was.
+
+    Args:
+        clip: A CLIP with OpenAI's parameter names: this project's, OpenAI's or open_clip's.
+        tokenize: Maps a list of n texts to token ids, (n, context length), EOT being the largest id of a row.
+    """
+
+    def __init__(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor]):
+        super().__init__()
+        learned = config.directions != "engineered"
+        num_ctx = config.num_ctx if learned else 0
+        names = [name.replace("_", " ") for name in config.classes]
+        tokens = tokenize([f"{name}." if learned else ENGINEERED_PROMPT.format(name) for name in names])
+        eot_idx = tokens.long().argmax(dim=-1) + num_ctx  # (C,)
+        if int(eot_idx.max()) >= len(clip.positional_embedding):
+            raise ValueError(f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {num_ctx} of them context vectors; "
+                             f"the text tower has {len(clip.positional_embedding)} positions")
+        with torch.no_grad():
+            embeddings = clip.token_embedding(tokens.to(clip.token_embedding.weight.device)).float()  # (C, 77, W)
+        num_suffix = int(eot_idx.max()) - num_ctx
+        self.register_buffer("prefix", embeddings[:, :1].clone(), persistent=False)  # (C, 1, W)
+        self.register_buffer("suffix", embeddings[:, 1:1 + num_suffix].clone(), persistent=False)  # (C, L - 1 - num_ctx, W)
+        self.register_buffer("eot_idx", eot_idx.to(embeddings.device), persistent=False)
+        positions = clip.positional_embedding.detach()[:int(eot_idx.max()) + 1]
+        self.register_buffer("positions", positions.float().clone(), persistent=False)  # (L, W)
+        tower = {"blocks": clip.transformer.resblocks, "ln_final": clip.ln_final}
+        self.text_tower = nn.ModuleDict(copy.deepcopy(tower)).float().requires_grad_(False)
+        projection = clip.text_projection.detach().float().clone()  # (W, D)
+        self.text_projection = nn.Parameter(projection, requires_grad=config.directions == "finetune")
+        self.ctx = None
+        if learned:  # the last row is Normal's: of no use to the directions, but part of the published 10.4 M parameters
+            sets = () if config.shared_ctx else (len(names) + 1,)
+            self.ctx = nn.Parameter(0.02 * torch.randn(*sets, num_ctx, embeddings.shape[-1], device=embeddings.device))
+
+    def forward(self) -> Tensor:
+        """Text features of the anomaly classes, (C, D), not normalised."""
+        C = len(self.prefix)
+        parts = [self.prefix, self.suffix]
+        if self.ctx is not None:
+            parts.insert(1, self.ctx.expand(C, -1, -1) if self.ctx.ndim == 2 else self.ctx[:C])
+        x = torch.cat(parts, dim=1) + self.positions  # (C, L, W)
+        for block in self.text_tower["blocks"]:
+            x = x + causal_attention(block.attn, block.ln_1(x))
+            x = x + block.mlp(block.ln_2(x))
+        x = self.text_tower["ln_final"](x)
+        return x[torch.arange(C, device=x.device), self.eot_idx] @ self.text_projection  # (C, D)
+
+
+# ---- MIL selection (Sec. 3.4, App. A) ----
+
+
+def draw_segment_mask(num_videos: int, config: AnomalyCLIPConfig, device) -> Tensor:
+    """Which segments may be selected, (B, S) bool, drawn from torch's global generator.
+
+    The paper's variant hides exactly the given share of each video's segments, but leaves at least 2K, so that top
+    and bottom do not overlap; the released code hides each segment with that probability.
+    """
+    S = config.num_segments
+    noise = torch.rand(num_videos, S, device=device)
+    if config.variant == "released":
+        return noise < 1 - config.mask_ratio
+    num_left = max(S - int(config.mask_ratio * S), min(2 * config.topk, S))
+    return noise.argsort(dim=1) < num_left  # a row of a random permutation holds each rank once
+
+
+def select_segments(ranking: Tensor, mask: Tensor, k: int, *, largest: bool) -> Tensor:
+    """The k best (or worst) unmasked segments of each video.
+
+    Args:
+        ranking: Likelihood of each segment, (B, S).
+        mask: Segments that may be selected, (B, S) bool. Where fewer than k may, others fill up.
+        k: Segments per video, in [1, S].
+        largest: True for the highest, False for the lowest.
+    Returns:
+        Segment indices, (B, K), best (worst) first.
+    """
+    return ranking.masked_fill(~mask, -math.inf if largest else math.inf).topk(k, dim=1, largest=largest).indices
+
+
+def gather_segments(x: Tensor, segment_idx: Tensor) -> Tensor:
+    """Picks (B, K, F) out of per-frame values (B, S, F) by segment indices (B, K)."""
+    return x.gather(1, segment_idx.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+
+
+class Prediction(NamedTuple):
+    """What the model says about each frame, before any probability is formed."""
+
+    likelihood: Tensor  # Selector, Eq. 3: (B, S, F, C)
+    class_logits: Tensor  # their softmax is p_{c|A}: (B, S, F, C)
+    anomaly_logits: Tensor  # Temporal model; their sigmoid is p_A: (B, S, F)
+    magnitude: Tensor  # length of the features that the Selector saw: (B, S, F)
+
+    def half(self, part: slice) -> "Prediction":
+        return Prediction(*(t[part] for t in self))
+
+
+class AnomalyCLIP(nn.Module):
+    """Selector and Temporal model with their losses and the inference over whole videos.
+
+    Args:
+        config: All settings.
+        clip: CLIP whose text tower gives the directions; not needed for `directions="direct"`, nor for inference with
+            a checkpoint, which holds the finished directions.
+        tokenize: CLIP's tokenizer, a list of n texts -> ids (n, context length).
+        prototype: Normality prototype m (Eq. 1), (D,): mean feature of all frames of normal training videos.
+        temporal_prototype: The same for the Temporal model's own features, if it has any.
+    """
+
+    def __init__(self, config: AnomalyCLIPConfig, *, clip: nn.Module | None = None,
+                 tokenize: Callable[[list[str]], Tensor] | None = None, prototype: Tensor | None = None,
+                 temporal_prototype: Tensor | None = None):
+        super().__init__()
+        self.config = config
+        C, D = len(config.classes), config.feature_dim
+        temporal_dim = config.temporal_feature_dim or D
+        self.register_buffer("prototype", torch.zeros(D) if prototype is None else prototype.float().clone())
+        self.register_buffer("temporal_prototype", torch.zeros(temporal_dim) if temporal_prototype is None
+                             else temporal_prototype.float().clone())
+        self.register_buffer("directions", torch.zeros(C, D))  # finished ones, for inference
+        self.prompt_learner = self.free_directions = None
+        if config.directions == "direct":  # points around m; only where they lie from m matters
+            self.free_directions = nn.Parameter(0.02 * torch.randn(C, D))
+        elif clip is not None:
+            if clip.text_projection.shape[1] != D:
+                raise ValueError(f"CLIP's text features have {clip.text_projection.shape[1]} values, the video features {D}; "
+                                 "use features of the same CLIP, or directions='direct'")
+            self.prompt_learner = PromptLearner(config, clip, tokenize)
+        # CLIP's temperature. It takes part with likelihood="cosine" only, but is one of the published 10.4 M parameters.
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)) if clip is None
+                                        else clip.logit_scale.detach().float().clone())
+        self.batch_norm = nn.BatchNorm1d(C, affine=False)
+        input_dim = {"features": temporal_dim, "similarity": C, "both": C + temporal_dim}[config.temporal_input]
+        self.temporal_model = TemporalModel(input_dim, temporal_body(config), config.embed_dim)
+
+    # -- forward, one line a box of Fig. 2(b) --
+
+    def forward(self, features: Tensor, temporal_features: Tensor | None = None) -> Prediction:
+        """Selector and Temporal model on segments.
+
+        Args:
+            features: As they come out of the image encoder, not normalised, (B, S, F, D).
+            temporal_features: The Temporal model's own features, (B, S, F, temporal_feature_dim), if it has any.
+        """
+        directions = self.class_directions() if self.training else self.directions  # (C, D)
+        x = self.recentre(features, self.prototype)  # (B, S, F, D)
+        likelihood = self.select(x, directions)  # (B, S, F, C)
+        temporal = x if temporal_features is None else self.recentre(temporal_features, self.temporal_prototype)
+        temporal = {"features": [temporal], "similarity": [likelihood], "both": [likelihood, temporal]}
+        anomaly_logits = self.temporal_model(torch.cat(temporal[self.config.temporal_input], dim=-1))  # (B, S, F)
+        cosine = self.config.likelihood == "cosine"
+        class_logits = likelihood * self.logit_scale.exp() if cosine else likelihood
+        return Prediction(likelihood, class_logits.float(), anomaly_logits.float(), x.norm(dim=-1))
+
+    def class_directions(self) -> Tensor:
+        """Directions d_c of the classes (Eq. 2), (C, D); in CLIP's own space, where nothing is re-centred, text features."""
+        if self.free_directions is not None:
+            return self.free_directions
+        if self.prompt_learner is None:
+            raise ValueError(f"directions='{self.config.directions}' need CLIP to be trained: pass clip and tokenize")
+        return self.recentre(self.prompt_learner(), self.prototype)
+
+    def recentre(self, x: Tensor, prototype: Tensor) -> Tensor:
+        return x if self.config.likelihood == "cosine" else x - prototype
+
+    def select(self, x: Tensor, directions: Tensor) -> Tensor:
+        """Likelihood of each class (Eq. 3, 4), (B, S, F, C): batch-normalised length of x along each direction."""
+        if self.config.likelihood == "cosine":
+            return (F.normalize(x, dim=-1) @ F.normalize(directions, dim=-1).T).float()
+        lengths = (x @ F.normalize(directions, dim=-1).T).float()  # (B, S, F, C)
+        return self.batch_norm(lengths.flatten(0, 2)).view_as(lengths)
+
+    # -- losses (Eq. 7-16) --
+
+    def losses(self, prediction: Prediction, labels: Tensor, segment_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Each loss by name, not yet weighted, and their weighted sum 'total'; means over the videos of a half.
+
+        Args:
+            prediction: Of a batch whose first half is abnormal and whose second half is normal.
+            labels: Classes of the abnormal half, (B / 2,), int64 in [0, C).
+            segment_mask: Segments that may be selected, (B, S) bool; drawn at random if not given.
+        """
+        half = len(labels)
+        if prediction.anomaly_logits.shape[0] != 2 * half:
+            raise ValueError(f"{half} labels for the abnormal half go with {2 * half} videos, "
+                             f"got {prediction.anomaly_logits.shape[0]}")
+        if segment_mask is None:
+            segment_mask = draw_segment_mask(2 * half, self.config, labels.device)
+        losses = self.abnormal_losses(prediction.half(slice(half)), labels, segment_mask[:half])
+        losses |= self.normal_losses(prediction.half(slice(half, None)), segment_mask[half:])
+        losses["total"] = sum(getattr(self.config, f"lambda_{name}") * loss for name, loss in losses.items())
+        return losses
+
+    def abnormal_losses(self, prediction: Prediction, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        own = labels.view(-1, 1, 1, 1).expand(*prediction.likelihood.shape[:3], 1)
+        own_likelihood = prediction.likelihood.gather(-1, own).squeeze(-1)  # (B, S, F)
+        log_p_own = prediction.class_logits.log_softmax(-1).gather(-1, own).squeeze(-1)  # (B, S, F)
+        z = prediction.anomaly_logits
+        top, bottom = (self.rank(prediction, own_likelihood, mask, largest=largest) for largest in (True, False))
+        p_A = z.sigmoid().flatten(1)  # (B, S * F)
+        return {
+            "dir_abnormal": -gather_segments(own_likelihood, top).mean(),  # Eq. 7
+            "top_abnormal": -gather_segments(F.logsigmoid(z) + log_p_own, top).mean(),  # Eq. 8
+            "bottom_abnormal": -gather_segments(F.logsigmoid(-z), bottom).mean(),  # Eq. 9
+            "dir_bottom_abnormal": gather_segments(own_likelihood, bottom).mean(),  # Eq. 15
+            "sparse": p_A.mean(),  # Eq. 12
+            "smooth": self.smoothness(p_A),  # Eq. 13
+        }
+
+    def normal_losses(self, prediction: Prediction, mask: Tensor) -> dict[str, Tensor]:
+        likelihood = prediction.likelihood
+        top = self.rank(prediction, likelihood.sum(-1), mask, largest=True)
+        per_frame = likelihood.amax(-1) if self.config.variant == "released" else likelihood.mean(-1)  # (B, S, F)
+        return {
+            "dir_normal": per_frame.mean(),  # Eq. 10
+            "top_normal": -gather_segments(F.logsigmoid(-prediction.anomaly_logits), top).mean(),  # Eq. 11
+            "dir_top_normal": gather_segments(per_frame, top).mean(),  # Eq. 16; its c, undefined for Normal, as in Eq. 10
+        }
+
+    def rank(self, prediction: Prediction, likelihood: Tensor, mask: Tensor, *, largest: bool) -> Tensor:
+        """Selected segments, (B, K): a segment's likelihood is the sum over its frames (Eq. 5)."""
+        per_frame = prediction.magnitude if self.config.selection == "magnitude" else likelihood
+        return select_segments(per_frame.sum(dim=2), mask, self.config.topk, largest=largest)
+
+    def smoothness(self, p_A: Tensor) -> Tensor:
+        """Squared steps of the scores (B, S * F): summed over each video, mean over the videos.
+
+        Eq. 13 as printed telescopes to last minus first score; we square, as its source (Sultani et al.) does. The
+        released code sums over the whole batch, and so counts the steps from one video to the next as well.
+        """
+        if self.config.variant == "released":
+            return p_A.flatten().diff().square().sum()
+        return p_A.diff(dim=1).square().sum(dim=1).mean()
+
+    # -- inference --
+
+    def train(self, mode: bool = True) -> "AnomalyCLIP":
+        """As in PyTorch; leaving training mode also computes the directions once, for all that follows."""
+        super().train(mode)
+        if not mode:
+            self.finish_directions()
+        return self
+
+    @torch.no_grad()
+    def finish_directions(self) -> None:
+        if self.free_directions is not None or self.prompt_learner is not None:
+            self.directions.copy_(self.class_directions())
+
+    @torch.inference_mode()
+    def predict(self, features, temporal_features=None, *, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities for a whole video of any length (Sec. 3.3 and 4.1).
+
+        The video, repeated from its start up to a multiple of S * F rows, is cut into S blocks of J * F rows; pass j
+        sees the j-th F rows of every block. Rows are read pass by pass, so that a memory-mapped file stays on disk.
+
+        Args:
+            features: (N, D), or (N, crops, D), over whose crops the probabilities are averaged; a tensor, an array, or
+                anything with a length that takes an index array.
+            temporal_features: The same for the Temporal model's own features, row for row.
+            batch_size: Passes per forward call; bounds the memory.
+        Returns:
+            p_A, (N,): probability that a row is anomalous; p_class, (N, C): that it shows an anomaly of each class.
+        Raises:
+            ValueError: If there are no rows.
+        """
+        num_rows = len(features)
+        if num_rows == 0:
+            raise ValueError("features hold no rows")
+        was_training = self.training
+        if was_training:
+            self.eval()
+        p_A = np.empty(num_rows, np.float32)
+        p_class = np.empty((num_rows, len(self.config.classes)), np.float32)
+        for rows in inference_rows(num_rows, self.config.num_segments, self.config.num_frames, batch_size):
+            segments = [self.read_rows(source, rows % num_rows) for source in (features, temporal_features)]
+            kept = rows < num_rows  # the rest is padding
+            score, per_class = self.probabilities(*segments, num_passes=len(rows))
+            p_A[rows[kept]] = score[kept]
+            p_class[rows[kept]] = per_class[kept]
+        self.train(was_training)
+        return p_A, p_class
+
+    def read_rows(self, source, rows: np.ndarray) -> Tensor | None:
+        """Rows (J, S, F) of a video -> (crops * J, S, F, D) float32 on the model's device."""
+        if source is None:
+            return None
+        index = rows.reshape(-1)
+        x = torch.as_tensor(source[torch.from_numpy(index)] if isinstance(source, Tensor) else np.asarray(source[index]))
+        x = x.to(self.prototype.device, torch.float32).reshape(*rows.shape, -1, x.shape[-1])  # (J, S, F, crops, D)
+        return x.movedim(3, 0).flatten(0, 1)
+
+    def probabilities(self, features: Tensor, temporal_features: Tensor | None, *, num_passes: int):
+        """p_A (J, S, F) and p_{A,c} (J, S, F, C) as arrays, means over the crops."""
+        prediction = self(features, temporal_features)
+        p_A = prediction.anomaly_logits.sigmoid()
+        p_class = p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
+        return tuple(p.unflatten(0, (-1, num_passes)).mean(0).cpu().numpy() for p in (p_A, p_class))
+
+    # -- checkpoints: tensors and plain values only --
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Parameters, buffers and the finished directions, without CLIP's frozen text tower."""
+        self.finish_directions()
+        return {k: v.cpu() for k, v in self.state_dict().items() if ".text_tower." not in k}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Loads what `trained_state` gave; without CLIP the prompts are left out, their directions are finished.
+
+        Raises:
+            ValueError: If the state is not one of a model with this config.
+        """
+        if self.prompt_learner is None:
+            state = {k: v for k, v in state.items() if not k.startswith("prompt_learner.")}
+        own = {k: v.shape for k, v in self.state_dict().items() if ".text_tower." not in k}
+        found = {k: v.shape for k, v in state.items()}
+        if own != found:
+            differ = sorted(k for k in own.keys() | found.keys() if own.get(k) != found.get(k))
+            raise ValueError(f"state does not fit the model at {differ[0]}: found {found.get(differ[0], 'nothing')}, "
+                             f"expected {own.get(differ[0], 'nothing')} ({len(differ)} such)")
+        self.load_state_dict(state, strict=False)
+
+    def checkpoint(self) -> dict:
+        """The model as a plain dict; `from_checkpoint` reads it, and training adds its own entries."""
+        config = asdict(self.config) | {"classes": list(self.config.classes)}
+        return {"format": CHECKPOINT_FORMAT, "config": config, "model": self.trained_state()}
+
+    @classmethod
+    def from_checkpoint(cls, path, device="cpu") -> "AnomalyCLIP":
+        """A model ready for `predict`, from a file that train.py wrote; needs no CLIP.
+
+        Raises:
+            ValueError: If the file is not such a checkpoint, or one of a newer format.
+        """
+        return cls.from_dict(read_checkpoint(path)).to(device).eval()
+
+    @classmethod
+    def from_dict(cls, checkpoint: dict) -> "AnomalyCLIP":
+        model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
+        model.load_trained_state(checkpoint["model"])
+        return model
+
+
+def read_checkpoint(path) -> dict:
+    """The dict that train.py saved, tensors on the CPU; nothing in the file is executed.
+
+    Raises:
+        ValueError: If the file is not such a checkpoint, or one of a newer format.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file, expected a checkpoint of train.py") from None
+    except Exception as error:  # torch.load has no error class of its own for files that are none of its
+        raise ValueError(f"{path}: found {type(error).__name__} on reading, expected a checkpoint of train.py") from error
+    if not isinstance(checkpoint, dict) or not {"format", "config", "model"} <= checkpoint.keys():
+        raise ValueError(f"{path}: found a file without format, config and model, expected a checkpoint of train.py")
+    if checkpoint["format"] > CHECKPOINT_FORMAT:
+        raise ValueError(f"{path}: found checkpoint format {checkpoint['format']}, expected at most {CHECKPOINT_FORMAT}; "
+                         "a newer version of this project wrote it")
+    return checkpoint
+
+
+def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size: int):
+    """Yields the row numbers (up to batch_size, S, F) of the passes over a video; numbers from N on are padding."""
+    num_passes = -(-num_rows // (num_segments * num_frames))
+    grid = np.arange(num_segments * num_passes * num_frames).reshape(num_segments, num_passes, num_frames)
+    grid = grid.transpose(1, 0, 2)  # (J, S, F)
+    for start in range(0, num_passes, batch_size):
+        yield grid[start:start + batch_size]
+
+
+# ---- Metrics (Sec. 4.1) ----
+
+
+def auc_ap(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
+    """Area under ROC and average precision of one score; None where only one kind of frame is present."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if positive.all() or not positive.any():
+        return {"AUC": None, "AP": None}
+    return {"AUC": float(roc_auc_score(positive, scores)), "AP": float(average_precision_score(positive, scores))}
+
+
+def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict:
+    """Frame-level metrics over all frames of all videos, in [0, 1].
+
+    AUC and AP tell anomalous from normal frames by p_A. Per class, frames of the class are positive, all others,
+    anomalous or not, negative, and the score is p_class; mAUC and mAP are means over the classes that occur.
+
+    Args:
+        p_A: (N,). p_class: (N, C). labels: (N,), -1 for normal frames, else the class. classes: C names.
+    Returns:
+        AUC, AP, mAUC, mAP, frames, anomalous_frames, and per_class[name] with AUC, AP, frames. A value that does not
+        exist, as of a class without frames, is None.
+    """
+    per_class = {name: auc_ap(p_class[:, c], labels == c) | {"frames": int((labels == c).sum())}
+                 for c, name in enumerate(classes)}
+    result = auc_ap(p_A, labels >= 0)
+    for key in ("AUC", "AP"):
+        present = [values[key] for values in per_class.values() if values[key] is not None]
+        result[f"m{key}"] = float(np.mean(present)) if present else None
+    return result | {"frames": len(labels), "anomalous_frames": int((labels >= 0).sum()), "per_class": per_class}

@@ -1,0 +1,634 @@
+"""Tests of anomalyclip.py, in its order; `testdata` holds numbers computed with the authors' code (random weights)."""
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import anomalyclip
+import clip_model
+from anomalyclip import (AnomalyCLIP, AnomalyCLIPConfig, AxialTransformer, Prediction, TemporalModel, draw_segment_mask,
+                         inference_rows, metrics, select_segments)
+from testdata.tiny_clip import tiny_clip_state_dict
+
+HERE = Path(__file__).parent
+REFERENCE = HERE / "testdata"
+XD_CLASSES = ("Abuse", "Car_accident", "Explosion", "Fighting", "Riot", "Shooting")
+UCF_CLASSES = ("Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting", "RoadAccidents", "Robbery",
+               "Shooting", "Shoplifting", "Stealing", "Vandalism")
+XD_NORMAL_ID = 4
+
+
+# ---- helpers ----
+
+
+def tiny_clip() -> clip_model.CLIP:
+    """The random CLIP that the reference numbers were computed with: 64-d, two layers."""
+    clip = clip_model.CLIP(embed_dim=64, image_resolution=32, vision_layers=2, vision_width=64, vision_patch_size=8,
+                           context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1,
+                           transformer_layers=2)
+    clip.load_state_dict({k: v.float() for k, v in tiny_clip_state_dict().items() if v.ndim or k == "logit_scale"})
+    return clip.eval()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_clip()
+
+
+def small_config(**changes) -> AnomalyCLIPConfig:
+    """Sizes that all differ, so that swapped axes show: S 7, F 3, C 4, D 64, E 16, K 2."""
+    sizes = dict(classes=("fire", "fall", "car crash", "riot"), feature_dim=64, num_segments=7, num_frames=3, topk=2,
+                 embed_dim=16, num_heads=2, num_ctx=5)
+    return AnomalyCLIPConfig(**(sizes | changes))
+
+
+def small_model(clip, seed=0, **changes) -> AnomalyCLIP:
+    torch.manual_seed(seed)
+    config = small_config(**changes)
+    return AnomalyCLIP(config, clip=None if config.directions == "direct" else clip, tokenize=clip_model.tokenize,
+                       prototype=torch.randn(64))
+
+
+def random_batch(config, B=6, seed=1):
+    torch.manual_seed(seed)
+    return torch.randn(B, config.num_segments, config.num_frames, config.feature_dim), torch.tensor([2, 0, 3])
+
+
+def from_released(state: dict, normal_id: int = XD_NORMAL_ID) -> dict:
+    """Names and shapes of the released code -> ours; works for states and for gradients alike."""
+    renames = (("text_encoder.text_projection", "prompt_learner.text_projection"),
+               ("selector_model.logit_scale", "logit_scale"), ("selector_model.bn_layer.", "batch_norm."),
+               ("temporal_model.classifier.layer_norm.", "temporal_model.norm."),
+               ("temporal_model.classifier.linear.", "temporal_model.head."),
+               ("axial_attn.pos_emb.param_0", "body.pos_segments"), ("axial_attn.pos_emb.param_1", "body.pos_frames"))
+    parts = {("even", "f"): "attn_segments", ("even", "g"): "attn_frames", ("odd", "f"): "ff_1", ("odd", "g"): "ff_2"}
+    inner = (("net.fn.norm.", "norm."), ("net.fn.fn.", ""), ("net.0.g", "norm.weight"), ("net.0.b", "norm.bias"),
+             ("net.1.", "conv_1."), ("net.3.", "conv_2."))
+    out = {}
+    for name, value in state.items():
+        for old, new in renames:
+            name = name.replace(old, new)
+        if match := re.search(r"axial_attn\.layers\.blocks\.(\d+)\.([fg])\.", name):
+            part = parts["odd" if int(match[1]) % 2 else "even", match[2]]
+            name = name.replace(match[0], f"body.layers.{int(match[1]) // 2}.{part}.")
+            for old, new in inner:
+                name = name.replace(old, new)
+        if name.endswith(("pos_segments", "pos_frames")):
+            value = value[0].permute(1, 2, 0)  # (1, E, S, 1) -> (S, 1, E)
+        if re.search(r"ff_\d\.norm", name):
+            value = value.flatten()
+        if name == "prompt_learner.ctx" and value.ndim == 3:  # our Normal comes last
+            value = torch.cat([value[:normal_id], value[normal_id + 1:], value[normal_id:normal_id + 1]])
+        out[name] = value
+    return out
+
+
+def read_reference(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
+    state = clip_model._read_safetensors(REFERENCE / f"{name}.safetensors")
+    return {prefix + k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def arrays(name: str) -> dict[str, torch.Tensor]:
+    return {k: torch.from_numpy(v).float() if v.dtype == np.float16 else torch.from_numpy(v)
+            for k, v in np.load(REFERENCE / f"{name}.npz").items()}
+
+
+def assert_near(actual, expected, *, atol, relative_to_largest=False):
+    scale = float(expected.detach().abs().max()) if relative_to_largest else 1.0
+    assert float((actual - expected).detach().abs().max()) <= atol * max(scale, 1e-12)
+
+
+# ---- config ----
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"classes": ()}, "at least one anomaly class"), ({"topk": 8}, r"topk must be in \[1, 7\]"),
+    ({"temporal": "lstm"}, "temporal must be one of axial, mlp"), ({"embed_dim": 15}, "multiple of num_heads"),
+    ({"mask_ratio": 1.0}, r"mask_ratio must be in \[0, 1\)"),
+    ({"temporal_input": "similarity", "temporal_feature_dim": 9}, "no use for features of its own")])
+def test_a_wrong_setting_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        small_config(**change)
+
+
+# ---- Temporal models ----
+
+
+@pytest.mark.parametrize("case, sizes", [
+    ("depth1", dict(input_dim=24, E=16, num_heads=8, head_dim=None, depth=1, S=8, F=4, B=3)),
+    ("depth2", dict(input_dim=24, E=16, num_heads=8, head_dim=None, depth=2, S=8, F=4, B=2)),
+    ("depth1_dimheads", dict(input_dim=10, E=8, num_heads=2, head_dim=3, depth=1, S=5, F=3, B=2))])
+def test_temporal_model_equals_the_released_one(case, sizes):
+    S, F_ = sizes["S"], sizes["F"]
+    body = AxialTransformer(sizes["E"], num_segments=S, num_frames=F_, num_heads=sizes["num_heads"], depth=sizes["depth"],
+                            head_dim=sizes["head_dim"])
+    model = TemporalModel(sizes["input_dim"], body, sizes["E"])
+    rename = {f"temporal_model.{k}": v for k, v in read_reference(f"temporal/{case}").items()}
+    model.load_state_dict({k.removeprefix("temporal_model."): v for k, v in from_released(rename).items()})
+    expected = arrays(f"temporal/{case}")
+    x = expected["train_input"].view(sizes["B"], S, F_, -1).requires_grad_()
+    scores = model(x).sigmoid()
+    assert_near(scores.reshape(-1, 1), expected["train_scores"], atol=2e-6)
+    (scores.reshape(-1, 1) * expected["train_weights"]).sum().backward()
+    assert_near(x.grad.view_as(expected["grad_input"]), expected["grad_input"], atol=1e-5, relative_to_largest=True)
+    grads = {f"temporal_model.{k.removeprefix('grad.')}": v for k, v in expected.items() if k.startswith("grad.")}
+    parameters = {f"temporal_model.{k}": p for k, p in model.named_parameters()}
+    assert from_released(grads).keys() == parameters.keys()
+    for name, grad in from_released(grads).items():
+        assert_near(parameters[name].grad, grad, atol=1e-5, relative_to_largest=True)
+    passes = expected["test_input"].view(S, 3, F_, -1).transpose(0, 1)  # rows are ordered (n s l)
+    scores = model(passes).sigmoid().transpose(0, 1).reshape(-1, 1)
+    assert_near(scores, expected["test_scores"], atol=2e-6)
+
+
+def test_long_transformer_and_mtn_give_all_frames_of_a_segment_one_score_and_short_stays_in_its_segment(clip):
+    config = small_config()
+    features, _ = random_batch(config)
+    other = features.clone()
+    other[:, -1] += 1.0  # only the last segment differs
+    for temporal in ("long", "mtn"):
+        model = small_model(clip, directions="direct", temporal=temporal).eval()
+        z = model(features).anomaly_logits
+        assert torch.equal(z, z[:, :, :1].expand_as(z))
+        assert not torch.equal(model(other).anomaly_logits[:, 3], z[:, 3])
+    model = small_model(clip, directions="direct", temporal="short").eval()
+    z, z_other = model(features).anomaly_logits, model(other).anomaly_logits
+    assert_near(z_other[:, :-1], z[:, :-1], atol=1e-6)
+    assert (z_other[:, -1] - z[:, -1]).abs().max() > 1e-3
+
+
+def test_ucf_crime_preset_has_the_published_number_of_trainable_parameters():
+    clip = clip_model.CLIP(embed_dim=512, image_resolution=32, vision_layers=1, vision_width=64, vision_patch_size=16,
+                           context_length=77, vocab_size=49408, transformer_width=512, transformer_heads=8,
+                           transformer_layers=1)  # text sizes of ViT-B/16; how many frozen layers there are adds nothing
+    model = AnomalyCLIP(AnomalyCLIPConfig(classes=UCF_CLASSES), clip=clip, tokenize=clip_model.tokenize)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 10_430_466
+
+
+# ---- directions ----
+
+
+def test_directions_are_text_features_of_the_prompts_minus_the_prototype(clip):
+    model = small_model(clip, num_ctx=1)
+    ctx_token = clip_model.tokenize("suspicious")[0, 1]
+    with torch.no_grad():
+        model.prompt_learner.ctx.copy_(clip.token_embedding(ctx_token))  # the context is now an ordinary word
+        texts = clip_model.tokenize([f"suspicious {name}." for name in model.config.classes])
+        expected = clip.encode_text(texts) - model.prototype
+    assert_near(model.class_directions(), expected, atol=2e-6)
+    assert_near(model.eval().directions, expected, atol=2e-6)
+
+
+def test_prompts_cut_at_their_longest_equal_all_77_positions_in_value_and_gradient(clip):
+    learner = small_model(clip).prompt_learner
+    short = learner()
+    weights = torch.randn(short.shape)
+    grad_short, = torch.autograd.grad((short * weights).sum(), learner.ctx)
+    padding = clip.token_embedding(torch.zeros(len(learner.prefix), 77 - len(learner.positions), dtype=torch.long))
+    x = torch.cat([learner.prefix, learner.ctx[:-1], learner.suffix, padding], dim=1) + clip.positional_embedding
+    x = clip.ln_final(clip.transformer(x))[torch.arange(len(x)), learner.eot_idx] @ learner.text_projection
+    grad_full, = torch.autograd.grad((x * weights).sum(), learner.ctx)
+    assert len(learner.positions) < 12
+    assert_near(short, x, atol=2e-6)
+    assert_near(grad_short, grad_full, atol=1e-5, relative_to_largest=True)
+
+
+def test_engineered_prompts_are_those_of_the_paper_and_nothing_of_them_is_trained(clip):
+    model = small_model(clip, directions="engineered")
+    with torch.no_grad():
+        texts = clip_model.tokenize([f"a video from a CCTV camera of a {name}" for name in model.config.classes])
+        expected = clip.encode_text(texts) - model.prototype
+    assert_near(model.class_directions(), expected, atol=2e-6)
+    assert not any(p.requires_grad for p in model.prompt_learner.parameters())
+
+
+def test_a_prompt_too_long_for_the_text_tower_is_refused(clip):
+    with pytest.raises(ValueError, match="the longest prompt has 79 tokens, 74 of them context vectors"):
+        small_model(clip, num_ctx=74)
+
+
+def test_features_of_another_width_than_clips_are_refused_with_the_way_out(clip):
+    with pytest.raises(ValueError, match="text features have 64 values, the video features 2048; .*directions='direct'"):
+        AnomalyCLIP(small_config(feature_dim=2048), clip=clip, tokenize=clip_model.tokenize)
+
+
+# ---- Selector ----
+
+
+def test_likelihood_is_the_batch_normalised_projection_of_equation_4(clip):
+    model = small_model(clip)
+    features, _ = random_batch(model.config)
+    likelihood = model(features).likelihood
+    directions = model.class_directions()
+    for c in range(4):
+        d = directions[c] / directions[c].norm()
+        lengths = torch.stack([(x - model.prototype) @ d for x in features.flatten(0, 2)])
+        expected = (lengths - lengths.mean()) / (lengths.var(unbiased=False) + 1e-5).sqrt()
+        assert_near(likelihood[..., c].flatten(), expected, atol=1e-5)
+
+
+def test_cosine_likelihood_lives_in_clips_own_space(clip):
+    model = small_model(clip, likelihood="cosine")
+    features, _ = random_batch(model.config)
+    prediction = model(features)
+    expected = F.cosine_similarity(features.unsqueeze(-2), model.prompt_learner(), dim=-1)
+    assert_near(prediction.likelihood, expected, atol=1e-5)
+    assert_near(prediction.class_logits, expected * clip.logit_scale.exp(), atol=1e-3)
+    assert_near(prediction.magnitude, features.norm(dim=-1), atol=1e-5)
+
+
+# ---- MIL selection ----
+
+
+@pytest.mark.parametrize("num_segments, topk, num_left", [(32, 3, 10), (8, 3, 6), (4, 3, 4), (100, 3, 30)])
+def test_the_mask_hides_seventy_per_cent_but_leaves_room_for_top_and_bottom(num_segments, topk, num_left):
+    config = small_config(num_segments=num_segments, topk=topk)
+    torch.manual_seed(0)
+    mask = draw_segment_mask(400, config, "cpu")
+    assert (mask.sum(dim=1) == num_left).all()
+    assert_near(mask.float().mean(dim=0), torch.full((num_segments,), num_left / num_segments), atol=0.1)
+
+
+def test_the_released_mask_hides_each_segment_by_chance():
+    config = small_config(num_segments=32, topk=3, variant="released")
+    torch.manual_seed(0)
+    left = draw_segment_mask(4000, config, "cpu").sum(dim=1).float()
+    assert abs(float(left.mean()) - 9.6) < 0.2 and abs(float(left.std()) - math.sqrt(32 * 0.3 * 0.7)) < 0.2
+
+
+def test_selected_segments_equal_a_sorted_list_of_the_unmasked():
+    torch.manual_seed(0)
+    ranking, mask = torch.randn(5, 11), torch.rand(5, 11) < 0.6
+    top, bottom = (select_segments(ranking, mask, 3, largest=largest) for largest in (True, False))
+    for b in range(5):
+        allowed = sorted((s for s in range(11) if mask[b, s]), key=lambda s: float(ranking[b, s]))
+        assert bottom[b].tolist() == allowed[:3]
+        assert top[b].tolist() == allowed[::-1][:3]
+
+
+# ---- losses ----
+
+
+def slow_losses(model: AnomalyCLIP, prediction: Prediction, labels, mask) -> dict[str, float]:
+    """Eq. 5, 7-13, 15, 16 with loops, one video at a time, on Python floats; means over videos."""
+    config, half = model.config, len(labels)
+    S, F_, C, K = config.num_segments, config.num_frames, len(config.classes), config.topk
+    likelihood, p_A = prediction.likelihood.tolist(), prediction.anomaly_logits.double().sigmoid().tolist()
+    cond = prediction.class_logits.double().softmax(-1).tolist()
+    videos: dict[str, list[float]] = {}
+
+    def add(name, value):
+        videos.setdefault(name, []).append(value)
+
+    for b in range(2 * half):
+        c = int(labels[b]) if b < half else None
+        segment = [sum(likelihood[b][s][f][c] if b < half else sum(likelihood[b][s][f]) for f in range(F_)) for s in range(S)]
+        if config.selection == "magnitude":
+            segment = [float(prediction.magnitude[b, s].sum()) for s in range(S)]
+        allowed = sorted((s for s in range(S) if mask[b, s]), key=lambda s: segment[s])
+        top, bottom = allowed[-K:], allowed[:K]
+        if b < half:
+            add("dir_abnormal", -sum(likelihood[b][s][f][c] for s in top for f in range(F_)) / (K * F_))
+            add("top_abnormal", -sum(math.log(p_A[b][s][f] * cond[b][s][f][c]) for s in top for f in range(F_)) / (K * F_))
+            add("bottom_abnormal", -sum(math.log(1 - p_A[b][s][f]) for s in bottom for f in range(F_)) / (K * F_))
+            add("dir_bottom_abnormal", sum(likelihood[b][s][f][c] for s in bottom for f in range(F_)) / (K * F_))
+            frames = [p for row in p_A[b] for p in row]
+            add("sparse", sum(frames) / (S * F_))
+            add("smooth", sum((frames[i] - frames[i - 1]) ** 2 for i in range(1, S * F_)))
+        else:
+            add("dir_normal", sum(likelihood[b][s][f][c] for s in range(S) for f in range(F_) for c in range(C)) / (S * F_ * C))
+            add("top_normal", -sum(math.log(1 - p_A[b][s][f]) for s in top for f in range(F_)) / (K * F_))
+            add("dir_top_normal", sum(likelihood[b][s][f][c] for s in top for f in range(F_) for c in range(C)) / (K * F_ * C))
+    return {name: sum(values) / len(values) for name, values in videos.items()}
+
+
+@pytest.mark.parametrize("changes", [{}, {"selection": "magnitude"}, {"likelihood": "cosine"}, {"temporal_input": "both"}])
+def test_losses_equal_the_equations_written_as_loops(clip, changes):
+    weights = {f"lambda_{name}": 0.1 * i for i, name in enumerate(
+        ("dir_abnormal", "top_abnormal", "bottom_abnormal", "dir_normal", "top_normal", "sparse", "smooth",
+         "dir_bottom_abnormal", "dir_top_normal"), 1)}
+    model = small_model(clip, **changes, **weights)
+    features, labels = random_batch(model.config)
+    prediction = model(features)
+    mask = torch.ones(6, 7, dtype=torch.bool)
+    mask[:, 2] = mask[1, 5] = False
+    losses = model.losses(prediction, labels, mask)
+    expected = slow_losses(model, prediction, labels, mask)
+    assert losses.keys() == expected.keys() | {"total"}
+    for name, value in expected.items():
+        assert float(losses[name]) == pytest.approx(value, abs=2e-6), name
+    assert float(losses["total"]) == pytest.approx(sum(weights[f"lambda_{k}"] * v for k, v in expected.items()), abs=1e-5)
+
+
+def test_smoothness_stops_at_the_end_of_a_video_but_not_in_the_released_variant(clip):
+    steps = torch.tensor([[0.0, 0.0], [1.0, 1.0]])  # (B, S * F), each video constant
+    assert small_model(clip, directions="direct").smoothness(steps) == 0
+    assert small_model(clip, directions="direct", variant="released").smoothness(steps) == 1
+
+
+def test_a_saturated_score_gives_a_finite_loss_and_gradient(clip):
+    model = small_model(clip, directions="direct")
+    features, labels = random_batch(model.config)
+    prediction = model(features)
+    z = torch.full_like(prediction.anomaly_logits, 300.0).requires_grad_()
+    total = model.losses(prediction._replace(anomaly_logits=z), labels)["total"]
+    total.backward()
+    assert torch.isfinite(total) and torch.isfinite(z.grad).all()
+
+
+def test_labels_that_do_not_go_with_the_batch_are_refused(clip):
+    model = small_model(clip, directions="direct")
+    features, labels = random_batch(model.config)
+    with pytest.raises(ValueError, match="2 labels for the abnormal half go with 4 videos, got 6"):
+        model.losses(model(features), labels[:2])
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"shared_ctx": True}, {"directions": "frozen"}, {"directions": "engineered"}, {"directions": "direct"},
+    {"likelihood": "cosine"}, {"selection": "magnitude"}, {"temporal": "mlp"}, {"temporal": "short"}, {"temporal": "long"},
+    {"temporal": "mtn"}, {"temporal_input": "similarity"}, {"temporal_input": "both"}, {"depth": 2},
+    {"temporal_feature_dim": 10}, {"variant": "released"}])
+def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(clip, changes):
+    model = small_model(clip, lambda_dir_top_normal=1.0, lambda_dir_bottom_abnormal=1.0, **changes)
+    features, labels = random_batch(model.config)
+    others = [torch.randn(*features.shape[:3], 10)] if model.config.temporal_feature_dim else []
+    model.losses(model(features, *others), labels)["total"].backward()
+    for name, p in model.named_parameters():
+        expected = p.requires_grad and (name != "logit_scale" or model.config.likelihood == "cosine")
+        assert (p.grad is not None) == expected, name
+        if expected and "non_local" not in name:  # the zero-initialised branch starts without gradients inside
+            assert p.grad.abs().max() > 0, name
+    assert not any(p.grad is not None for p in clip.parameters())
+
+
+# ---- the released code, number by number ----
+
+
+def reference_model(clip, state: dict, prototype, **changes) -> AnomalyCLIP:
+    config = AnomalyCLIPConfig(classes=XD_CLASSES, feature_dim=64, embed_dim=16, variant="released", **changes)
+    model = AnomalyCLIP(config, clip=clip, tokenize=clip_model.tokenize, prototype=prototype)
+    own = model.trained_state()
+    model.load_trained_state(own | from_released(state))
+    return model
+
+
+NET_TERMS = {"dir_abn": "dir_abnormal", "dir_nor": "dir_normal", "topk_abn": "top_abnormal", "bottomk_abn": "bottom_abnormal",
+             "topk_nor": "top_normal", "smooth": "smooth", "sparse": "sparse", "total": "total"}
+
+
+@pytest.mark.parametrize("case, changes", [("class_specific", {}), ("shared_context", {"shared_ctx": True}),
+                                           ("concat_depth2", {"temporal_input": "both", "depth": 2})])
+def test_the_released_variant_equals_the_released_code(clip, case, changes, monkeypatch):
+    inputs, expected = arrays("net/inputs"), arrays(f"net/{case}")
+    meta = json.loads((REFERENCE / "net/meta.json").read_text())["cases"][case]
+    model = reference_model(clip, read_reference(f"net/{case}"), inputs["ncentroid"], **changes).train()
+    features = inputs["features_float16"].view(8, 32, 16, 64)
+    labels = torch.tensor([c - (c > XD_NORMAL_ID) for c in inputs["labels"][:4].tolist()])
+    selected = []
+    monkeypatch.setattr(anomalyclip, "select_segments", lambda *a, **k: selected.append(select_segments(*a, **k)) or selected[-1])
+    prediction = model(features)
+    losses = model.losses(prediction, labels, inputs["mask"].bool())
+    losses["total"].backward()
+
+    text = expected["text_features"][[i for i in range(7) if i != XD_NORMAL_ID]]
+    assert_near(model.prompt_learner(), text, atol=2e-5)
+    assert_near(prediction.likelihood.view(-1, 6), expected["logits"], atol=2e-5)
+    assert_near(prediction.anomaly_logits.sigmoid().flatten(), expected["scores"], atol=5e-6)
+    for idx, name in zip(selected, ("idx_topk_abn", "idx_bottomk_abn", "idx_topk_nor")):
+        assert torch.equal(idx, expected[name]), name
+    for theirs, ours in NET_TERMS.items():
+        weight = 1.0 if ours == "total" else getattr(model.config, f"lambda_{ours}")
+        assert weight * float(losses[ours]) == pytest.approx(meta["losses"][theirs], abs=1e-5), ours
+    norms = from_released({k: torch.tensor(v) for k, v in meta["gradient_norms"].items() if "pos_emb" not in k})
+    parameters = dict(model.named_parameters())
+    for name, norm in norms.items():
+        assert float(parameters[name].grad.norm()) == pytest.approx(float(norm), rel=1e-5), name
+    for name, grad in from_released({k[5:]: v for k, v in expected.items() if k.startswith("grad.")}).items():
+        assert_near(parameters[name].grad, grad, atol=5e-5, relative_to_largest=True)
+    assert_near(model.batch_norm.running_mean, expected["bn_running_mean"], atol=1e-5)
+    assert_near(model.batch_norm.running_var, expected["bn_running_var"], atol=1e-5)
+
+    video = torch.cat([inputs["features_float16"][0, 0], inputs["features_float16"][5, 0]])  # (1024, 64)
+    p_A, p_class = model.predict(video)
+    cond = expected["test_similarity"].softmax(-1)
+    assert_near(torch.from_numpy(p_A), expected["test_scores"], atol=5e-6)
+    assert_near(torch.from_numpy(p_class), cond * expected["test_scores"].unsqueeze(1), atol=5e-6)
+
+
+@pytest.mark.parametrize("run, beta2", [("run_official", 0.999), ("run_paper", 0.98)])
+def test_thirty_training_steps_end_where_the_released_codes_do(clip, run, beta2):
+    from train import learning_rate
+
+    data, expected = arrays("trajectory/batches"), arrays(f"trajectory/{run}")
+    model = reference_model(clip, read_reference("trajectory/initial_state"), data["ncentroid"], num_segments=8, num_frames=4).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], betas=(0.9, beta2), eps=1e-8, weight_decay=0.2)
+    for step in range(30):
+        lr = optimizer.param_groups[0]["lr"] = learning_rate(step, 3, 10, 5e-4, released=True)
+        assert lr == pytest.approx(float(expected["lr"][step]), abs=1e-12)
+        videos = [data[f"{kind}_features_float16"][data[f"{kind}_index"][step].long()] for kind in ("abnormal", "normal")]
+        labels = data["abnormal_labels"][data["abnormal_index"][step].long()]
+        prediction = model(torch.cat(videos).view(8, 8, 4, 64))
+        losses = model.losses(prediction, labels - (labels > XD_NORMAL_ID).long(), data["masks"][step].bool())
+        order = ("total", "dir_abn", "dir_nor", "topk_abn", "bottomk_abn", "topk_nor", "smooth", "sparse")
+        weighted = [losses[n] if n == "total" else losses[n] * getattr(model.config, f"lambda_{n}") for n in (NET_TERMS[o] for o in order)]
+        assert_near(torch.stack(weighted).double(), expected["losses"][step], atol=1e-5)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+    final = from_released({k.removeprefix("final."): v for k, v in expected.items() if k.startswith("final.")})
+    state = model.trained_state()
+    for name, value in final.items():
+        assert_near(state[name], value, atol=1e-5)
+
+
+# ---- inference ----
+
+
+def slow_predict(model, features):
+    """Sec. 4.1 word by word: pad by looping, S blocks of J * F rows, pass j takes the j-th F rows of every block."""
+    S, F_, N = model.config.num_segments, model.config.num_frames, len(features)
+    J = math.ceil(N / (S * F_))
+    padded = torch.stack([features[i % N] for i in range(J * S * F_)])
+    p_A, p_class = torch.zeros(len(padded)), torch.zeros(len(padded), len(model.config.classes))
+    for j in range(J):
+        rows = [[n * J * F_ + j * F_ + f for f in range(F_)] for n in range(S)]
+        prediction = model(padded[torch.tensor(rows)].unsqueeze(0))
+        for n in range(S):
+            for f in range(F_):
+                score = prediction.anomaly_logits[0, n, f].sigmoid()
+                p_A[rows[n][f]] = score
+                p_class[rows[n][f]] = score * prediction.likelihood[0, n, f].softmax(-1)
+    return p_A[:N], p_class[:N]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 20, 21, 22, 63, 100])  # S * F is 21
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_prediction_for_a_video_of_any_length_equals_the_papers_passes(clip, num_rows, batch_size):
+    model = small_model(clip).eval()
+    features = torch.randn(num_rows, 64)
+    expected = [t.detach() for t in slow_predict(model, features)]
+    for given in (features, features.numpy()):
+        p_A, p_class = model.predict(given, batch_size=batch_size)
+        assert p_A.shape == (num_rows,) and p_class.shape == (num_rows, 4)
+        assert_near(torch.from_numpy(p_A), expected[0], atol=1e-6)
+        assert_near(torch.from_numpy(p_class), expected[1], atol=1e-6)
+    assert np.allclose(p_class.sum(axis=1), p_A, atol=1e-6)
+
+
+def test_the_rows_of_all_passes_are_each_row_once():
+    rows = np.concatenate([r.ravel() for r in inference_rows(100, 7, 3, 2)])
+    assert sorted(rows) == list(range(105))
+
+
+def test_probabilities_are_means_over_crops_and_float16_files_are_read_as_float32(clip):
+    model = small_model(clip).eval()
+    features = torch.randn(50, 3, 64).half()
+    p_A, p_class = model.predict(features.numpy())
+    crops = [model.predict(features[:, i].float()) for i in range(3)]
+    assert np.allclose(p_A, np.mean([c[0] for c in crops], axis=0), atol=1e-6)
+    assert np.allclose(p_class, np.mean([c[1] for c in crops], axis=0), atol=1e-6)
+
+
+def test_prediction_leaves_the_model_as_it_was(clip):
+    model = small_model(clip).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.predict(torch.randn(30, 64))
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if k != "directions")
+    with pytest.raises(ValueError, match="no rows"):
+        model.predict(torch.empty(0, 64))
+
+
+# ---- checkpoints ----
+
+
+def test_a_checkpoint_predicts_the_same_without_clip(clip, tmp_path):
+    for changes in ({}, {"directions": "direct"}, {"directions": "engineered"}, {"likelihood": "cosine", "shared_ctx": True}):
+        model = small_model(clip, **changes)
+        model.losses(model(random_batch(model.config)[0]), random_batch(model.config)[1])  # moves the running statistics
+        torch.save(model.checkpoint(), tmp_path / "x.pt")
+        loaded = AnomalyCLIP.from_checkpoint(tmp_path / "x.pt")
+        video = torch.randn(50, 64)
+        for ours, theirs in zip(model.predict(video), loaded.predict(video)):
+            assert np.array_equal(ours, theirs)
+    assert not any("text_tower" in k for k in model.checkpoint()["model"])
+
+
+def test_files_that_are_no_checkpoint_are_named(clip, tmp_path):
+    with pytest.raises(ValueError, match="x.pt: no such file"):
+        AnomalyCLIP.from_checkpoint(tmp_path / "x.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match="text.pt: found .* on reading, expected a checkpoint"):
+        AnomalyCLIP.from_checkpoint(tmp_path / "text.pt")
+    torch.save({"weights": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="without format, config and model"):
+        AnomalyCLIP.from_checkpoint(tmp_path / "other.pt")
+    checkpoint = small_model(clip).checkpoint()
+    torch.save(checkpoint | {"format": 99}, tmp_path / "new.pt")
+    with pytest.raises(ValueError, match="found checkpoint format 99"):
+        AnomalyCLIP.from_checkpoint(tmp_path / "new.pt")
+    checkpoint["config"]["embed_dim"] = 32
+    torch.save(checkpoint, tmp_path / "size.pt")
+    with pytest.raises(ValueError, match="state does not fit the model at temporal_model"):
+        AnomalyCLIP.from_checkpoint(tmp_path / "size.pt")
+
+
+def test_training_without_the_clip_that_the_directions_need_is_refused():
+    model = AnomalyCLIP(small_config())
+    with pytest.raises(ValueError, match="directions='finetune' need CLIP to be trained"):
+        model(torch.randn(2, 7, 3, 64))
+
+
+# ---- metrics ----
+
+
+def slow_auc(scores, positive) -> float:
+    wins = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
+    return sum(wins) / len(wins)
+
+
+def slow_ap(scores, positive) -> float:
+    total, recall_before = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        hits = scores >= threshold
+        recall = (positive & hits).sum() / positive.sum()
+        total += (recall - recall_before) * (positive & hits).sum() / hits.sum()
+        recall_before = recall
+    return total
+
+
+def test_metrics_equal_slow_definitions_with_ties_and_an_absent_class():
+    rng = np.random.default_rng(0)
+    labels = rng.choice([-1, 0, 2], size=80, p=[0.6, 0.2, 0.2])
+    p_class = rng.integers(0, 6, (80, 3)) / 20  # many ties
+    result = metrics(p_class.sum(axis=1), p_class, labels, ("fire", "riot", "fall"))
+    assert result["AUC"] == pytest.approx(slow_auc(p_class.sum(axis=1), labels >= 0))
+    assert result["AP"] == pytest.approx(slow_ap(p_class.sum(axis=1), labels >= 0))
+    aucs = [slow_auc(p_class[:, c], labels == c) for c in (0, 2)]
+    assert [result["per_class"][name]["AUC"] for name in ("fire", "fall")] == pytest.approx(aucs)
+    assert result["mAUC"] == pytest.approx(np.mean(aucs))
+    assert result["mAP"] == pytest.approx(np.mean([slow_ap(p_class[:, c], labels == c) for c in (0, 2)]))
+    assert result["per_class"]["riot"] == {"AUC": None, "AP": None, "frames": 0}
+    assert result["frames"] == 80 and result["anomalous_frames"] == int((labels >= 0).sum())
+
+
+def test_without_any_anomalous_frame_no_metric_exists():
+    result = metrics(np.ones(5), np.ones((5, 1)), np.full(5, -1), ("fire",))
+    assert [result[key] for key in ("AUC", "AP", "mAUC", "mAP")] == [None] * 4
+
+
+# ---- on its own, and with other people's CLIPs ----
+
+
+def test_the_file_works_when_copied_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "clip").mkdir()
+    shutil.copy(HERE / "anomalyclip.py", tmp_path / "mine")
+    for file in ["clip_model.py", *(p.name for p in HERE.glob("bpe_merges*"))]:
+        shutil.copy(HERE / file, tmp_path / "clip")
+    (tmp_path / "mine" / "use.py").write_text("""
+import sys, torch, anomalyclip
+assert anomalyclip.__file__.startswith(sys.path[0])
+import clip_model
+clip = clip_model.CLIP(embed_dim=8, image_resolution=32, vision_layers=1, vision_width=64, vision_patch_size=16,
+    context_length=77, vocab_size=49408, transformer_width=8, transformer_heads=2, transformer_layers=1)
+config = anomalyclip.AnomalyCLIPConfig(classes=("fire", "fall"), feature_dim=8, embed_dim=16)
+model = anomalyclip.AnomalyCLIP(config, clip=clip, tokenize=clip_model.tokenize)
+model.losses(model(torch.randn(4, 32, 16, 8)), torch.tensor([0, 1]))["total"].backward()
+print(*(p.shape for p in model.predict(torch.randn(600, 8))))
+""")
+    result = subprocess.run([sys.executable, "use.py"], cwd=tmp_path / "mine", env={"PYTHONPATH": str(tmp_path / "clip")},
+                            capture_output=True, text=True)
+    assert result.stdout == "(600,) (600, 2)\n", result.stderr
+
+
+def directions_of(clip, tokenize):
+    torch.manual_seed(3)
+    model = AnomalyCLIP(small_config(), clip=clip, tokenize=tokenize, prototype=torch.full((64,), 0.1))
+    return model.class_directions().detach()
+
+
+def test_openais_clip_gives_the_same_directions(clip):
+    openai = pytest.importorskip("clip.model", reason="PyPI's clip-anytorch is not installed")
+    from clip import tokenize
+
+    theirs = openai.CLIP(64, 32, 2, 64, 8, 77, 49408, 64, 1, 2)
+    theirs.load_state_dict(clip.state_dict())
+    assert_near(directions_of(theirs, tokenize), directions_of(clip, clip_model.tokenize), atol=2e-6)
+
+
+def test_open_clip_gives_the_same_directions(clip):
+    open_clip = pytest.importorskip("open_clip", reason="PyPI's open-clip-torch is not installed")
+    theirs = open_clip.model.CLIP(embed_dim=64, quick_gelu=True,
+                                  vision_cfg=dict(layers=2, width=64, patch_size=8, image_size=32),
+                                  text_cfg=dict(layers=2, width=64, heads=1, vocab_size=49408, context_length=77))
+    theirs.load_state_dict(clip.state_dict(), strict=False)
+    assert_near(directions_of(theirs, open_clip.tokenize), directions_of(clip, clip_model.tokenize), atol=2e-6)
