@@ -1,0 +1,774 @@
+"""Tests of data.py. Real annotation files are read where ../shared has them; small copies of each format are inline."""
+
+import io
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from data import (BalancedBatches, FeatureFolder, InputError, SegmentDataset, Video, VideoLists, check_features,
+                  frame_labels, load_lists, matching_rows, normality_prototype, training_rows)
+
+SHARED = Path(__file__).parent.parent / "shared"
+ANNOTATIONS = SHARED / "data" / "annotations"
+RELEASED = SHARED / "reference" / "checkpoint"
+SAMPLING = Path(__file__).parent / "testdata" / "sampling.json"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the real annotation files in ../shared")
+
+# One small data set of each layout, as {file: text}.
+CUSTOM = {
+    "classes.txt": "Normal\nFight\nFall\n",
+    "train.txt": "Normal/a 1.mp4 Normal\nFight/b.mp4 Fight\n",
+    "test.txt": "Normal/c.mp4 Normal\n\nFall/my d.mp4 Fall\n",
+    "temporal_annotations.txt": "c.mp4  Normal  -1  -1  -1  -1  \nmy d.mp4  Fall  3  5  9  9  \n",
+}
+RELEASED_LISTS = {
+    "Annotations/Anomaly_Train_Abnormal.txt": "Abuse/Abuse001_x264 0 79 0\nVandalism/Vandalism001_x264 0 9 13\n",
+    "Annotations/Anomaly_Train_Normal.txt": "Training_Normal_Videos_Anomaly/Normal_Videos801_x264 0 39 7\n",
+    "Annotations/Anomaly_Test.txt": "RoadAccidents/RoadAccidents905_x264 1 512 8\n"
+                                    "Testing_Normal_Videos_Anomaly/Normal_Videos_908_x264 0 36 7\n",
+    "Temporal_Anomaly_Annotation_for_Testing_Videos.txt":
+        "RoadAccidents905_x264.mp4  RoadAccidents  200  512  -1  -1\n"
+        "Normal_Videos_908_x264.mp4  Normal  -1  -1  -1  -1\n"
+        "Unlisted001_x264.mp4  Abuse  1  2  -1  -1\n",
+}
+UCF = {
+    "Anomaly_Train.txt": "Abuse/Abuse001_x264.mp4\nTraining_Normal_Videos_Anomaly/Normal_Videos001_x264.mp4\n",
+    "Anomaly_Test.txt": "Arson/Arson016_x264.mp4\nTesting_Normal_Videos_Anomaly/Normal_Videos_003_x264.mp4\n",
+    "Temporal_Anomaly_Annotation.txt":
+        "Arson016_x264  Arson  1000  1796  -1  -1  \nNormal_Videos_003_x264  Normal  -1  -1  -1  -1  \n"
+        "Abuse028_x264  Abuse  1  2  -1  -1  \n",
+}
+XD = {
+    "train.txt": "Bad.Boys.1995__#00-26-51_00-27-53_label_B2-0-0\n"
+                 "v=a__#1_label_B1-B2-0\nv=b__#1_label_A\nv=c__#1_label_G\n",
+    "test.txt": "v=d e__#1_label_0-B6-0.mp4\nv=f__#1_label_A\nv=g__#1_label_B1-G-B2\n",
+    "annotations.txt": "v=d e__#1_label_0-B6-0 51 210 273 410\nv=g__#1_label_B1-G-B2 1 5\n",
+}
+SHANGHAITECH = {"SH_Train.txt": "01_0014\n01_002\n", "SH_Test.txt": "01_001\n01_0015\n01_0016"}
+
+
+def write_files(root, files):
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def write_masks(root, masks):
+    (root / "test_frame_mask").mkdir(exist_ok=True)
+    for name, mask in masks.items():
+        np.save(root / "test_frame_mask" / f"{name}.npy", mask)
+
+
+def write_features(root, arrays):
+    for name, array in arrays.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(root / f"{name}.npy", array)
+    return root
+
+
+def random_array(*shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def count_labels(videos, classes):
+    return Counter("Normal" if v.label < 0 else classes[v.label] for v in videos)
+
+
+# ---------------------------------------------------------------- scripts and files
+
+
+@pytest.mark.parametrize("status, code", [(None, None), (0, 0), (1, 1)])
+def test_a_script_exits_with_the_status_of_main(status, code):
+    with pytest.raises(SystemExit) as exit_info:
+        data.run_script(lambda: status)
+    assert exit_info.value.code == code
+
+
+def test_bad_input_is_one_line_and_status_2(capsys):
+    def main():
+        raise InputError("list.txt, line 3: found x, expected y")
+    with pytest.raises(SystemExit) as exit_info:
+        data.run_script(main)
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == "error: list.txt, line 3: found x, expected y\n"
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "new folder" / "file"
+    data.write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"half")
+        assert path.read_bytes() == b"old"  # nothing shows before the end
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        data.write_atomically(path, fail)
+    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+    data.write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------- videos and their annotations
+
+
+def test_frame_labels_are_clipped_to_the_video():
+    video = Video("v", 2, ((-5, -2), (-1, 1), (3, 5), (8, 99), (50, 60)))
+    assert frame_labels(video, 10).tolist() == [2, -1, -1, 2, 2, -1, -1, -1, 2, 2]
+    assert frame_labels(video, 10).dtype == np.int64
+    assert frame_labels(Video("n", -1), 3).tolist() == [-1, -1, -1]
+
+
+def test_lists_survive_a_checkpoint_that_is_read_without_unpickling():
+    lists = VideoLists(("a", "b"), [Video("x", 1), Video("y", -1)], [Video("z", 0, ((1, 2), (5, 9)))])
+    file = io.BytesIO()
+    torch.save(lists.to_plain(), file)
+    file.seek(0)
+    restored = VideoLists.from_plain(torch.load(file, weights_only=True))
+    assert restored == lists and hash(restored.test[0]) == hash(lists.test[0])
+
+
+def test_custom_lists(tmp_path):
+    lists = load_lists("custom", write_files(tmp_path, CUSTOM))
+    assert lists == VideoLists(("Fight", "Fall"), [Video("Normal/a 1", -1), Video("Fight/b", 0)],
+                               [Video("Normal/c", -1), Video("Fall/my d", 1, ((3, 6), (9, 10)))])
+
+
+def test_custom_annotations_may_give_paths_where_file_names_repeat(tmp_path):
+    changed = {"test.txt": "Fight/c.mp4 Fight\nFall/c.mp4 Fall\n",
+               "temporal_annotations.txt": "Fall/c.mp4 Fall 1 2\nFight/c.mp4 Fight 3 4\n"}
+    lists = load_lists("custom", write_files(tmp_path, CUSTOM | changed))
+    assert [v.intervals for v in lists.test] == [((3, 5),), ((1, 3),)]
+
+
+def test_lists_may_have_windows_line_ends_and_a_byte_order_mark(tmp_path):
+    plain = load_lists("custom", write_files(tmp_path, CUSTOM))
+    for name, text in CUSTOM.items():
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load_lists("custom", tmp_path) == plain
+
+
+def test_released_lists_count_frames_from_the_first_of_the_line(tmp_path):
+    lists = load_lists("ucfcrime", write_files(tmp_path, RELEASED_LISTS))
+    assert len(lists.classes) == 13 and "Normal" not in lists.classes
+    assert lists.train == [Video("Abuse/Abuse001_x264", 0), Video("Vandalism/Vandalism001_x264", 12),
+                           Video("Training_Normal_Videos_Anomaly/Normal_Videos801_x264", -1)]
+    assert lists.test == [Video("RoadAccidents/RoadAccidents905_x264", 7, ((199, 512),)),
+                          Video("Testing_Normal_Videos_Anomaly/Normal_Videos_908_x264", -1)]
+    assert lists.classes[7] == "RoadAccidents"
+
+
+def test_released_lists_with_their_own_class_ids(tmp_path):
+    files = {"train_abnormal.txt": "a 0 1 2\n", "train_normal.txt": "b 0 1 1\n", "TEST.txt": "my c 2 9 2\n",
+             "temporal.txt": "my c fire 4 5\n", "ids.csv": "id,name\n0,dust, fine\n1,normal\n2,fire\n"}
+    root = write_files(tmp_path, {f"ANNOTATIONS/{name}": text for name, text in files.items()})
+    lists = load_lists("shanghaitech", root, root / "ANNOTATIONS" / "ids.csv")
+    assert lists == VideoLists(("dust, fine", "fire"), [Video("a", 1), Video("b", -1)], [Video("my c", 1, ((2, 4),))])
+
+
+@needs_shared
+def test_released_labels_equal_those_of_the_official_code():
+    lists = load_lists("ucfcrime", RELEASED / "dataset")
+    assert (len(lists.train), len(lists.test)) == (18, 12)
+    with np.load(RELEASED / "expected.npz") as expected:
+        for video in lists.test:
+            labels = expected[f"{video.name.split('/')[1]}.labels"].astype(int)  # ids with Normal = 7
+            ours = frame_labels(video, len(labels))
+            assert np.array_equal(np.where(ours < 0, 7, ours + (ours >= 7)), labels), video.name
+
+
+def test_ucfcrime_lists(tmp_path):
+    lists = load_lists("ucfcrime", write_files(tmp_path, UCF))
+    assert lists.train == [Video("Abuse/Abuse001_x264", 0),
+                           Video("Training_Normal_Videos_Anomaly/Normal_Videos001_x264", -1)]
+    assert lists.test == [Video("Arson/Arson016_x264", 2, ((1000, 1797),)),
+                          Video("Testing_Normal_Videos_Anomaly/Normal_Videos_003_x264", -1)]
+
+
+@needs_shared
+def test_ucfcrime_counts():
+    lists = load_lists("ucfcrime", ANNOTATIONS / "ucf_crime")
+    train, test = (count_labels(videos, lists.classes) for videos in (lists.train, lists.test))
+    assert (train["Normal"], train.total()) == (800, 1610)
+    assert test == {"Normal": 150, "Shooting": 23, "RoadAccidents": 23, "Explosion": 21, "Shoplifting": 21,
+                    "Burglary": 13, "Arson": 9, "Arrest": 5, "Fighting": 5, "Robbery": 5, "Stealing": 5, "Vandalism": 5,
+                    "Assault": 3, "Abuse": 2}
+    by_name = {v.name: v for v in lists.test}
+    assert by_name["Vandalism/Vandalism036_x264"].intervals == ((540, 781), (990, 1081))
+    assert frame_labels(by_name["Arson/Arson016_x264"], 1795)[1000:].tolist() == [2] * 795  # its end lies beyond it
+
+
+def test_xdviolence_labels_come_from_the_names(tmp_path, capsys):
+    lists = load_lists("xdviolence", write_files(tmp_path, XD))
+    assert lists.classes == ("Abuse", "Car_accident", "Explosion", "Fighting", "Riot", "Shooting")
+    assert lists.train == [Video("Bad.Boys.1995__#00-26-51_00-27-53_label_B2-0-0", 5), Video("v=b__#1_label_A", -1),
+                           Video("v=c__#1_label_G", 2)]
+    assert lists.test == [Video("v=d e__#1_label_0-B6-0", 1, ((51, 210), (273, 410))), Video("v=f__#1_label_A", -1)]
+    assert "left out 2 videos" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("base", ["", "features/", "Image-Features/"])
+def test_xdviolence_splits_may_be_folders(tmp_path, base):
+    write_files(tmp_path, {"annotations.txt": XD["annotations.txt"]})
+    names = {"XDTrainFeatures/v=b__#1_label_A__0": 1, "XDTrainFeatures/v=b__#1_label_A__1": 1,
+             "XDTrainFeatures/v=c__#1_label_G_i3d": 1, "test/part 2/v=d e__#1_label_0-B6-0": 1}
+    write_features(tmp_path, {base + name: random_array(2, 3) for name in names})
+    lists = load_lists("xdviolence", tmp_path)
+    assert lists.train == [Video("XDTrainFeatures/v=b__#1_label_A", -1), Video("XDTrainFeatures/v=c__#1_label_G", 2)]
+    assert lists.test == [Video("test/part 2/v=d e__#1_label_0-B6-0", 1, ((51, 210), (273, 410)))]
+    check_features(FeatureFolder(tmp_path), lists.train + lists.test)
+
+
+@needs_shared
+def test_xdviolence_counts(tmp_path):
+    """The 300 normal test videos are in no public list; the 500 others are those of the annotations."""
+    source = ANNOTATIONS / "xd_violence"
+    annotations = (source / "annotations.txt").read_text()
+    names = "\n".join(line.split()[0] for line in annotations.splitlines())
+    write_files(tmp_path, {"annotations.txt": annotations, "test.txt": names,
+                           "train.txt": (source / "train_videos_derived.txt").read_text()})
+    lists = load_lists("xdviolence", tmp_path)
+    train, test = (count_labels(videos, lists.classes) for videos in (lists.train, lists.test))
+    assert (train["Normal"], train.total() - train["Normal"], test.total(), test["Normal"]) == (2049, 1662, 453, 0)
+    assert train == {"Normal": 2049, "Fighting": 377, "Shooting": 232, "Riot": 374, "Abuse": 31, "Car_accident": 375,
+                     "Explosion": 273}
+    fields = {line.split()[0].removesuffix(".mp4"): line.split()[1:] for line in annotations.splitlines()}
+    for video in lists.test:
+        assert [str(n) for pair in video.intervals for n in pair] == fields[video.name], video.name
+
+
+def test_shanghaitech_masks_become_intervals(tmp_path, capsys):
+    masks = {"01_0015": np.array([1, 1, 0, 0, 1], np.uint8), "01_0016": np.array([0, 1, 0], bool)}
+    write_masks(write_files(tmp_path, SHANGHAITECH), masks)
+    lists = load_lists("shanghaitech", tmp_path)
+    assert lists == VideoLists(("anomaly",), [Video("01_0014", 0), Video("01_002", -1)], [
+        Video("01_001", -1), Video("01_0015", 0, ((0, 2), (4, 5))), Video("01_0016", 0, ((1, 2),))])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("names, classes", [
+    (("car", "throwing object", "vehicle"), data.without_normal(data.CLASS_NAMES["shanghaitech"])),
+    (("cycling", "car", "wandering"), ("car", "cycling", "wandering"))])
+def test_shanghaitech_classes_come_from_a_table(tmp_path, names, classes):
+    write_masks(write_files(tmp_path, SHANGHAITECH), {"01_0015": np.eye(4)[1], "01_0016": np.eye(4)[2]})
+    rows = [f"{video},{name}\n" for video, name in zip(("01_0014", "01_0015", "01_0016"), names)]
+    (tmp_path / "classes.csv").write_text("video,class\n01_002,normal\n" + "".join(rows))
+    lists = load_lists("shanghaitech", tmp_path)
+    assert lists.classes == classes and "normal" not in classes
+    assert [classes[v.label] for v in lists.train + lists.test if v.label >= 0] == list(names)
+    (tmp_path / "classes.csv").rename(tmp_path / "other.csv")
+    assert load_lists("shanghaitech", tmp_path, tmp_path / "other.csv") == lists
+
+
+@needs_shared
+def test_shanghaitech_counts_and_masks():
+    root = ANNOTATIONS / "shanghaitech"
+    lists = load_lists("shanghaitech", root)
+    counts = [Counter(v.label for v in videos) for videos in (lists.train, lists.test)]
+    assert counts == [{0: 63, -1: 175}, {0: 44, -1: 155}]
+    for video in lists.test:
+        if video.label >= 0:
+            mask = np.load(root / "test_frame_mask" / f"{video.name}.npy")
+            assert np.array_equal(frame_labels(video, len(mask)) == 0, mask == 1), video.name
+
+
+@needs_shared
+def test_custom_counts():
+    lists = load_lists("custom", SHARED / "data" / "cctv")
+    assert count_labels(lists.train, lists.classes) == {"Normal": 60, "Fighting": 44, "Falling": 16}
+    assert count_labels(lists.test, lists.classes) == {"Normal": 24, "Fighting": 17, "Falling": 7}
+    frames = Counter()
+    for video in lists.test:
+        frames[lists.classes[video.label]] += sum(end - start for start, end in video.intervals)
+    assert frames == {"Fighting": 1838, "Falling": 833}  # of the data's own README, ends inclusive
+
+
+TEMPORAL = "temporal_annotations.txt"
+TWO_NAMESAKES = {"test.txt": "Normal/c.mp4 Normal\nFight/c.mp4 Fight\n", TEMPORAL: "c.mp4 Fight 1 2\n"}
+
+
+@pytest.mark.parametrize("dataset, files, changed, message", [
+    ("custom", CUSTOM, {"train.txt": "Normal/a.mp4 Normal\n\nFight/b.mp4\n"},
+     r"train.txt, line 3: found 'Fight/b.mp4'"),
+    ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\nb.mp4 Fire\n"},
+     "train.txt, line 2: found the class 'Fire', .*Fight, Fall"),
+    ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\nb.mp4 Fall\na.mp4 Normal\n"},
+     "train.txt, line 3: found a again.*line 1"),
+    ("custom", CUSTOM, {"train.txt": "Normal/c.mp4 Normal\nb.mp4 Fall\n"}, "test.txt, line 1: found Normal/c again"),
+    ("custom", CUSTOM, {"train.txt": "/a.mp4 Normal\nb.mp4 Fall\n"}, "train.txt, line 1: found the path '/a.mp4'"),
+    ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\nb/../../c.mp4 Fall\n"}, "train.txt, line 2: found the path"),
+    ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\n"}, "train.txt: found 0 anomalous and 1 normal"),
+    ("custom", CUSTOM, {"train.txt": "a.mp4 Fall\n"}, "train.txt: found 1 anomalous and 0 normal"),
+    ("custom", CUSTOM, {"train.txt": " \n"}, "train.txt: is empty"),
+    ("custom", CUSTOM, {"classes.txt": "Fight\nNormal\n"}, "classes.txt: found .*expected Normal, then"),
+    ("custom", CUSTOM, {"classes.txt": "Normal\nFight\nFight\n"}, "classes.txt: found .*each anomaly class once"),
+    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall\n"},
+     f"{TEMPORAL}, line 1: found 'my d.mp4 Fall', expected 'name Class"),
+    ("custom", CUSTOM, {TEMPORAL: "d.mp4 1 2\n"}, f"{TEMPORAL}, line 1: found 'd.mp4 1 2', expected 'name Class"),
+    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall 3 5 9\n"}, f"{TEMPORAL}, line 1: found 3 frame numbers"),
+    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall 5 4\n"}, f"{TEMPORAL}, line 1: found the interval 5 4"),
+    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall -1 4\n"}, f"{TEMPORAL}, line 1: found the interval -1 4"),
+    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall 1 2\nmy d.mp4 Fall 5 6\n"}, f"{TEMPORAL}, line 2: found my d again"),
+    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall -1 -1\n"}, f"{TEMPORAL}: found 0 intervals of Fall/my d, .*line 3"),
+    ("custom", CUSTOM, {TEMPORAL: CUSTOM[TEMPORAL] + "x.mp4 Fall 5 6\n"},
+     f"{TEMPORAL}, line 3: found x, expected a video of"),
+    ("custom", CUSTOM, {TEMPORAL: CUSTOM[TEMPORAL].replace("-1  -1", "1 2")},
+     "found 2 intervals of Normal/c, expected none"),
+    ("custom", CUSTOM, TWO_NAMESAKES, f"{TEMPORAL}: found c for two test videos"),
+    ("ucfcrime", RELEASED_LISTS, {"Annotations/Anomaly_Test.txt": "a 0 9\n"},
+     "Test.txt, line 1: found 'a 0 9', expected 'path"),
+    ("ucfcrime", RELEASED_LISTS, {"Annotations/Anomaly_Test.txt": "a 0 9 14\n"},
+     "found the label id 14, expected 0 to 13"),
+    ("ucfcrime", RELEASED_LISTS, {"Annotations/Anomaly_Test.txt": "a 9 8 1\n"}, "found the frames 9 to 8"),
+    ("ucfcrime", RELEASED_LISTS, {"Annotations/Anomaly_Test.txt": "a 0 9 1\n"}, "Videos.txt: found 0 intervals of a"),
+    ("ucfcrime", RELEASED_LISTS, {"Annotations/other_test.txt": "a"},
+     "found Anomaly_Test.txt and other_test.txt, expected one"),
+    ("ucfcrime", UCF, {"Anomaly_Train.txt": "Abuse001_x264.mp4\n"}, "Train.txt, line 1: .*expected 'Class/video.mp4'"),
+    ("ucfcrime", UCF, {"Anomaly_Train.txt": "Abuses/Abuse001.mp4\n"}, "Train.txt, line 1: found the class 'Abuses'"),
+    ("xdviolence", XD, {"train.txt": "v=c__#1_label_B3-0-0\n"},
+     "train.txt, line 1: found 'v=c__#1_label_B3-0-0', .*B1, B2, B4"),
+    ("xdviolence", XD, {"train.txt": "v=c__#1\n"}, "train.txt, line 1: found 'v=c__#1'"),
+    ("xdviolence", XD, {"annotations.txt": "v=d e__#1_label_0-B6-0 51 51\n"},
+     "annotations.txt, line 1: found the interval 51 51"),
+    ("shanghaitech", SHANGHAITECH, {"SH_Train.txt": "01_14\n"}, "SH_Train.txt, line 1: found '01_14'"),
+    ("shanghaitech", SHANGHAITECH, {"classes.csv": "01_0014,car\n"},
+     "SH_Test.txt, line 2: found the anomalous video 01_0015"),
+    ("shanghaitech", SHANGHAITECH, {"classes.csv": "01_0014\n"},
+     "classes.csv, line 1: found '01_0014', expected 'video,class'"),
+    ("shanghaitech", SHANGHAITECH, {}, "01_0015.npy: cannot be read"),
+])
+def test_bad_lists_are_named_with_file_and_line(tmp_path, dataset, files, changed, message):
+    write_files(tmp_path, files | changed)
+    with pytest.raises(InputError, match=message) as error:
+        load_lists(dataset, tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dataset, files, message", [
+    ("custom", {"classes.txt": "Normal\nFight\n"}, "train.txt: cannot be read"),
+    ("ucfcrime", {"Anomaly_Test.txt": "x"},
+     r"found no \*train\*.txt, \*temporal\*.txt here or in Annotations, .*\*train\*abn"),
+    ("ucfcrime", {"x_train_normal.txt": "x"}, r"found no \*train\*abnormal\*.txt, \*test\*.txt, \*temporal\*.txt"),
+    ("ucfcrime", {"x_train_abnormal.txt": "x"}, r"found no \*train\*normal\*.txt, \*test\*.txt, \*temporal\*.txt"),
+    ("xdviolence", {}, "found no annotations.txt"),
+    ("xdviolence", {"annotations.txt": "x 1 2"},
+     r"found no train videos, expected a list \*train\*.txt .* folder \*train\*"),
+    ("shanghaitech", {}, r"found no \*train\*.txt, \*test\*.txt"),
+])
+def test_missing_lists_are_told_with_what_was_looked_for(tmp_path, dataset, files, message):
+    with pytest.raises(InputError, match=message):
+        load_lists(dataset, write_files(tmp_path, files))
+
+
+def test_a_missing_folder_and_needless_or_missing_class_files_are_told(tmp_path):
+    with pytest.raises(InputError, match="nowhere: is no folder"):
+        load_lists("custom", tmp_path / "nowhere")
+    with pytest.raises(InputError, match="c.csv: found a file of classes, expected none"):
+        load_lists("custom", write_files(tmp_path, CUSTOM), "c.csv")
+    with pytest.raises(InputError, match="c.csv: cannot be read"):
+        load_lists("shanghaitech", write_files(tmp_path / "sh", SHANGHAITECH), tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("0,a\n2,normal\n", "ids.csv, line 2: found the id '2', expected 1"), ("0,a\n1,b\n", "expected Normal and others"),
+    ("0,normal\n1,a\n2,a\n", "expected Normal and others, each once"),
+    ("0;a", "line 1: found '0;a', expected 'id,name'")])
+def test_bad_class_ids_are_told(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        load_lists("ucfcrime", write_files(tmp_path, RELEASED_LISTS | {"ids.csv": text}), tmp_path / "ids.csv")
+
+
+@pytest.mark.parametrize("mask", [np.array([0, 2, 1]), np.zeros((2, 3)), np.array([0, np.nan, 1])])
+def test_a_mask_that_is_no_mask_is_told(tmp_path, mask):
+    write_masks(write_files(tmp_path, SHANGHAITECH), {"01_0015": mask})
+    with pytest.raises(InputError, match="01_0015.npy: found an array .* expected 0 or 1 for each frame"):
+        load_lists("shanghaitech", tmp_path)
+
+
+def test_a_list_that_is_no_text_is_told(tmp_path):
+    write_files(tmp_path, CUSTOM)
+    (tmp_path / "train.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="train.txt: is not UTF-8 text"):
+        load_lists("custom", tmp_path)
+
+
+# ---------------------------------------------------------------- feature files
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("sub", ["", "features", "Image-Features"])
+def test_features_are_found_and_memory_mapped(tmp_path, sub, dtype):
+    array = random_array(5, 3, dtype=dtype)
+    write_features(tmp_path / sub, {"Class/v.1": array})
+    features = FeatureFolder(tmp_path)
+    opened = features.open("Class/v.1")
+    assert isinstance(opened, np.memmap) and opened.dtype == dtype
+    assert np.array_equal(opened, array[:, None]) and features.dim == 3
+    assert features.meta is None and features.encoder is None and features.num_frames("Class/v.1") == 5
+    assert FeatureFolder(tmp_path, frames_per_feature=16).num_frames("Class/v.1") == 80
+
+
+def test_crops_are_read_in_three_layouts(tmp_path):
+    array = random_array(7, 4, 3, dtype=np.float16)  # (N, crops, D)
+    write_features(tmp_path / "whole", {"v": array})
+    write_features(tmp_path / "flat", {"v_i3d": array.reshape(28, 3)})
+    write_features(tmp_path / "files", {f"v__{crop}": array[:, crop] for crop in range(4)})
+    for folder, crops in (("whole", 1), ("whole", 4), ("flat", 4), ("files", 1)):
+        opened = FeatureFolder(tmp_path / folder, crops=crops).open("v")
+        assert opened.shape == array.shape and len(opened) == 7, folder
+        assert np.array_equal(np.asarray(opened), array)
+        for index in (2, slice(1, 4), np.array([6, 0, 6]), (np.array([[1, 2], [6, 0]]), 3)):
+            assert np.array_equal(opened[index], array[index]), (folder, index)
+
+
+def demo_meta(**changed):
+    return {"encoder": "ViT", "weights_sha256": "ab", "dim": 3, "stride": 4, "crops": 1, "jpeg": None,
+            "videos": {"v": {"frames": 18, "fps": 25.0}}} | changed
+
+
+@pytest.mark.parametrize("sub", ["", "features"])
+def test_meta_gives_frames_stride_and_encoder(tmp_path, sub):
+    write_features(tmp_path / sub, {"v": random_array(5, 3), "w": random_array(2, 3)})
+    (tmp_path / sub / "meta.json").write_text(json.dumps(demo_meta()))
+    features = FeatureFolder(tmp_path)
+    assert (features.dim, features.frames_per_feature, features.meta) == (3, 4, demo_meta())
+    assert (features.num_frames("v"), features.num_frames("w")) == (18, 8)
+    assert features.encoder == {"encoder": "ViT", "weights_sha256": "ab", "dim": 3, "crops": 1, "jpeg": None}
+    assert FeatureFolder(tmp_path, frames_per_feature=2).num_frames("w") == 4
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", json.dumps(demo_meta(stride=0)), json.dumps(demo_meta(stride="4")),
+                                  json.dumps(demo_meta(videos=["v"])),
+                                  json.dumps(demo_meta(videos={"v": {"frames": 0}}))])
+def test_damaged_meta_is_told(tmp_path, text):
+    (tmp_path / "meta.json").write_text(text)
+    with pytest.raises(InputError, match="meta.json: .*expected what extract_features.py writes"):
+        FeatureFolder(tmp_path)
+
+
+@pytest.mark.parametrize("array, crops, message", [
+    (np.zeros(4, np.float32), 1, r"found an array \(4,\) of float32, expected rows"),
+    (np.zeros((1, 2, 3, 4), np.float32), 1, r"found an array \(1, 2, 3, 4\)"),
+    (np.zeros((4, 3)), 1, r"found an array \(4, 3\) of float64, .* float16 or float32"),
+    (np.zeros((4, 3), ">f4"), 1, "of >f4"),
+    (np.zeros((0, 3), np.float32), 1, r"v.npy: "),
+    (np.zeros((7, 3), np.float32), 2, "expected 2 crops per frame"),
+    (np.zeros((8, 3, 3), np.float32), 2, "expected 2 crops per frame"),
+    (np.array([[{}]]), 1, "cannot be read .*expected a .npy file"),
+])
+def test_arrays_that_are_no_features_are_told(tmp_path, array, crops, message):
+    write_features(tmp_path, {"v": array})
+    with pytest.raises(InputError, match=message) as error:
+        FeatureFolder(tmp_path, crops=crops).open("v")
+    assert str(tmp_path / "v.npy") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_that_are_no_arrays_are_told(tmp_path):
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "text.npy").write_text("hello")
+    np.savez(tmp_path / "archive", a=np.zeros(3))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    np.save(tmp_path / "cut.npy", random_array(50, 3))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-1])
+    for name in ("empty", "text", "archive", "cut"):
+        with pytest.raises(InputError, match=f"{name}.npy: .*expected a .npy file with one array") as error:
+            FeatureFolder(tmp_path).open(name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_damaged_file_never_raises_anything_else(tmp_path):
+    np.save(tmp_path / "v.npy", random_array(4, 3))
+    whole, rng = (tmp_path / "v.npy").read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(128)] = rng.integers(256)
+        (tmp_path / "v.npy").write_bytes(damaged)
+        try:
+            assert FeatureFolder(tmp_path).open("v").ndim == 3
+        except InputError:
+            pass
+
+
+def test_checking_features_names_the_missing_and_the_odd_file(tmp_path):
+    write_features(tmp_path / "features", {"a": random_array(2, 3), "b": random_array(2, 3), "c": random_array(2, 4),
+                                           "d__0": random_array(2, 3), "d__1": random_array(3, 3)})
+    check_features(FeatureFolder(tmp_path), [Video("a", 0), Video("b", -1)])
+    with pytest.raises(InputError, match="c.npy: found features of size 4, expected 3 as in the others"):
+        check_features(FeatureFolder(tmp_path), [Video("a", 0), Video("c", -1)])
+    with pytest.raises(InputError, match="d__0.npy: found .* in the files of the crops"):
+        check_features(FeatureFolder(tmp_path), [Video("d", 0)])
+    with pytest.raises(InputError, match="found no features of x, expected x.npy, x_i3d.npy or x__0.npy in") as error:
+        check_features(FeatureFolder(tmp_path), [Video("x", 0)])
+    folders = (tmp_path, tmp_path / "features", tmp_path / "Image-Features")
+    assert all(str(folder) in str(error.value) for folder in folders)
+
+
+def test_features_must_be_as_wide_as_meta_says(tmp_path):
+    write_features(tmp_path, {"v": random_array(2, 4)})
+    (tmp_path / "meta.json").write_text(json.dumps(demo_meta()))
+    with pytest.raises(InputError, match="v.npy: found features of size 4, expected 3"):
+        check_features(FeatureFolder(tmp_path), [Video("v", 0)])
+
+
+def test_matching_rows_show_the_same_frames(tmp_path):
+    write_features(tmp_path / "fine", {"v": random_array(40, 3)})
+    coarse = random_array(2, 5, 6)  # 2 rows of 16 frames
+    write_features(tmp_path / "coarse", {"v": coarse})
+    rows = matching_rows(FeatureFolder(tmp_path / "coarse", frames_per_feature=16), "v", 10, 4)
+    expected = np.stack([coarse[min(4 * row // 16, 1)] for row in range(10)])
+    assert rows.shape == expected.shape and len(rows) == 10 and np.array_equal(np.asarray(rows), expected)
+    assert np.array_equal(rows[np.array([9, 3])], expected[[9, 3]])
+    assert np.array_equal(rows[np.array([[9, 3]]), 4], expected[[[9, 3]], 4])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_prototype_is_the_mean_of_all_normal_frames(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(data, "CHUNK_ROWS", 7)
+    arrays = {"a": 100 + random_array(30, 2, 5, dtype=dtype), "b": 100 + random_array(7, 2, 5, dtype=dtype, seed=1),
+              "c": random_array(9, 2, 5, dtype=dtype), "d__0": random_array(3, 5), "d__1": random_array(3, 5, seed=1)}
+    write_features(tmp_path, arrays)
+    rows = [arrays["a"].reshape(-1, 5), arrays["b"].reshape(-1, 5), arrays["d__0"], arrays["d__1"]]
+    mean = np.concatenate(rows).astype(np.float64).mean(axis=0)
+    videos = [Video("a", -1), Video("b", -1), Video("c", 0), Video("d", -1)]
+    prototype = normality_prototype(FeatureFolder(tmp_path), videos)
+    assert prototype.shape == (5,) and torch.equal(prototype, torch.from_numpy(mean).float())
+
+
+def test_a_prototype_needs_normal_videos_and_finite_features(tmp_path, capsys):
+    features = FeatureFolder(write_features(tmp_path, {"v": np.array([[1, 2], [np.inf, 0]], np.float16)}))
+    with pytest.raises(InputError, match="no normal video"):
+        normality_prototype(features, [Video("v", 0)])
+    with pytest.raises(InputError, match="v: found features that are infinite or not a number"):
+        normality_prototype(features, [Video("v", -1)])
+    assert capsys.readouterr().err == ""  # no progress bar where there is no terminal
+
+
+@needs_shared
+def test_the_prototype_equals_the_official_one():
+    root = RELEASED / "dataset"
+    prototype = normality_prototype(FeatureFolder(root), load_lists("ucfcrime", root).train)
+    official = torch.load(RELEASED / "ncentroid.pt", weights_only=True)
+    assert (prototype - official).abs().max() < 1e-6
+
+
+# ---------------------------------------------------------------- segments and batches
+
+
+class LowestDraws:
+    """A stand-in for a generator: every draw is the lowest, or the highest, and the bounds are kept."""
+
+    def __init__(self, highest=False):
+        self.highest = highest
+
+    def integers(self, low, high=None, size=None, endpoint=False):
+        low, high = (0, low) if high is None else (low, high)
+        self.bound = high + endpoint
+        return np.broadcast_to(self.bound - 1 if self.highest else low, size or np.shape(low)).copy()
+
+
+@pytest.mark.parametrize("case", [case for case in json.loads(SAMPLING.read_text())["train"] if case["stride"] == 1],
+                         ids=lambda case: f"{case['num_segments']}x{case['seg_length']}-{case['num_frames']}")
+def test_released_segments_equal_those_of_the_official_code(case):
+    num_rows, S, F = case["num_frames"], case["num_segments"], case["seg_length"]
+    starts = np.array(case["block_starts_without_jitter"])
+    bound = case["jitter_exclusive_upper_bound"]
+    for highest, jitter in ((False, 0), (True, bound - 1)):
+        rng = LowestDraws(highest)
+        rows = training_rows(num_rows, S, F, rng, released=True)
+        assert rng.bound == bound
+        assert rows.tolist() == [[(start + jitter + i) % num_rows for i in range(F)] for start in starts]
+    drawn = np.stack([training_rows(10**6 * S, S, F, np.random.default_rng(i), released=True)[:, 0] for i in range(2)])
+    assert len(set((drawn - drawn.min(axis=0)).ravel().tolist())) > S // 2  # each segment has a jitter of its own
+
+
+@pytest.mark.parametrize("num_rows, block", [(526, 15), (527, 16)])  # floor((T - 16 + 1) / 32)
+def test_released_blocks_grow_from_527_rows_on(num_rows, block):
+    starts = training_rows(num_rows, 32, 16, LowestDraws(), released=True)[:, 0]
+    assert starts.tolist() == [i * block for i in range(32)]
+
+
+@pytest.mark.parametrize("S, F", [(5, 7), (32, 16), (1, 1), (3, 1)])
+def test_each_segment_lies_in_its_own_block(S, F):
+    rng = np.random.default_rng(0)
+    for num_rows in range(1, 3001, 1 if S == 5 else 7):
+        length = max(num_rows, S * F)
+        repeated = [row % num_rows for row in range(length)]  # loop padding
+        for draws in (rng, LowestDraws(), LowestDraws(highest=True)):
+            rows = training_rows(num_rows, S, F, draws)
+            assert rows.shape == (S, F) and rows.dtype == np.int64
+            for s, segment in enumerate(rows.tolist()):
+                block = repeated[s * length // S:(s + 1) * length // S]  # blocks cover all and do not overlap
+                if draws is rng and num_rows > S * F:
+                    assert segment == list(range(segment[0], segment[0] + F))
+                    assert s * length // S <= segment[0] and segment[-1] < (s + 1) * length // S
+                elif isinstance(draws, LowestDraws):
+                    assert segment == (block[-F:] if draws.highest else block[:F])
+
+
+def test_starts_are_uniform_over_their_block():
+    rng = np.random.default_rng(0)
+    starts = np.stack([training_rows(30, 3, 4, rng)[:, 0] for _ in range(3000)])  # blocks of 10, so 7 starts
+    for block in range(3):
+        counts = np.bincount(starts[:, block] - 10 * block, minlength=7)
+        assert len(counts) == 7 and abs(counts - 3000 / 7).max() < 100  # 5 standard deviations
+    assert abs(np.corrcoef(starts.T)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_sample_holds_the_rows_that_its_seed_draws(tmp_path, released):
+    array = random_array(50, 6, dtype=np.float16)
+    features = FeatureFolder(write_features(tmp_path, {"a": random_array(3, 6), "b": array}))
+    dataset = SegmentDataset([Video("a", -1), Video("b", 4)], features, 3, 5, released=released)
+    sample = dataset[1, 11]
+    rows = training_rows(50, 3, 5, np.random.default_rng(11), released)
+    assert len(dataset) == 2 and sample.keys() == {"features", "label"} and sample["label"] == 4
+    assert sample["features"].dtype == torch.float32 and sample["features"].shape == (3, 5, 6)
+    assert np.array_equal(sample["features"], array[rows].astype(np.float32))
+    assert torch.equal(sample["features"], dataset[1, 11]["features"])
+    assert not torch.equal(sample["features"], dataset[1, 12]["features"])
+
+
+def test_every_crop_is_drawn_and_a_sample_stays_with_one(tmp_path):
+    crops = np.broadcast_to(np.arange(4, dtype=np.float32)[:, None], (20, 4, 2))
+    dataset = SegmentDataset([Video("v", 0)], FeatureFolder(write_features(tmp_path, {"v": crops})), 2, 3)
+    drawn = [dataset[0, seed]["features"].unique() for seed in range(60)]
+    assert {tuple(values.tolist()) for values in drawn} == {(0,), (1,), (2,), (3,)}
+
+
+@pytest.mark.parametrize("crops", [1, 2])
+def test_second_features_show_the_same_frames(tmp_path, crops):
+    frames = np.broadcast_to(np.arange(0, 200, 4, dtype=np.float32)[:, None, None], (50, 2, 3)) + [[[0], [1000]]]
+    coarse = np.broadcast_to(np.arange(0, 180, 16, dtype=np.float32)[:, None, None], (12, crops, 5))
+    coarse = coarse + 1000 * np.arange(crops)[:, None]
+    write_features(tmp_path / "fine", {"v": frames.astype(np.float32)})
+    write_features(tmp_path / "coarse", {"v": coarse.astype(np.float32)})
+    folders = FeatureFolder(tmp_path / "fine", 4), FeatureFolder(tmp_path / "coarse", 16)
+    dataset = SegmentDataset([Video("v", 0)], folders[0], 3, 4, folders[1])
+    for seed in range(20):
+        sample = dataset[0, seed]
+        fine, other = sample["features"][..., 0] % 1000, sample["temporal_features"][..., 0] % 1000
+        assert sample["temporal_features"].shape == (3, 4, 5)
+        assert torch.equal(other, (fine // 16 * 16).clamp(max=176))
+        if crops == 2:  # the same crop of both
+            assert torch.equal(sample["features"][..., 0] >= 1000, sample["temporal_features"][..., 0] >= 1000)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs sparse files")
+def test_a_sample_reads_its_rows_only(tmp_path):
+    import resource
+    path = tmp_path / "v.npy"
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (4_000_000, 512)})
+        file.truncate(file.tell() + 4_000_000 * 512 * 4)  # 8 GB that take no space
+    dataset = SegmentDataset([Video("v", 0)], FeatureFolder(tmp_path), 32, 16)
+    dataset[0, 0]  # the first pays for imports
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    assert dataset[0, 1]["features"].sum() == 0
+    assert time.perf_counter() - start < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def labels_of(num_abnormal, num_normal):
+    return [-1, 5] * min(num_abnormal, num_normal) + [5] * max(num_abnormal - num_normal, 0) + \
+        [-1] * max(num_normal - num_abnormal, 0)
+
+
+@pytest.mark.parametrize("num_abnormal, num_normal", [(3, 11), (11, 3), (8, 8), (1, 1), (2, 9), (5, 12)])
+@pytest.mark.parametrize("released", [False, True])
+def test_batches_are_balanced_and_show_the_longer_class_once(num_abnormal, num_normal, released):
+    labels = np.array(labels_of(num_abnormal, num_normal))
+    batches = BalancedBatches(labels, 8, seed=3, released=released)
+    epoch, longest = list(batches), max(num_abnormal, num_normal)
+    assert len(epoch) == len(batches) == (max(longest // 4, 1) if released else (longest + 3) // 4)
+    videos = np.array([[video for video, _ in batch] for batch in epoch])
+    assert videos.shape[1] == 8 and (labels[videos[:, :4]] >= 0).all() and (labels[videos[:, 4:]] < 0).all()
+    for half, count in ((videos[:, :4].ravel(), num_abnormal), (videos[:, 4:].ravel(), num_normal)):
+        used = count // 4 * 4 if released and count >= 4 else count
+        rounds = [half[i:i + used] for i in range(0, len(half), used)]  # shuffle after shuffle
+        assert all(len(set(r.tolist())) == len(r) for r in rounds)
+        if not released and count == longest:
+            assert set(half.tolist()) == set(np.flatnonzero(labels == labels[half[0]]).tolist())
+
+
+def test_each_round_of_the_shorter_class_is_shuffled_anew():
+    batches = BalancedBatches([-1] * 40 + [0] * 8, 16, seed=0)
+    rounds = [[video for video, _ in batch[:8]] for batch in batches]
+    assert len({tuple(r) for r in rounds}) == 5 and all(sorted(r) == list(range(40, 48)) for r in rounds)
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    def epoch(seed, number):
+        batches = BalancedBatches(labels_of(9, 14), 4, seed)
+        batches.set_epoch(number)
+        return list(batches)
+    assert epoch(1, 2) == epoch(1, 2)
+    others = [epoch(*key) for key in ((1, 2), (1, 3), (2, 1), (2, 2))]
+    assert len({str([[video for video, _ in batch] for batch in other]) for other in others}) == 4
+    seeds = [seed for other in others for batch in other for _, seed in batch]
+    assert len(set(seeds)) == len(seeds)  # no two samples are drawn alike
+    assert all(type(value) is int for pair in others[0][0] for value in pair)
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(tmp_path):
+    videos = [Video(f"v{i}", i % 3 - 1) for i in range(9)]
+    write_features(tmp_path, {v.name: random_array(40, 2, 3, seed=i) for i, v in enumerate(videos)})
+    dataset = SegmentDataset(videos, FeatureFolder(tmp_path), 2, 4)
+    epochs = []
+    for num_workers in (0, 2):
+        batches = BalancedBatches([v.label for v in videos], 4, seed=5)
+        epochs.append(list(torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=num_workers)))
+    assert len(epochs[0]) == 3
+    for alone, shared in zip(*epochs, strict=True):
+        assert alone["features"].shape == (4, 2, 4, 3)
+        assert torch.equal(alone["features"], shared["features"]) and torch.equal(alone["label"], shared["label"])
+        assert (alone["label"][:2] >= 0).all() and (alone["label"][2:] == -1).all()
+
+
+@pytest.mark.parametrize("batch_size", [0, 1, 7])
+def test_a_batch_must_have_two_halves(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be even and at least 2.*got {batch_size}"):
+        BalancedBatches([0, -1], batch_size, seed=0)
+
+
+@pytest.mark.parametrize("label", [0, -1])
+def test_batches_need_both_kinds(label):
+    with pytest.raises(ValueError, match="got only one kind"):
+        BalancedBatches([label] * 5, 2, seed=0)
+
+
+# ---------------------------------------------------------------- synthetic data
+
+
+def test_demo_needs_its_directions_to_be_solved(tmp_path):
+    from sklearn.metrics import roc_auc_score
+    directions = data.write_demo(tmp_path / "a", seed=1)
+    lists, features = load_lists("custom", tmp_path / "a"), FeatureFolder(tmp_path / "a")
+    check_features(features, lists.train + lists.test)
+    assert features.encoder["encoder"] == "synthetic" and features.dim == 64 and len(lists.classes) == 4
+    assert Counter(v.label for v in lists.train) == {-1: 48, 0: 12, 1: 12, 2: 12, 3: 12}
+    assert Counter(v.label for v in lists.test) == {-1: 16, 0: 6, 1: 6, 2: 6, 3: 6}
+    frames = [np.asarray(features.open(v.name), np.float64)[:, 0] for v in lists.test]
+    assert all(300 <= len(x) == features.num_frames(v.name) <= 1200 for x, v in zip(frames, lists.test))
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.npy")) < 80e6
+    labels = np.concatenate([frame_labels(v, len(x)) for v, x in zip(lists.test, frames)])
+    centred = np.concatenate(frames) - normality_prototype(features, lists.train).numpy()
+    projections = centred @ directions.T
+    assert roc_auc_score(labels >= 0, projections.max(axis=1)) > 0.95
+    assert all(roc_auc_score(labels == label, projections[:, label]) > 0.95 for label in range(4))
+    assert roc_auc_score(labels >= 0, np.linalg.norm(centred, axis=1)) < 0.8
+
+
+def test_demo_is_the_same_for_the_same_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DEMO_COUNTS", {"train": (2, 1), "test": (1, 1)})
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        data.write_demo(tmp_path / folder, seed=seed)
+    contents = [{path.relative_to(tmp_path / folder): path.read_bytes()
+                 for path in (tmp_path / folder).rglob("*") if path.is_file()} for folder in "abc"]
+    assert contents[0] == contents[1] != contents[2]
