@@ -1,0 +1,536 @@
+"""Tests of extract_features.py; the comparisons with OpenCV need opencv-python-headless and are skipped without it."""
+import json
+import os
+import threading
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import clip_model
+import extract_features
+from data import InputError, run_script
+from extract_features import cut_crops, decode, jpeg_round_trip, reading_ahead, resize_like_opencv, to_image
+
+SHARED = Path(__file__).parent.parent / "shared"
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def picture(t, width, height):
+    """RGB colours that change over the picture and with time, with coarse noise in the middle."""
+    y, x = np.mgrid[0:height, 0:width]
+    image = np.stack([x * 255 // width + 7 * t, y * 255 // height + 5 * t, (x + y) * 3 + 11 * t], -1) % 256
+    inner = image[height // 4:height // 2, width // 4:width // 2]
+    inner[:] = np.random.default_rng(t).integers(0, 256, inner.shape)
+    return image.astype(np.uint8)
+
+
+def write_video(path, num_frames=12, codec="libx264", pixels="yuv420p", size=(96, 64), rotation=None, variable_rate=False,
+                color_range=None, colorspace=None, mux_options=None, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    time_base = Fraction(1, 1000) if variable_rate else Fraction(1, 25)
+    with av.open(str(path), "w", options=mux_options or {}) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        stream.codec_context.time_base = stream.time_base = time_base
+        stream.codec_context.options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+        if colorspace:
+            stream.codec_context.colorspace = colorspace
+        if color_range:
+            stream.codec_context.color_range = color_range
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        for t in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(picture(t + seed, width, height), "rgb24")
+            frame = frame.reformat(format=pixels, dst_color_range=color_range)
+            frame.pts, frame.time_base = (40 * t + 3 * t * t % 31 if variable_rate else t), time_base
+            if colorspace:
+                frame.colorspace = colorspace
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def our_frames(path):
+    reformatter = av.video.reformatter.VideoReformatter()
+    with av.open(str(path)) as container:
+        return [np.asarray(to_image(frame, reformatter)) for frame in decode(container.streams.video[0])]
+
+
+def opencv_frames(path):
+    cv2 = pytest.importorskip("cv2", reason="the reference decoder, opencv-python-headless, is not installed")
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (found := capture.read())[0]:
+        frames.append(found[1][..., ::-1])
+    return frames
+
+
+def assert_same_frames(path, num_frames):
+    ours, theirs = our_frames(path), opencv_frames(path)
+    assert len(ours) == len(theirs) == num_frames
+    for our, their in zip(ours, theirs):
+        assert our.shape == their.shape
+        assert np.abs(our.astype(int) - their).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def clip_path(tmp_path_factory):
+    torch.manual_seed(0)
+    model = clip_model.CLIP(
+        embed_dim=16, image_resolution=32, vision_layers=1, vision_width=64, vision_patch_size=8, context_length=77,
+        vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=1)
+    path = tmp_path_factory.mktemp("clip") / "tiny.pt"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+CUSTOM_ENCODER = '''
+import numpy as np
+import torch
+
+class MeanColour:
+    dim = 3
+
+    def preprocess(self, image):
+        return torch.from_numpy(np.asarray(image.resize((8, 8)), dtype=np.float32)).permute(2, 0, 1)
+
+    def encode(self, batch):
+        return batch.mean(dim=(2, 3))
+
+class Placed(MeanColour):
+    def __init__(self, device):
+        self.device, self.net = device, torch.nn.Linear(3, 3, device=device)
+        torch.nn.init.eye_(self.net.weight)
+
+class Lying(MeanColour):
+    dim = 4
+'''
+
+
+@pytest.fixture
+def custom(tmp_path):
+    path = tmp_path / "my_encoder.py"
+    path.write_text(CUSTOM_ENCODER)
+    return path
+
+
+def run(videos, out, *options):
+    return extract_features.main(["--videos", str(videos), "--out", str(out), "--device", "cpu", *map(str, options)])
+
+
+def read_meta(out):
+    return json.loads((out / "meta.json").read_text())
+
+
+def plain_features(model, images):
+    """One image at a time through the model, (n, D) float32."""
+    preprocess = clip_model.preprocess(model.visual.input_resolution)
+    with torch.inference_mode():
+        return np.concatenate([model.encode_image(preprocess(image)[None]).numpy() for image in images])
+
+
+def assert_equal_but_for_rounding(saved, exact):
+    """1e-5 apart before the rounding to float16, which is at most 2**-11 of the value."""
+    assert saved.dtype == np.float16 and saved.shape == exact.shape
+    assert (np.abs(saved.astype(np.float32) - exact) <= 1e-5 + 2.0**-11 * np.abs(exact)).all()
+
+
+def assert_no_trace(out, key):
+    assert not (out / f"{key}.npy").exists()
+    assert not [path for path in out.rglob("*") if path.suffix == ".tmp"]
+    assert key not in read_meta(out)["videos"]
+
+
+# ---------------------------------------------------------------- decoding
+
+KINDS = {
+    "h264.mp4": {}, "h264_422.mp4": {"pixels": "yuv422p"}, "h264_444.mp4": {"pixels": "yuv444p"},
+    "h264_10_bits.mp4": {"pixels": "yuv420p10le"}, "hevc_10_bits.mp4": {"codec": "libx265", "pixels": "yuv420p10le"},
+    "mpeg2.mpg": {"codec": "mpeg2video"}, "mpeg4.avi": {"codec": "mpeg4"}, "flv.flv": {"codec": "flv"},
+    "wmv.wmv": {"codec": "wmv2"}, "vp9.webm": {"codec": "libvpx-vp9"}, "ffv1.mkv": {"codec": "ffv1", "pixels": "bgr0"},
+    "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"}, "h264_full_range.mp4": {"color_range": 2},
+    "vp9_full_range.webm": {"codec": "libvpx-vp9", "color_range": 2}, "h264.ts": {}, "h264.mov": {},
+    "hd_bt709.mp4": {"size": (1280, 720), "colorspace": 1, "color_range": 1, "num_frames": 3},
+    "odd_h264_444.mp4": {"size": (97, 65), "pixels": "yuv444p"}, "odd_mpeg4.avi": {"size": (97, 65), "codec": "mpeg4"},
+    "odd_vp9.webm": {"size": (97, 65), "codec": "libvpx-vp9"},
+    "odd_mjpeg.avi": {"size": (97, 65), "codec": "mjpeg", "pixels": "yuvj420p"},
+    "rotated_90.mp4": {"rotation": 90}, "rotated_180.mp4": {"rotation": 180}, "rotated_270.mp4": {"rotation": 270},
+    "rotated_30.mp4": {"rotation": 30},
+    "variable_rate.mp4": {"variable_rate": True}, "variable_rate.mkv": {"variable_rate": True},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_are_those_of_opencv(name, tmp_path):
+    settings = {"num_frames": 12} | KINDS[name]
+    assert_same_frames(write_video(tmp_path / name, **settings), settings["num_frames"])
+
+
+def test_a_rotated_video_stands_upright(tmp_path):
+    plain = our_frames(write_video(tmp_path / "plain.mp4"))
+    for rotation, turns in ((90, 1), (180, 2), (270, 3)):
+        turned = our_frames(write_video(tmp_path / f"{rotation}.mp4", rotation=rotation))
+        assert np.array_equal(turned, np.rot90(plain, turns, axes=(1, 2)))
+
+
+@pytest.mark.parametrize("name, num_frames", [
+    ("cctv/Normal/Normal_Videos001_x264.mp4", 475), ("cctv/Fighting/Fighting012_x264.mp4", None),
+    ("cctv/Falling/Falling001_x264.mp4", None), ("ucf_clips/Explosion/Explosion016_x264.mp4", None)])
+def test_frames_of_real_videos_are_those_of_opencv(name, num_frames):
+    path = SHARED / "data" / name
+    if not path.exists():
+        pytest.skip(f"{path.name} is not here")
+    assert_same_frames(path, num_frames or len(opencv_frames(path)))
+
+
+# ---------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize("size", [(320, 240), (97, 65)])
+@pytest.mark.parametrize("quality", [95, 30])
+def test_jpeg_round_trip_is_that_of_opencv(size, quality):
+    cv2 = pytest.importorskip("cv2")
+    image = picture(3, *size)
+    coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    theirs = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
+    ours = np.asarray(jpeg_round_trip(Image.fromarray(image), quality))
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert np.abs(ours.astype(int) - image).max() > 1  # it does lose something
+
+
+def test_jpeg_95_is_what_opencv_writes_by_default(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    image = picture(3, 320, 240)
+    cv2.imwrite(str(tmp_path / "x.jpg"), image[..., ::-1])
+    ours = np.asarray(jpeg_round_trip(Image.fromarray(image), 95)).astype(int)
+    assert np.abs(ours - np.asarray(Image.open(tmp_path / "x.jpg"))).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(320, 240), (640, 360), (200, 100)])
+def test_resize_is_that_of_opencv(size):
+    cv2 = pytest.importorskip("cv2")
+    image = picture(0, *size)
+    ours = np.asarray(resize_like_opencv(Image.fromarray(image), 340, 256)).astype(int)
+    assert np.abs(ours - cv2.resize(image, (340, 256))).max() <= 1
+
+
+def test_resize_samples_bilinearly_at_pixel_centres():
+    image = Image.fromarray(picture(0, 12, 9))
+    ours, pixels = np.asarray(resize_like_opencv(image, 17, 5)), np.asarray(image).astype(float)
+    for i in range(5):
+        for j in range(17):
+            y, x = np.clip((i + 0.5) * 9 / 5 - 0.5, 0, 8), np.clip((j + 0.5) * 12 / 17 - 0.5, 0, 11)
+            y0, x0 = int(y), int(x)
+            y1, x1, v, u = min(y0 + 1, 8), min(x0 + 1, 11), y - y0, x - x0
+            value = ((1 - v) * ((1 - u) * pixels[y0, x0] + u * pixels[y0, x1])
+                     + v * ((1 - u) * pixels[y1, x0] + u * pixels[y1, x1]))
+            assert np.abs(ours[i, j] - value).max() <= 1
+
+
+def test_crops_are_those_of_vadclip():
+    image = picture(0, 340, 256)  # already of the size that frames are stretched to
+    boxes = [image[16:240, 58:282], image[:224, :224], image[:224, -224:], image[-224:, :224], image[-224:, -224:]]
+    expected = boxes + [box[:, ::-1] for box in boxes]
+    crops = cut_crops(Image.fromarray(image), 10, 224)
+    assert len(crops) == 10
+    for crop, box in zip(crops, expected):
+        assert np.array_equal(np.asarray(crop), box)
+    assert [np.array_equal(a, b) for a, b in zip(cut_crops(Image.fromarray(image), 5, 224), crops)] == [True] * 5
+
+
+def test_crops_for_another_input_size_are_in_proportion():
+    image = Image.fromarray(picture(0, 320, 240))
+    resized = np.asarray(resize_like_opencv(image, 170, 128))
+    crops = cut_crops(image, 5, 112)
+    assert np.array_equal(np.asarray(crops[0]), resized[8:120, 29:141])
+    assert np.array_equal(np.asarray(crops[4]), resized[-112:, -112:])
+
+
+# ---------------------------------------------------------------- features
+
+
+@pytest.mark.parametrize("options", [(), ("--batch", 5, "--workers", 3)])
+def test_features_are_those_of_a_plain_loop_over_opencv_frames(options, tmp_path, clip_path):
+    video = write_video(tmp_path / "in" / "a.mp4", num_frames=17, size=(80, 60))
+    assert run(tmp_path / "in", tmp_path / "out", "--clip", clip_path, *options) == 0
+    images = [Image.fromarray(frame) for frame in opencv_frames(video)]
+    assert_equal_but_for_rounding(np.load(tmp_path / "out" / "a.npy"), plain_features(clip_model.load(clip_path), images))
+
+
+def test_stride_keeps_every_nth_frame(tmp_path, clip_path):
+    video = write_video(tmp_path / "a.mp4", num_frames=17)
+    run(video, tmp_path / "all", "--clip", clip_path, "--batch", 1)
+    run(video, tmp_path / "third", "--clip", clip_path, "--batch", 1, "--stride", 3)
+    assert np.array_equal(np.load(tmp_path / "third" / "a.npy"), np.load(tmp_path / "all" / "a.npy")[::3])
+    assert read_meta(tmp_path / "third")["videos"] == {"a": {"frames": 17, "fps": 25.0}}
+
+
+@pytest.mark.parametrize("num_crops", [5, 10])
+def test_crops_have_an_axis_of_their_own(num_crops, tmp_path, clip_path):
+    video = write_video(tmp_path / "a.mp4", num_frames=4)
+    run(video, tmp_path / "out", "--clip", clip_path, "--crops", num_crops, "--batch", 7)
+    images = [Image.fromarray(frame) for frame in our_frames(video)]
+    exact = plain_features(clip_model.load(clip_path), [crop for image in images for crop in cut_crops(image, num_crops, 32)])
+    assert_equal_but_for_rounding(np.load(tmp_path / "out" / "a.npy"), exact.reshape(4, num_crops, 16))
+
+
+def test_jpeg_option_encodes_what_jpeg_leaves(tmp_path, clip_path):
+    video = write_video(tmp_path / "a.mp4", num_frames=3)
+    run(video, tmp_path / "out", "--clip", clip_path, "--jpeg", 40)
+    images = [jpeg_round_trip(Image.fromarray(frame), 40) for frame in our_frames(video)]
+    assert_equal_but_for_rounding(np.load(tmp_path / "out" / "a.npy"), plain_features(clip_model.load(clip_path), images))
+    assert read_meta(tmp_path / "out")["jpeg"] == 40
+
+
+def test_videos_read_at_once_are_not_mixed_up(tmp_path, custom):
+    for i in range(9):
+        write_video(tmp_path / "in" / f"{i}.mp4", num_frames=3 + 4 * i, size=(32, 32), seed=20 * i)
+    for workers in (1, 4):
+        run(tmp_path / "in", tmp_path / str(workers), "--encoder", f"{custom}:MeanColour", "--workers", workers, "--batch", 2)
+    for i in range(9):
+        one, four = (np.load(tmp_path / workers / f"{i}.npy") for workers in "14")
+        assert len(one) == 3 + 4 * i and np.array_equal(one, four)
+
+
+# ---------------------------------------------------------------- encoders
+
+
+@pytest.mark.parametrize("class_name, has_weights", [("MeanColour", False), ("Placed", True)])
+def test_a_class_of_the_user_can_be_the_encoder(class_name, has_weights, tmp_path, custom):
+    video = write_video(tmp_path / "a.mp4", num_frames=5)
+    run(video, tmp_path / "out", "--encoder", f"{custom}:{class_name}")
+    means = [np.asarray(Image.fromarray(frame).resize((8, 8))).mean(axis=(0, 1)) for frame in our_frames(video)]
+    assert np.allclose(np.load(tmp_path / "out" / "a.npy"), means, rtol=1e-3)
+    meta = read_meta(tmp_path / "out")
+    assert (meta["encoder"], meta["dim"]) == (class_name, 3)
+    assert (meta["weights_sha256"] is not None) == has_weights
+
+
+@pytest.mark.parametrize("spec, message", [
+    ("nowhere.py:A", "found no file 'nowhere.py'"), ("{}", "found no file"), ("{}:Nothing", "found no class 'Nothing'"),
+    ("{}:Lying", r"gave \(1, 3\) for one image, expected \(1, 4\)")])
+def test_an_encoder_that_does_not_fit_is_refused(spec, message, tmp_path, custom):
+    video = write_video(tmp_path / "a.mp4", num_frames=2)
+    with pytest.raises(InputError, match=message):
+        run(video, tmp_path / "out", "--encoder", spec.format(custom))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_none_are_one_line(tmp_path):
+    write_video(tmp_path / "a.mp4", num_frames=2)
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="bad.pt"):
+        run(tmp_path, tmp_path / "out", "--clip", tmp_path / "bad.pt")
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_meta_json_tells_what_made_the_features(tmp_path, clip_path):
+    write_video(tmp_path / "in" / "b.mp4", num_frames=3)
+    write_video(tmp_path / "in" / "Deep" / "er" / "a v#1.avi", num_frames=5, codec="mpeg4")
+    run(tmp_path / "in", tmp_path / "out", "--clip", clip_path, "--stride", 2)
+    assert read_meta(tmp_path / "out") == {
+        "encoder": "clip embed 16, width 64, patch 8, resolution 32",
+        "weights_sha256": clip_model.weights_hash(clip_model.load(clip_path).visual), "dim": 16, "stride": 2, "crops": 1,
+        "jpeg": None, "videos": {"Deep/er/a v#1": {"frames": 5, "fps": 25.0}, "b": {"frames": 3, "fps": 25.0}}}
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")) == [
+        "Deep/er/a v#1.npy", "b.npy", "meta.json"]
+
+
+def test_only_what_is_missing_is_done_again(tmp_path, custom, capsys):
+    for name in "abc":
+        write_video(tmp_path / "in" / f"{name}.mp4", num_frames=4)
+    out, options = tmp_path / "out", ("--encoder", f"{custom}:MeanColour")
+    run(tmp_path / "in", out, *options)
+    for name in "ac":
+        os.utime(out / f"{name}.npy", (1, 1))
+    (out / "b.npy").unlink()
+    stale, foreign = out / f".{'0123456789abcdef' * 2}.tmp", out / ".notes.tmp"
+    stale.touch()
+    foreign.touch()
+    capsys.readouterr()
+    assert run(tmp_path / "in", out, *options) == 0
+    assert "1 of 3 videos written, 2 were there, 0 skipped; 4 frames" in capsys.readouterr().out
+    assert [int((out / f"{name}.npy").stat().st_mtime) for name in "ac"] == [1, 1]
+    assert len(np.load(out / "b.npy")) == 4
+    assert not stale.exists() and foreign.exists()
+
+
+def test_a_file_that_meta_json_does_not_list_is_done_again(tmp_path, custom):
+    write_video(tmp_path / "in" / "a.mp4", num_frames=4)
+    run(tmp_path / "in", tmp_path / "out", "--encoder", f"{custom}:MeanColour")
+    meta = read_meta(tmp_path / "out")
+    (tmp_path / "out" / "meta.json").write_text(json.dumps(meta | {"videos": {}}))
+    os.utime(tmp_path / "out" / "a.npy", (1, 1))
+    run(tmp_path / "in", tmp_path / "out", "--encoder", f"{custom}:MeanColour")
+    assert (tmp_path / "out" / "a.npy").stat().st_mtime > 1
+    assert read_meta(tmp_path / "out") == meta
+
+
+@pytest.mark.parametrize("error", ["RuntimeError('out of memory')", "KeyboardInterrupt()"])
+def test_a_run_that_dies_leaves_nothing_half_done_and_can_go_on(error, tmp_path, custom):
+    for i, num_frames in enumerate((2, 40, 40, 40)):
+        write_video(tmp_path / "in" / f"{i}.mp4", num_frames=num_frames)
+    dying = CUSTOM_ENCODER.replace("        return batch.mean", f"""
+        MeanColour.calls = getattr(MeanColour, "calls", 0) + 1
+        if MeanColour.calls > 5:
+            raise {error}
+        return batch.mean""")
+    custom.write_text(dying)
+    options = ("--encoder", f"{custom}:MeanColour", "--batch", 2, "--workers", 3)
+    num_threads = threading.active_count()
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        run(tmp_path / "in", tmp_path / "out", *options)
+    assert threading.active_count() == num_threads  # none is left waiting
+    assert read_meta(tmp_path / "out")["videos"].keys() <= {"0"}
+    for key in "123":
+        assert_no_trace(tmp_path / "out", key)
+    custom.write_text(CUSTOM_ENCODER)
+    assert run(tmp_path / "in", tmp_path / "out", *options) == 0
+    assert [len(np.load(tmp_path / "out" / f"{i}.npy")) for i in range(4)] == [2, 40, 40, 40]
+
+
+def test_an_error_in_the_users_preprocess_ends_the_run(tmp_path, custom):
+    write_video(tmp_path / "a.mp4", num_frames=4)
+    custom.write_text(CUSTOM_ENCODER.replace("image.resize", "{64: image}[image.width].resize"))  # fails for 96 pixels
+    with pytest.raises(KeyError):
+        run(tmp_path / "a.mp4", tmp_path / "out", "--encoder", f"{custom}:MeanColour")
+    assert_no_trace(tmp_path / "out", "a")
+
+
+@pytest.mark.parametrize("options, message", [
+    (("--stride", 2), "features have stride 1, now asked for stride 2"),
+    (("--crops", 5), "features have crops 1, now asked for crops 5"),
+    (("--jpeg", 95), "features have jpeg None, now asked for jpeg 95"),
+    (("--encoder", "{}:Placed"), "features have encoder MeanColour, weights_sha256 None, now asked for encoder Placed")])
+def test_other_settings_than_those_of_the_folder_are_refused(options, message, tmp_path, custom, capsys):
+    write_video(tmp_path / "in" / "a.mp4", num_frames=2)
+    run(tmp_path / "in", tmp_path / "out", "--encoder", f"{custom}:MeanColour")
+    write_video(tmp_path / "in" / "b.mp4", num_frames=2)
+    options = [str(option).format(custom) for option in options]
+    with pytest.raises(SystemExit) as exit:
+        run_script(partial(run, tmp_path / "in", tmp_path / "out", "--encoder", f"{custom}:MeanColour", *options))
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "meta.json" in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "b.npy").exists()
+
+
+def test_features_from_elsewhere_are_not_overwritten(tmp_path, custom):
+    write_video(tmp_path / "in" / "a.mp4", num_frames=2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.npy").write_bytes(b"precious")
+    with pytest.raises(InputError, match="found a.npy but no meta.json"):
+        run(tmp_path / "in", tmp_path / "out", "--encoder", f"{custom}:MeanColour")
+    assert (tmp_path / "out" / "a.npy").read_bytes() == b"precious"
+
+
+def test_two_videos_for_one_file_are_refused(tmp_path, custom):
+    write_video(tmp_path / "in" / "a.mp4", num_frames=2)
+    write_video(tmp_path / "in" / "a.avi", num_frames=2, codec="mpeg4")
+    with pytest.raises(InputError, match=r"a\.avi and .*a\.mp4 would both give a\.npy"):
+        run(tmp_path / "in", tmp_path / "out", "--encoder", f"{custom}:MeanColour")
+
+
+def test_a_folder_without_videos_is_refused(tmp_path, custom):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").touch()
+    (tmp_path / "in" / "._a.mp4").touch()  # what macOS leaves beside a file
+    with pytest.raises(InputError, match="found no video"):
+        run(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(InputError, match="found nothing there"):
+        run(tmp_path / "nowhere", tmp_path / "out")
+
+
+@pytest.mark.parametrize("options, message", [
+    (("--stride", 0), "--stride 0: expected at least 1"), (("--batch", -1), "--batch -1"), (("--workers", 0), "--workers 0"),
+    (("--jpeg", 0), "--jpeg 0: expected a quality of 1 to 100"), (("--jpeg", 101), "--jpeg 101"),
+    (("--device", "cpu:x"), "--device cpu:x: "), (("--device", "cuda:99"), "--device cuda:99: "),
+    (("--out", __file__), "found a file, expected a folder")])
+def test_options_that_make_no_sense_are_refused(options, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, tmp_path / "out", *options)
+
+
+# ---------------------------------------------------------------- broken videos
+
+
+def cut(path, fraction):
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * fraction)])
+
+
+def overwrite_middle(path):
+    data = bytearray(path.read_bytes())
+    begin, end = len(data) * 4 // 10, len(data) * 6 // 10
+    data[begin:end] = np.random.default_rng(0).integers(0, 256, end - begin, dtype=np.uint8).tobytes()
+    path.write_bytes(data)
+
+
+def test_broken_videos_are_named_and_the_others_done(tmp_path, custom, capsys):
+    videos, index_first = tmp_path / "in", {"movflags": "faststart"}
+    write_video(videos / "good.mp4", num_frames=4)
+    write_video(videos / "z_good.mp4", num_frames=4)
+    (videos / "empty.mp4").touch()
+    (videos / "text.mp4").write_bytes(b"no video " * 1000)
+    write_sound(videos / "sound.mp4")
+    cut(write_video(videos / "without_index.mp4", num_frames=60), 0.5)
+    cut(write_video(videos / "cut_off.mp4", num_frames=60, mux_options=index_first), 0.7)
+    cut(write_video(videos / "cut_off_2.avi", num_frames=60, codec="mpeg4"), 0.7)
+    overwrite_middle(write_video(videos / "overwritten.mp4", num_frames=60, mux_options=index_first))
+    assert run(videos, tmp_path / "out", "--encoder", f"{custom}:MeanColour", "--batch", 4) == 1
+    told = capsys.readouterr()
+    reasons = dict(line.removeprefix(f"skipped {videos}{os.sep}").split(": ", 1) for line in told.err.splitlines())
+    invalid = "Invalid data found when processing input"
+    assert reasons == {
+        "empty.mp4": invalid, "text.mp4": invalid, "sound.mp4": "found no pictures in it, expected a video stream",
+        "without_index.mp4": invalid, "cut_off.mp4": invalid, "overwritten.mp4": invalid,
+        "cut_off_2.avi": "the file is cut off in the middle of a frame"}
+    assert "2 of 9 videos written, 0 were there, 7 skipped; 8 frames" in told.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.npy", "meta.json", "z_good.npy"]
+    assert read_meta(tmp_path / "out")["videos"].keys() == {"good", "z_good"}
+
+
+# ---------------------------------------------------------------- reading ahead
+
+
+def test_reading_ahead_holds_a_bounded_number_of_batches():
+    num_workers, made, lock = 3, [], threading.Lock()
+
+    def read(path):
+        for i in range(50):
+            with lock:
+                made.append(i)
+            yield i
+
+    with reading_ahead({str(i): Path(str(i)) for i in range(5)}, read, num_workers) as next_item:
+        for num_taken in range(1, 251):
+            next_item()
+            with lock:
+                assert len(made) - num_taken <= 3 * num_workers
+    assert len(made) == 250
+
+
+def test_leaving_early_stops_the_readers():
+    num_threads = threading.active_count()
+    with reading_ahead({str(i): Path(str(i)) for i in range(5)}, lambda path: iter(range(10**9)), 2) as next_item:
+        next_item()
+    assert threading.active_count() == num_threads
