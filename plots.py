@@ -1,0 +1,125 @@
+"""Pictures of an evaluation, drawn by matplotlib into PNG files.
+
+Shapes: N frames, C anomaly classes; p_A (N,), p_class (N, C), labels (N,) with -1 for normal frames.
+"""
+import itertools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from data import write_atomically
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend that needs no screen)
+
+# Okabe and Ito's colours, told apart by colour-blind people; more classes than colours change the line style
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":")
+TRUTH = "#8C8C8C"
+
+
+def save(figure, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    plt.close(figure)
+
+
+def class_curves(path: Path, curve, p_A, p_class, labels, classes, *, title: str, xlabel: str, ylabel: str) -> None:
+    """One line for anomalous against normal and one per class that occurs; curve(positive, scores) -> x, y, area."""
+    figure, axes = plt.subplots(figsize=(8.5, 5.5), layout="constrained")
+    cases = [("any anomaly", labels >= 0, p_A)]
+    cases += [(name, labels == c, p_class[:, c]) for c, name in enumerate(classes)]
+    cases = [case for case in cases if case[1].any() and not case[1].all()]
+    looks = itertools.product(STYLES, COLOURS)
+    for i, ((name, positive, scores), (style, colour)) in enumerate(zip(cases, itertools.cycle(looks))):
+        x, y, area = curve(positive, scores)
+        axes.plot(x, y, style, color=colour, lw=3 if i == 0 else 1.5, label=f"{name}  {100 * area:.1f}")
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", title="area, %")
+    save(figure, path)
+
+
+def roc_curves(path: Path, p_A, p_class, labels, classes) -> None:
+    from sklearn.metrics import auc, roc_curve
+
+    def curve(positive, scores):
+        false_positive_rate, true_positive_rate, _ = roc_curve(positive, scores)
+        return false_positive_rate, true_positive_rate, auc(false_positive_rate, true_positive_rate)
+
+    class_curves(path, curve, p_A, p_class, labels, classes, title="ROC by frame, each class against all other frames",
+                 xlabel="false positive rate", ylabel="true positive rate")
+
+
+def pr_curves(path: Path, p_A, p_class, labels, classes) -> None:
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    def curve(positive, scores):
+        precision, recall, _ = precision_recall_curve(positive, scores)
+        return recall, precision, average_precision_score(positive, scores)
+
+    class_curves(path, curve, p_A, p_class, labels, classes, title="Precision and recall by frame, each class against all others",
+                 xlabel="recall", ylabel="precision")
+
+
+def predicted_labels(p_A: np.ndarray, p_class: np.ndarray) -> np.ndarray:
+    """-1 where p_A < 0.5, so that normal is likelier, else the likeliest class."""
+    return np.where(p_A < 0.5, -1, p_class.argmax(axis=1))
+
+
+def confusion_matrix(path: Path, p_A, p_class, labels, classes) -> None:
+    """Rows are true, columns predicted labels; shades and numbers are per cent of the row."""
+    names = ["Normal", *classes]
+    counts = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts, (labels + 1, predicted_labels(p_A, p_class) + 1), 1)
+    totals = counts.sum(axis=1, keepdims=True)
+    share = 100 * counts / np.maximum(totals, 1)
+    size = 3.5 + 0.55 * len(names)
+    figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(share):
+        if totals[row]:
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if value > 55 else "black", fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), [f"{name} ({n:,})" for name, n in zip(names, totals[:, 0])])
+    axes.set(xlabel="predicted (Normal where p_A < 0.5)", ylabel="true (frames)", title="Confusion by frame")
+    figure.colorbar(image, label="% of the true frames", shrink=0.8)
+    save(figure, path)
+
+
+def pick_videos(videos, num_videos: int) -> list[str]:
+    """Names of up to num_videos videos: the first of each label, then the second, and so on."""
+    groups: dict[int, list[str]] = {}
+    for video in videos:
+        groups.setdefault(video.label, []).append(video.name)
+    turns = itertools.zip_longest(*(groups[label] for label in sorted(groups)))
+    return [name for turn in turns for name in turn if name is not None][:num_videos]
+
+
+def timeline(path: Path, name: str, p_A, p_class, labels, classes) -> None:
+    """p_A over the frames of one video, the truth shaded, the predicted classes as a strip below (Fig. 3)."""
+    figure, (axes, strip) = plt.subplots(2, 1, figsize=(9, 3.2), height_ratios=(6, 1), sharex=True, layout="constrained")
+    axes.plot(p_A, color=COLOURS[0], lw=1.5, label="p_A")
+    edges = np.flatnonzero(np.diff(np.concatenate([[-1], labels, [-1]])))
+    for start, end in zip(edges[:-1], edges[1:]):
+        if labels[start] >= 0:
+            axes.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {classes[labels[start]]}")
+    axes.set(title=name, ylabel="anomaly probability", ylim=(-0.02, 1.02), xlim=(0, len(labels)))
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    draw_strip(strip, predicted_labels(p_A, p_class), classes, figure)
+    strip.set(xlabel="frame", yticks=[], ylabel="class")
+    save(figure, path)
+
+
+def draw_strip(axes, predicted: np.ndarray, classes, figure) -> None:
+    """A band coloured by the predicted class, white where normal, with its own legend."""
+    looks = list(itertools.product(("", "//", ".."), COLOURS))
+    found = sorted(set(predicted[predicted >= 0]))
+    for c in found:
+        hatch, colour = looks[c % len(looks)]
+        axes.fill_between(np.arange(len(predicted)), 0, predicted == c, step="mid", color=colour, hatch=hatch, lw=0,
+                          edgecolor="white", label=classes[c])
+    axes.set_ylim(0, 1)
+    if found:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right lower", fontsize=8, title="predicted")

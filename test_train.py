@@ -1,0 +1,289 @@
+"""Tests of train.py, evaluate.py and baselines.py: whole runs on a small synthetic data set in the `custom` layout."""
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import clip_model
+import evaluate
+import train
+from anomalyclip import AnomalyCLIP, metrics
+from data import InputError
+from testdata.tiny_clip import tiny_clip_state_dict
+
+HERE = Path(__file__).parent
+CLASSES = ("fire", "fall")
+SMALL = ["--num-segments", "6", "--num-frames", "4", "--topk", "2", "--embed-dim", "16", "--num-heads", "2", "--batch-size", "8",
+         "--workers", "0", "--device", "cpu"]
+
+
+def write_dataset(root: Path, dim: int = 64, frames_per_feature: int = 1, encoder: str = "synthetic") -> Path:
+    """Videos whose anomalies lie 4 units along an axis of their class; 8 normal and 8 abnormal ones in each list."""
+    rng = np.random.default_rng(0)
+    (root / "features").mkdir(parents=True)
+    lists, annotations, videos = {"train": [], "test": []}, [], {}
+    for split in lists:
+        for i in range(16):
+            label = -1 if i < 8 else i % 2
+            name, kind = f"{split}{i:02d}", "Normal" if label < 0 else CLASSES[label]
+            num_rows = int(rng.integers(20, 90))
+            rows = rng.normal(size=(num_rows, dim)).astype(np.float16)
+            start, end = sorted(rng.choice(num_rows, 2, replace=False))
+            if label >= 0:
+                rows[start:end + 1, label] += 4
+                interval = f"{start * frames_per_feature}  {(end + 1) * frames_per_feature - 1}"
+            np.save(root / "features" / f"{name}.npy", rows)
+            videos[name] = {"frames": num_rows * frames_per_feature - frames_per_feature // 2, "fps": 25.0}
+            lists[split].append(f"{name}.mp4 {kind}")
+            if split == "test":
+                annotations.append(f"{name}.mp4  {kind}  {interval if label >= 0 else '-1  -1'}  -1  -1  ")
+    for split, lines in lists.items():
+        (root / f"{split}.txt").write_text("\n".join(lines))
+    (root / "temporal_annotations.txt").write_text("\n".join(annotations))
+    (root / "classes.txt").write_text("\n".join(["Normal", *CLASSES]))
+    meta = {"encoder": encoder, "weights_sha256": None, "dim": dim, "stride": frames_per_feature, "crops": 1, "jpeg": None}
+    (root / "features" / "meta.json").write_text(json.dumps(meta | {"videos": videos}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def run(dataset: Path, out: Path, *options: str) -> dict:
+    """Trains with the small settings, returns the checkpoint."""
+    train.main(["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *options])
+    return torch.load(out / "last.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory) -> Path:
+    """A checkpoint after 60 epochs, enough to find the planted classes."""
+    out = tmp_path_factory.mktemp("run")
+    run(dataset, out, "--epochs", "60", "--lr", "3e-3")
+    return out / "last.pt"
+
+
+def equal(a, b) -> bool:
+    """Bit for bit, through dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+# ---- settings ----
+
+
+def test_presets_are_the_papers():
+    for name, expected in (("shanghaitech", (256, 2, "both", 5e-4, 100)), ("ucfcrime", (256, 1, "features", 1e-5, 50)),
+                           ("xdviolence", (128, 1, "features", 5e-6, 50))):
+        args = train.parse_args(["--dataset", name, "--root", "x"])
+        config = train.make_config(args, ("a",), 512, None)
+        assert (config.embed_dim, config.depth, config.temporal_input, args.lr, args.epochs) == expected
+        assert (args.batch_size, config.topk, config.num_segments, config.num_frames) == (64, 3, 32, 16)
+
+
+def test_every_switch_reaches_the_config():
+    given = ["--num-ctx", "4", "--shared-ctx", "--directions", "frozen", "--likelihood", "cosine", "--selection", "magnitude",
+             "--temporal", "mtn", "--temporal-input", "both", "--embed-dim", "64", "--depth", "3", "--mask-ratio", "0.5",
+             "--variant", "released", "--lambdas", "sparse=0", "dir_top_normal=2.5"]
+    config = train.make_config(train.parse_args(["--dataset", "ucfcrime", "--root", "x", *given]), ("a",), 512, 2048)
+    assert (config.num_ctx, config.shared_ctx, config.directions, config.likelihood) == (4, True, "frozen", "cosine")
+    assert (config.selection, config.temporal, config.temporal_input, config.embed_dim) == ("magnitude", "mtn", "both", 64)
+    assert (config.depth, config.mask_ratio, config.variant, config.temporal_feature_dim) == (3, 0.5, "released", 2048)
+    assert (config.lambda_sparse, config.lambda_dir_top_normal, config.lambda_smooth) == (0, 2.5, 8e-4)
+
+
+def test_the_learning_rate_warms_up_over_a_tenth_and_ends_at_zero():
+    rates = [train.learning_rate(step, 7, 20, 1.0, released=False) for step in range(140)]
+    assert rates[13] == 1.0 and rates[139] == pytest.approx(0, abs=1e-12)
+    assert rates[6] == pytest.approx(0.5)
+    assert rates[76] == pytest.approx((1 + math.cos(math.pi * (77 / 7 - 2) / 18)) / 2)
+    assert all(a < b for a, b in zip(rates[:13], rates[1:14])) and all(a > b for a, b in zip(rates[13:], rates[14:]))
+
+
+def test_the_released_learning_rate_changes_by_epoch_and_starts_with_an_epoch_at_zero():
+    rates = [train.learning_rate(step, 7, 20, 1.0, released=True) for step in range(140)]
+    assert rates[:7] == [0] * 7 and rates[7:14] == [0.5] * 7 and rates[14:21] == [1.0] * 7
+    assert rates[133:] == pytest.approx([(1 + math.cos(math.pi * 17 / 18)) / 2] * 7)
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--batch-size", "7"], "--batch-size 7: expected an even number"),
+    (["--epochs", "0"], "--epochs 0: expected at least 1"), (["--lr", "0"], "--lr 0.0: expected a positive number"),
+    (["--lambdas", "speed=1"], "found loss 'speed', expected one of bottom_abnormal"),
+    (["--lambdas", "sparse=much"], "found weight 'much', expected a number"),
+    (["--topk", "7"], r"topk must be in \[1, 6\]"),
+    (["--directions", "finetune", "--clip", "no-such-model"], "no-such-model")])
+def test_wrong_options_are_named_before_any_work(dataset, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        run(dataset, tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_input_ends_the_script_with_one_line_and_status_2(tmp_path):
+    command = [sys.executable, str(HERE / "train.py"), "--dataset", "custom", "--root", str(tmp_path / "nothing")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1 and "nothing" in result.stderr
+
+
+# ---- training ----
+
+
+def test_training_lowers_the_loss_and_logs_every_term(trained):
+    records = [json.loads(line) for line in (trained.parent / "log.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == list(range(1, 61))
+    assert records[-1]["losses"]["total"] < records[0]["losses"]["total"] - 0.5
+    assert {"dir_abnormal", "top_abnormal", "bottom_abnormal", "dir_normal", "top_normal", "sparse", "smooth", "total"} <= \
+        records[0]["losses"].keys()
+    assert records[0]["seconds"] > 0
+
+
+def test_four_epochs_equal_two_resumed_and_two_more_bit_for_bit(dataset, tmp_path, monkeypatch):
+    whole = run(dataset, tmp_path / "whole", "--epochs", "4")
+    calls, real = [], train.train_epoch
+
+    def stop_in_the_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(train, "train_epoch", stop_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, tmp_path / "parts", "--epochs", "4")
+    torch.rand(5)  # the state of the process must not matter
+    monkeypatch.setattr(train, "train_epoch", real)
+    resumed = run(dataset, tmp_path / "parts", "--epochs", "4", "--resume", "--workers", "2")
+    for key in ("model", "optimizer", "rng", "epoch", "config", "lists"):
+        assert equal(whole[key], resumed[key]), key
+    losses = [[json.loads(line)["losses"] for line in (tmp_path / run_ / "log.jsonl").read_text().splitlines()]
+              for run_ in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_equal_seeds_give_equal_models_and_others_do_not(dataset, tmp_path):
+    a, b, c = (run(dataset, tmp_path / name, "--epochs", "1", "--seed", seed)["model"] for name, seed in
+               (("a", "1"), ("b", "1"), ("c", "2")))
+    assert equal(a, b) and not equal(a, c)
+
+
+def test_a_finished_run_is_not_overwritten_nor_resumed_with_other_settings(dataset, tmp_path):
+    run(dataset, tmp_path, "--epochs", "1")
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(InputError, match="last.pt: found the result of an earlier run; go on with --resume"):
+        run(dataset, tmp_path, "--epochs", "1")
+    with pytest.raises(InputError, match="found lr = 0.0005, expected 0.1 as given"):
+        run(dataset, tmp_path, "--epochs", "1", "--lr", "0.1", "--resume")
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_clip_directions_are_trained_from_a_weights_file_and_evaluated_without_it(dataset, tmp_path):
+    weights = tmp_path / "clip.pt"
+    torch.save(tiny_clip_state_dict(), weights)
+    checkpoint = run(dataset, tmp_path / "run", "--directions", "finetune", "--clip", str(weights), "--epochs", "2", "--lr", "1e-3")
+    assert not any("text_tower" in name for name in checkpoint["model"])
+    clip = clip_model.load(weights)
+    tuned = checkpoint["model"]["prompt_learner.text_projection"]
+    assert 0 < float((tuned - clip.text_projection.detach()).abs().max()) < 0.1
+    weights.unlink()
+    evaluate.main(["--ckpt", str(tmp_path / "run" / "last.pt"), "--device", "cpu", "--timelines", "0"])
+    assert (tmp_path / "run" / "eval" / "metrics.json").exists()
+
+
+def test_bfloat16_autocast_trains(dataset, tmp_path):
+    run(dataset, tmp_path, "--epochs", "2", "--amp")
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert all(math.isfinite(value) for value in last["losses"].values())
+
+
+# ---- evaluation ----
+
+
+def test_evaluation_finds_the_planted_classes_and_writes_everything(trained, dataset, capsys):
+    evaluate.main(["--ckpt", str(trained), "--device", "cpu", "--rules", "--timelines", "3"])
+    out = trained.parent / "eval"
+    results, scores = json.loads((out / "metrics.json").read_text()), np.load(out / "scores.npz")
+    assert results["AUC"] > 0.8 and results["mAUC"] > 0.9 and results["videos"] == 16
+    names = sorted({key.rsplit(".", 1)[0] for key in scores})
+    assert len(names) == 16
+    labels = []
+    for name in names:  # truth read off the annotation file once more, by hand
+        line = next(line for line in (dataset / "temporal_annotations.txt").read_text().splitlines() if line.startswith(name))
+        _, kind, start, end, *_ = line.split()
+        frames = np.full(len(scores[f"{name}.p_A"]), -1)
+        if kind != "Normal":
+            frames[int(start):int(end) + 1] = CLASSES.index(kind)
+        labels.append(frames)
+    p_A, p_class = (np.concatenate([scores[f"{name}.{key}"] for name in names]) for key in ("p_A", "p_class"))
+    expected = metrics(p_A, p_class, np.concatenate(labels), CLASSES)
+    assert all(results[key] == pytest.approx(expected[key], abs=1e-9) for key in ("AUC", "AP", "mAUC", "mAP"))
+    assert results["per_class"]["fire"]["frames"] == expected["per_class"]["fire"]["frames"]
+    for picture in ("roc.png", "pr.png", "confusion.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert len(list((out / "timelines").glob("*.png"))) == 3
+    printed = capsys.readouterr().out
+    assert f"{100 * results['AUC']:.2f}" in printed and "logistic regression" in printed and str(out) in printed
+
+
+def test_the_simple_rules_are_what_they_say(trained, dataset):
+    results = json.loads((trained.parent / "eval" / "metrics.json").read_text())["rules"]
+    model = AnomalyCLIP.from_checkpoint(trained)
+    checkpoint = torch.load(trained, weights_only=True)
+    scores, labels = [], []
+    for name, label, intervals in checkpoint["lists"]["test"]:
+        rows = np.load(dataset / "features" / f"{name}.npy").astype(np.float64)
+        scores += [float(np.sqrt(((row - model.prototype.numpy()) ** 2).sum())) for row in rows]
+        frames = np.full(len(rows), -1)
+        for start, end in intervals:
+            frames[start:end] = label
+        labels += frames.tolist()
+    expected = metrics(np.array(scores), np.zeros((len(scores), 2)), np.array(labels), CLASSES)["AUC"]
+    assert results["distance to the prototype"]["AUC"] == pytest.approx(expected, abs=1e-6)
+    assert results["logistic regression"]["AUC"] > 0.85  # the planted problem is a linear one
+    assert results["logistic regression"]["mAUC"] > 0.9
+
+
+def test_features_of_snippets_are_scored_by_frame(tmp_path):
+    root = write_dataset(tmp_path / "data", frames_per_feature=5)
+    run(root, tmp_path / "run", "--epochs", "1")
+    evaluate.main(["--ckpt", str(tmp_path / "run" / "last.pt"), "--device", "cpu", "--timelines", "0"])
+    scores = np.load(tmp_path / "run" / "eval" / "scores.npz")
+    rows = np.load(root / "features" / "test08.npy")
+    p_A = scores["test08.p_A"]
+    assert len(p_A) == len(rows) * 5 - 2  # as meta.json says, not a multiple of five
+    p_rows, _ = AnomalyCLIP.from_checkpoint(tmp_path / "run" / "last.pt").predict(rows)
+    assert np.array_equal(p_A, np.repeat(p_rows, 5)[:-2])
+
+
+def test_the_temporal_model_can_have_features_of_its_own(dataset, tmp_path):
+    other = write_dataset(tmp_path / "i3d", dim=10, encoder="i3d")
+    checkpoint = run(dataset, tmp_path / "run", "--epochs", "1", "--temporal-features", str(other))
+    assert checkpoint["config"]["temporal_feature_dim"] == 10
+    assert checkpoint["model"]["temporal_model.projection.weight"].shape == (16, 10)
+    assert float(checkpoint["model"]["temporal_prototype"].abs().max()) > 0
+    evaluate.main(["--ckpt", str(tmp_path / "run" / "last.pt"), "--device", "cpu", "--timelines", "0"])
+
+
+def test_features_of_another_encoder_are_refused(trained, tmp_path):
+    other = write_dataset(tmp_path / "data", encoder="another")
+    with pytest.raises(InputError, match="found features of .*another.*, expected those of the training, .*synthetic"):
+        evaluate.main(["--ckpt", str(trained), "--features", str(other), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "x.pt").write_text("no")
+    with pytest.raises(InputError, match="x.pt: found .* expected a checkpoint of train.py"):
+        evaluate.main(["--ckpt", str(tmp_path / "x.pt")])

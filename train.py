@@ -1,0 +1,306 @@
+"""Trains AnomalyCLIP on per-frame features of videos that carry one label each.
+
+    python train.py --dataset demo                                   # synthetic features, two minutes, no files needed
+    python train.py --dataset ucfcrime --root data/UCFCrime          # or shanghaitech, xdviolence
+    python train.py --dataset custom --root data/mine --features features/mine --directions direct
+    python train.py ... --out runs/x --resume                        # go on where runs/x/last.pt stopped
+
+Writes OUT/last.pt after every epoch and a line per epoch to OUT/log.jsonl; evaluate.py reads last.pt.
+"""
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from data import InputError, run_script, write_atomically
+
+PRESETS = {  # what differs from the config's defaults, which are those of UCF-Crime (App. A and B)
+    "shanghaitech": {"depth": 2, "temporal_input": "both", "lr": 5e-4, "epochs": 100},
+    "ucfcrime": {"lr": 1e-5, "epochs": 50},
+    "xdviolence": {"embed_dim": 128, "lr": 5e-6, "epochs": 50},
+    "custom": {"lr": 5e-4, "epochs": 100},  # as ShanghaiTech, the smallest of the three
+    "demo": {"lr": 5e-4, "epochs": 10, "batch_size": 32, "embed_dim": 64, "directions": "direct", "evaluate": True,
+             "root": "runs/demo-data"},
+}
+SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
+PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
+ANYTIME = ("out", "resume", "device", "workers", "evaluate", *PATHS)  # may differ between a run and its resumption
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", required=True, choices=PRESETS, help="annotation format and preset of settings")
+    add("--root", help="folder of lists and annotations")
+    add("--features", help="folder of .npy features (default: found under --root)")
+    add("--temporal-features", help="other features for the Temporal model, such as I3D (Table 15)")
+    add("--frames-per-feature", type=int, help="video frames per feature row (default: as meta.json says, else 1)")
+    add("--temporal-frames-per-feature", type=int, help="the same for --temporal-features")
+    add("--crops", type=int, default=1, help="crops per frame in files of shape (N * crops, D) (default: 1)")
+    add("--classes-csv", help="ShanghaiTech: CSV of video,class; released lists: CSV of id,name")
+    add_config_options(parser)
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--lr", type=float, help="peak learning rate (default: as the preset)")
+    add("--epochs", type=int, help="epochs; the first tenth warms up (default: as the preset)")
+    add("--batch-size", type=int, help="videos per batch, half of them normal (default: 64)")
+    add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    add("--amp", action=argparse.BooleanOptionalAction, default=False, help="bfloat16 autocast")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", help="output folder (default: runs/DATASET)")
+    add("--resume", action="store_true", help="go on from OUT/last.pt; start anew if there is none")
+    add("--evaluate", action=argparse.BooleanOptionalAction, help="evaluate on the test list at the end (default: demo only)")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    add("--workers", type=int, default=2, help="processes that read features (default: 2)")
+    args = parser.parse_args(argv)
+    for name, value in ({"batch_size": 64, "evaluate": False} | PRESETS[args.dataset]).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.out = args.out or f"runs/{args.dataset}"
+    check_args(args)
+    return args
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """An option for each config field, and one for all weights of losses; None where the user gave nothing."""
+    from anomalyclip import AnomalyCLIPConfig
+
+    add = parser.add_argument_group("model").add_argument
+    add("--clip", default="ViT-B/16", help="CLIP whose text tower gives the directions: a name or a file (default: ViT-B/16)")
+    weights = []
+    for f in fields(AnomalyCLIPConfig):
+        if f.name in SHAPE:
+            continue
+        if f.name.startswith("lambda_"):
+            weights.append(f"{f.name.removeprefix('lambda_')}={f.default:g}")
+            continue
+        text = {"help": f"{f.metadata['help']} (default: {f.default})"}
+        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {
+            "type": f.type, "choices": f.metadata["choices"]}
+        add(f"--{f.name.replace('_', '-')}", **kind, **text)
+    add("--lambdas", nargs="+", default=[], metavar="LOSS=WEIGHT", help=f"weights of losses (defaults: {' '.join(weights)})")
+
+
+def check_args(args: argparse.Namespace) -> None:
+    if args.root is None:
+        raise InputError(f"--root is missing: expected the folder with the lists of --dataset {args.dataset}")
+    if args.batch_size < 2 or args.batch_size % 2:
+        raise InputError(f"--batch-size {args.batch_size}: expected an even number, half of it normal videos")
+    for name in ("epochs", "frames_per_feature", "temporal_frames_per_feature", "crops"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    if not args.lr > 0:
+        raise InputError(f"--lr {args.lr}: expected a positive number")
+
+
+def make_config(args, classes, feature_dim: int, temporal_feature_dim: int | None):
+    """The config of the data's sizes, the preset and what the user gave."""
+    from anomalyclip import AnomalyCLIPConfig
+
+    names = {f.name for f in fields(AnomalyCLIPConfig)} - set(SHAPE)
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    for text in args.lambdas:
+        name, _, value = text.partition("=")
+        if f"lambda_{name}" not in names:
+            known = ", ".join(sorted(n.removeprefix("lambda_") for n in names if n.startswith("lambda_")))
+            raise InputError(f"--lambdas {text}: found loss {name!r}, expected one of {known}")
+        try:
+            given[f"lambda_{name}"] = float(value)
+        except ValueError:
+            raise InputError(f"--lambdas {text}: found weight {value!r}, expected a number") from None
+    try:
+        return AnomalyCLIPConfig(classes=classes, feature_dim=feature_dim, temporal_feature_dim=temporal_feature_dim, **given)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, released: bool) -> float:
+    """Linear warm-up from zero over the first tenth of the epochs, then a cosine to zero (App. B).
+
+    The released code changes it once an epoch, so that its whole first epoch has rate zero; we change it every step.
+    """
+    epoch = step // steps_per_epoch if released else (step + 1) / steps_per_epoch
+    warmup = max(1, epochs // 10) if released else epochs / 10
+    if epoch < warmup:
+        return peak * epoch / warmup
+    return peak * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2 if epochs > warmup else peak
+
+
+def build_model(args, config, device, prototypes):
+    """The model, with CLIP's text tower where the directions need it."""
+    from anomalyclip import AnomalyCLIP
+
+    if config.directions == "direct":
+        return AnomalyCLIP(config, **prototypes).to(device)
+    import clip_model
+
+    try:
+        clip = clip_model.load(args.clip)
+        return AnomalyCLIP(config, clip=clip, tokenize=clip_model.tokenize, **prototypes).to(device)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def open_features(args, videos):
+    """The feature folders of the Selector and, if it has its own, of the Temporal model; every file is looked at."""
+    from data import FeatureFolder, check_features
+
+    features = FeatureFolder(args.features or args.root, frames_per_feature=args.frames_per_feature, crops=args.crops)
+    check_features(features, videos)
+    if args.temporal_features is None:
+        return features, None
+    temporal = FeatureFolder(args.temporal_features, frames_per_feature=args.temporal_frames_per_feature, crops=args.crops)
+    check_features(temporal, videos)
+    return features, temporal
+
+
+def train_epoch(model, forward, loader, optimizer, schedule, first_step: int, args, device) -> dict[str, float]:
+    """One pass over the batches; means of all losses over the epoch."""
+    import torch
+    from tqdm import tqdm
+
+    sums: dict[str, float] = {}
+    model.train()
+    for i, batch in enumerate(tqdm(loader, leave=False, unit="step", disable=not sys.stderr.isatty())):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(first_step + i)
+        labels = batch["label"][:len(batch["label"]) // 2].to(device)
+        inputs = [batch[k].to(device, non_blocking=True) for k in ("features", "temporal_features") if k in batch]
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=args.amp):
+            prediction = forward(*inputs)
+        losses = model.losses(prediction, labels)
+        optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        optimizer.step()
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0.0) + loss.detach()
+    means = {name: float(value) / len(loader) for name, value in sums.items()}
+    if not math.isfinite(means["total"]):
+        raise FloatingPointError(f"the loss became {means['total']} in this epoch; try a lower --lr")
+    return means
+
+
+def rng_state() -> dict:
+    import torch
+
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def save(path: Path, model, optimizer, epoch: int, extra: dict) -> None:
+    """Writes everything that evaluation and resumption need; the file is whole or the old one."""
+    import torch
+
+    state = model.checkpoint() | extra | {"epoch": epoch, "optimizer": optimizer.state_dict(), "rng": rng_state()}
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_resumed(path: Path, settings: dict) -> dict | None:
+    """The checkpoint to go on from, None if there is none; its settings must be the ones asked for."""
+    from anomalyclip import read_checkpoint
+
+    if not path.exists():
+        return None
+    try:
+        checkpoint = read_checkpoint(path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    old = checkpoint["settings"]
+    changed = sorted(k for k in old.keys() | settings.keys() if k not in ANYTIME and old.get(k) != settings.get(k))
+    if changed:
+        raise InputError(f"{path}: found {changed[0]} = {old.get(changed[0])}, expected {settings.get(changed[0])} as given; "
+                         "resume with the same settings or choose another --out")
+    return checkpoint
+
+
+def restore(checkpoint: dict, model, optimizer, log: Path) -> int:
+    """Puts model, optimiser and random states where they were; the epoch to go on with."""
+    import torch
+
+    model.load_trained_state(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    torch.set_rng_state(checkpoint["rng"]["cpu"])
+    if torch.cuda.is_available() and checkpoint["rng"]["cuda"]:
+        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+    lines = log.read_text().splitlines() if log.exists() else []
+    kept = [line for line in lines if json.loads(line)["epoch"] <= checkpoint["epoch"]]
+    write_atomically(log, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
+    return checkpoint["epoch"]
+
+
+def report(log: Path, record: dict, epochs: int) -> None:
+    """One line on the screen, one in log.jsonl."""
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
+    print(f"epoch {record['epoch']}/{epochs}  {losses}  lr {record['lr']:.2e}  {record['seconds']:.1f} s", flush=True)
+    with open(log, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    import torch  # only now: --help and bad arguments answer at once
+
+    from data import BalancedBatches, SegmentDataset, load_lists, normality_prototype, write_demo
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    out, log = Path(args.out), Path(args.out) / "log.jsonl"
+    if args.dataset == "demo":
+        write_demo(args.root)
+        print(f"demo: synthetic features with planted directions, not real video, in {args.root}")
+    lists = load_lists("custom" if args.dataset == "demo" else args.dataset, args.root, args.classes_csv)
+    features, temporal = open_features(args, lists.train + lists.test)
+    config = make_config(args, lists.classes, features.dim, temporal and temporal.dim)
+    last = out / "last.pt"
+    if last.exists() and not args.resume:
+        raise InputError(f"{last}: found the result of an earlier run; go on with --resume, or choose another --out")
+    checkpoint = load_resumed(last, vars(args))
+
+    torch.manual_seed(args.seed)
+    prototypes = {}
+    if checkpoint is None:
+        prototypes["prototype"] = normality_prototype(features, lists.train)
+        if temporal:
+            prototypes["temporal_prototype"] = normality_prototype(temporal, lists.train)
+    model = build_model(args, config, device, prototypes)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    released = config.variant == "released"
+    betas = (0.9, 0.999 if released else 0.98)  # the released code leaves PyTorch's default; App. B says 0.98
+    optimizer = torch.optim.AdamW(trainable, lr=args.lr, betas=betas, eps=1e-8, weight_decay=0.2)
+    first_epoch = restore(checkpoint, model, optimizer, log) if checkpoint else 0
+
+    dataset = SegmentDataset(lists.train, features, config.num_segments, config.num_frames, temporal, released=released)
+    batches = BalancedBatches([v.label for v in lists.train], args.batch_size, args.seed, released=released)
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=args.workers,
+                                         pin_memory=device != "cpu", persistent_workers=args.workers > 0,
+                                         generator=torch.Generator())  # of its own, so that workers change no other draw
+    forward = torch.compile(model) if args.compile else model
+    num_normal = sum(v.label < 0 for v in lists.train)
+    print(f"{args.dataset}: {len(lists.train) - num_normal} abnormal and {num_normal} normal videos, {len(lists.classes)} "
+          f"classes, {sum(p.numel() for p in trainable):,} trainable parameters, {len(batches)} steps an epoch on {device}")
+    out.mkdir(parents=True, exist_ok=True)
+    extra = {"settings": vars(args), "lists": lists.to_plain(), "encoder": features.encoder,
+             "temporal_encoder": temporal and temporal.encoder}
+
+    def schedule(step):
+        return learning_rate(step, len(batches), args.epochs, args.lr, released)
+
+    for epoch in range(first_epoch, args.epochs):
+        start = time.perf_counter()
+        batches.set_epoch(epoch)
+        first_step = epoch * len(batches)
+        losses = train_epoch(model, forward, loader, optimizer, schedule, first_step, args, device)
+        save(last, model, optimizer, epoch + 1, extra)
+        record = {"epoch": epoch + 1, "lr": schedule(first_step), "seconds": time.perf_counter() - start, "losses": losses}
+        report(log, record, args.epochs)
+    print(f"checkpoint: {last}")
+    if args.evaluate:
+        import evaluate
+
+        return evaluate.main(["--ckpt", str(last), "--device", device])
+    print(f"next: python evaluate.py --ckpt {last}")
+
+
+if __name__ == "__main__":
+    run_script(main)
