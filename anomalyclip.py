@@ -358,10 +358,10 @@ class Prediction(NamedTuple):
     likelihood: Tensor  # Selector, Eq. 3: (B, S, F, C)
     class_logits: Tensor  # their softmax is p_{c|A}: (B, S, F, C)
     anomaly_logits: Tensor  # Temporal model; their sigmoid is p_A: (B, S, F)
-    magnitude: Tensor  # length of the features that the Selector saw: (B, S, F)
+    magnitude: Tensor | None  # length of the features that the Selector saw, where segments are ranked by it: (B, S, F)
 
     def half(self, part: slice) -> "Prediction":
-        return Prediction(*(t[part] for t in self))
+        return Prediction(*(None if t is None else t[part] for t in self))
 
 
 class AnomalyCLIP(nn.Module):
@@ -419,7 +419,8 @@ class AnomalyCLIP(nn.Module):
         anomaly_logits = self.temporal_model(torch.cat(temporal[self.config.temporal_input], dim=-1))  # (B, S, F)
         cosine = self.config.likelihood == "cosine"
         class_logits = likelihood * self.logit_scale.exp() if cosine else likelihood
-        return Prediction(likelihood, class_logits.float(), anomaly_logits.float(), x.norm(dim=-1))
+        magnitude = x.norm(dim=-1) if self.config.selection == "magnitude" else None  # (B, S, F)
+        return Prediction(likelihood, class_logits.float(), anomaly_logits.float(), magnitude)
 
     def class_directions(self) -> Tensor:
         """Directions d_c of the classes (Eq. 2), (C, D); in CLIP's own space, where nothing is re-centred, text features."""

@@ -227,8 +227,8 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     texts = [texts] if isinstance(texts, str) else texts
     rows = torch.zeros(len(texts), context_length, dtype=torch.int32)
     for row, text in zip(rows, texts):
-        clean = html.unescape(html.unescape(ftfy.fix_text(text)))
-        clean = regex.sub(r"\s+", " ", clean).strip().lower()
+        # OpenAI also strips the text and collapses blanks, which changes no id
+        clean = html.unescape(html.unescape(ftfy.fix_text(text))).lower()
         ids = [i for word in ("<|startoftext|>", *_WORDS.findall(clean), "<|endoftext|>") for i in _word_ids(word)]
         if len(ids) > context_length and not truncate:
             raise RuntimeError(f"Input {text} is too long for context length {context_length}")

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from data import InputError, run_script, write_atomically
 
 
@@ -33,9 +35,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 class Scores(NamedTuple):
     """Of one video, per frame."""
 
-    p_A: "np.ndarray"  # (N,)
-    p_class: "np.ndarray | None"  # (N, C); None where a rule knows no classes
-    labels: "np.ndarray"  # (N,), -1 normal
+    p_A: np.ndarray  # (N,)
+    p_class: np.ndarray | None  # (N, C); None where a rule knows no classes
+    labels: np.ndarray  # (N,), -1 normal
 
 
 def open_folders(args, checkpoint: dict):
@@ -56,10 +58,10 @@ def open_folders(args, checkpoint: dict):
 
 def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
     """Runs predict(rows of a video[, rows of its other features]) on every video and spreads the rows over its frames."""
-    import numpy as np
     from tqdm import tqdm
 
-    from data import frame_labels, matching_rows
+    from annotations import frame_labels
+    from data import matching_rows
 
     scores = {}
     for video in tqdm(videos, unit="video", leave=False, disable=not sys.stderr.isatty()):
@@ -75,8 +77,6 @@ def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
 
 def frame_metrics(scores: dict[str, Scores], classes) -> dict:
     """Metrics over all frames of all videos; a rule without classes has AUC and AP alone."""
-    import numpy as np
-
     from anomalyclip import auc_ap, metrics
 
     p_A, labels = (np.concatenate([getattr(s, name) for s in scores.values()]) for name in ("p_A", "labels"))
@@ -113,16 +113,12 @@ def table(results: dict, rules: dict[str, dict]) -> str:
 
 
 def write_results(out: Path, results: dict, scores: dict[str, Scores]) -> None:
-    import numpy as np
-
     arrays = {f"{name}.{key}": getattr(s, key) for name, s in scores.items() for key in ("p_A", "p_class")}
     write_atomically(out / "scores.npz", lambda file: np.savez(file, **arrays))
     write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
 
 
 def draw(out: Path, scores: dict[str, Scores], lists, num_timelines: int) -> None:
-    import numpy as np
-
     import plots
 
     p_A, p_class, labels = (np.concatenate(values) for values in zip(*scores.values()))
@@ -137,8 +133,9 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     import torch
 
+    from annotations import VideoLists
     from anomalyclip import AnomalyCLIP, read_checkpoint
-    from data import VideoLists, check_features
+    from data import check_features
 
     try:
         checkpoint = read_checkpoint(args.ckpt)

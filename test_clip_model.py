@@ -321,6 +321,10 @@ def test_batch_of_texts_is_an_int_matrix():
     assert tokenize(["Abuse"], context_length=4).tolist() == [[49406, 7678, 49407, 0]]
 
 
+def test_entities_are_unescaped_twice():
+    assert torch.equal(tokenize("<b> &amp;lt; c"), tokenize("<b> < c"))  # ftfy leaves entities beside a "<" alone
+
+
 def test_file_works_when_copied_alone_with_its_merge_table(tmp_path):
     for name in ("clip_model.py", "bpe_merges.txt.gz"):
         (tmp_path / name).write_bytes((HERE / name).read_bytes())
@@ -546,34 +550,40 @@ def test_no_command_in_a_file_is_run(tmp_path, torchscript, wrapped):
     assert (tmp_path / "marker").exists()
 
 
-SAFETENSORS_ATTACKS = {
-    "beyond the file": {"dtype": "F32", "shape": [4], "data_offsets": [16, 32]},
-    "a terabyte": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]},
-    "a terabyte in 16 bytes": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 16]},
-    "backwards": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]},
-    "negative": {"dtype": "F32", "shape": [-4], "data_offsets": [0, -16]},
-    "two negatives": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]},
-    "before the data": {"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]},
-    "shape too small": {"dtype": "F32", "shape": [3], "data_offsets": [0, 16]},
-    "unknown type": {"dtype": "F33", "shape": [4], "data_offsets": [0, 16]},
-    "no offsets": {"dtype": "F32", "shape": [4]},
-    "no entry": 7,
+SAFETENSORS_ATTACKS = {  # an entry of 16 bytes of data, and a part of the message
+    "beyond the file": ({"dtype": "F32", "shape": [4], "data_offsets": [16, 32]}, "claims shape"),
+    "a gap before it": ({"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}, "claims shape"),
+    "a terabyte": ({"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}, "claims shape"),
+    "a terabyte in 16 bytes": ({"dtype": "F32", "shape": [2**38], "data_offsets": [0, 16]}, "claims shape"),
+    "backwards": ({"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}, "claims shape"),
+    "negative": ({"dtype": "F32", "shape": [-4], "data_offsets": [0, -16]}, "claims shape"),
+    "two negatives": ({"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}, "cannot be read"),
+    "before the data": ({"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]}, "claims shape"),
+    "shape too small": ({"dtype": "F32", "shape": [3], "data_offsets": [0, 16]}, "claims shape"),
+    "unknown type": ({"dtype": "F33", "shape": [4], "data_offsets": [0, 16]}, "F33"),
+    "no offsets": ({"dtype": "F32", "shape": [4]}, "data_offsets"),
+    "no entry": (7, "TypeError"),
 }
 
 
 @pytest.mark.parametrize("attack", SAFETENSORS_ATTACKS)
 def test_safetensors_entry_that_does_not_fit_is_refused(tmp_path, attack):
-    path = tmp_path / "evil.safetensors"
-    write_safetensors(path, {"a": torch.zeros(4)}, {"a": SAFETENSORS_ATTACKS[attack]})
-    refused(path)
+    path, (entry, message) = tmp_path / "evil.safetensors", SAFETENSORS_ATTACKS[attack]
+    write_safetensors(path, {"a": torch.zeros(4)}, {"a": entry})
+    assert message in refused(path)
     write_safetensors(path, {"a": torch.zeros(4)})
     assert clip_model._read_safetensors(path)["a"].tolist() == [0, 0, 0, 0]
 
 
 def test_safetensors_tensors_must_not_share_bytes(tmp_path):
-    entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
-    write_safetensors(tmp_path / "evil.safetensors", {"a": torch.zeros(4)}, {str(i): entry for i in range(9)})
-    assert "not 16 to 16" in refused(tmp_path / "evil.safetensors")
+    entries = {name: {"dtype": "F32", "shape": [2], "data_offsets": [i, i + 8]} for name, i in (("a", 0), ("b", 4))}
+    write_safetensors(tmp_path / "evil.safetensors", {"a": torch.zeros(4)}, entries)
+    assert "b claims shape [2] at bytes 4 to 12, not 8 to 16" in refused(tmp_path / "evil.safetensors")
+
+
+def test_messages_stay_on_one_line(tmp_path):
+    write_safetensors(tmp_path / "evil.safetensors", {}, {"a\nb": SAFETENSORS_ATTACKS["a terabyte"][0]})
+    refused(tmp_path / "evil.safetensors")
 
 
 @pytest.mark.parametrize("header_length", [2**60, 2**63, 10**7, 5])
@@ -726,6 +736,13 @@ def test_a_damaged_cached_file_is_fetched_again(published, tmp_path):
     (tmp_path / "cache" / "ViT-B-16.pt").write_bytes(b"damaged")
     check_features(load("ViT-B/16"))
     assert (tmp_path / "cache" / "ViT-B-16.pt").read_bytes() == published.read_bytes()
+
+
+def test_a_fetch_that_fails_at_the_end_leaves_nothing(published, tmp_path):
+    (tmp_path / "cache" / "ViT-B-16.pt" / "in the way").mkdir(parents=True)
+    with pytest.raises(WeightsError, match="cannot fetch ViT-B/16"):
+        load("ViT-B/16")
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["ViT-B-16.pt"]
 
 
 def test_without_network_the_file_and_its_place_are_named(tmp_path, monkeypatch):

@@ -59,8 +59,11 @@ def write_video(path, num_frames=12, codec="libx264", pixels="yuv420p", size=(96
     return path
 
 
-def write_sound(path):
+def write_sound(path, empty_pictures=False):
     with av.open(str(path), "w") as container:
+        if empty_pictures:
+            video = container.add_stream("mpeg4", rate=25)
+            video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
         stream = container.add_stream("aac", rate=16000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 16000
@@ -492,6 +495,7 @@ def test_broken_videos_are_named_and_the_others_done(tmp_path, custom, capsys):
     (videos / "empty.mp4").touch()
     (videos / "text.mp4").write_bytes(b"no video " * 1000)
     write_sound(videos / "sound.mp4")
+    write_sound(videos / "no_frame.mkv", empty_pictures=True)
     cut(write_video(videos / "without_index.mp4", num_frames=60), 0.5)
     cut(write_video(videos / "cut_off.mp4", num_frames=60, mux_options=index_first), 0.7)
     cut(write_video(videos / "cut_off_2.avi", num_frames=60, codec="mpeg4"), 0.7)
@@ -502,9 +506,9 @@ def test_broken_videos_are_named_and_the_others_done(tmp_path, custom, capsys):
     invalid = "Invalid data found when processing input"
     assert reasons == {
         "empty.mp4": invalid, "text.mp4": invalid, "sound.mp4": "found no pictures in it, expected a video stream",
-        "without_index.mp4": invalid, "cut_off.mp4": invalid, "overwritten.mp4": invalid,
+        "no_frame.mkv": "found no frame in it, expected at least one", "without_index.mp4": invalid, "cut_off.mp4": invalid, "overwritten.mp4": invalid,
         "cut_off_2.avi": "the file is cut off in the middle of a frame"}
-    assert "2 of 9 videos written, 0 were there, 7 skipped; 8 frames" in told.out
+    assert "2 of 10 videos written, 0 were there, 8 skipped; 8 frames" in told.out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.npy", "meta.json", "z_good.npy"]
     assert read_meta(tmp_path / "out")["videos"].keys() == {"good", "z_good"}
 

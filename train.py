@@ -242,7 +242,9 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     import torch  # only now: --help and bad arguments answer at once
 
-    from data import BalancedBatches, SegmentDataset, load_lists, normality_prototype, write_demo
+    from annotations import load_lists
+    from data import BalancedBatches, SegmentDataset, normality_prototype
+    from synthetic import write_demo
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     out, log = Path(args.out), Path(args.out) / "log.jsonl"
