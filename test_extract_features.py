@@ -534,7 +534,14 @@ def test_reading_ahead_holds_a_bounded_number_of_batches():
 
 
 def test_leaving_early_stops_the_readers():
-    num_threads = threading.active_count()
-    with reading_ahead({str(i): Path(str(i)) for i in range(5)}, lambda path: iter(range(10**9)), 2) as next_item:
+    num_threads, made = threading.active_count(), []
+
+    def read(path):
+        for i in range(10_000):
+            made.append(i)
+            yield i
+
+    with reading_ahead({str(i): Path(str(i)) for i in range(5)}, read, 2) as next_item:
         next_item()
     assert threading.active_count() == num_threads
+    assert len(made) <= 1 + 3 * 2

@@ -202,6 +202,22 @@ def test_clip_directions_are_trained_from_a_weights_file_and_evaluated_without_i
     assert (tmp_path / "run" / "eval" / "metrics.json").exists()
 
 
+def test_prompts_of_another_clip_than_the_features_are_refused(tmp_path):
+    weights = tmp_path / "clip.pt"
+    torch.save(tiny_clip_state_dict(), weights)
+    root = write_dataset(tmp_path / "data", encoder="clip ViT-B/32")
+    meta = json.loads((root / "features" / "meta.json").read_text())
+    for sha256 in ("0" * 64, clip_model.weights_hash(clip_model.load(weights).visual)):
+        (root / "features" / "meta.json").write_text(json.dumps(meta | {"weights_sha256": sha256}))
+        options = ("--directions", "frozen", "--clip", str(weights), "--epochs", "1")
+        if sha256.startswith("0000"):
+            with pytest.raises(InputError, match="its image tower did not make the features, clip ViT-B/32 did"):
+                run(root, tmp_path / "run", *options)
+            assert not (tmp_path / "run").exists()
+        else:
+            run(root, tmp_path / "run", *options)
+
+
 def test_bfloat16_autocast_trains(dataset, tmp_path):
     run(dataset, tmp_path, "--epochs", "2", "--amp")
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])

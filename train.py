@@ -129,8 +129,8 @@ def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, rel
     return peak * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2 if epochs > warmup else peak
 
 
-def build_model(args, config, device, prototypes):
-    """The model, with CLIP's text tower where the directions need it."""
+def build_model(args, config, device, prototypes, encoder: dict | None):
+    """The model, with CLIP's text tower where the directions need it; the features must be of the same CLIP."""
     from anomalyclip import AnomalyCLIP
 
     if config.directions == "direct":
@@ -139,6 +139,10 @@ def build_model(args, config, device, prototypes):
 
     try:
         clip = clip_model.load(args.clip)
+        made_by = encoder and encoder["weights_sha256"]
+        if made_by and made_by != clip_model.weights_hash(clip.visual):
+            raise InputError(f"--clip {args.clip}: its image tower did not make the features, {encoder['encoder']} did; expected "
+                             "the same CLIP for pictures and prompts, or --directions direct")
         return AnomalyCLIP(config, clip=clip, tokenize=clip_model.tokenize, **prototypes).to(device)
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -230,9 +234,10 @@ def restore(checkpoint: dict, model, optimizer, log: Path) -> int:
     return checkpoint["epoch"]
 
 
-def report(log: Path, record: dict, epochs: int) -> None:
-    """One line on the screen, one in log.jsonl."""
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
+def report(log: Path, record: dict, epochs: int, config) -> None:
+    """One line on the screen, without the losses that weigh nothing, and one in log.jsonl."""
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in record["losses"].items()
+                       if getattr(config, f"lambda_{name}", 1))  # 'total' has no weight of its own
     print(f"epoch {record['epoch']}/{epochs}  {losses}  lr {record['lr']:.2e}  {record['seconds']:.1f} s", flush=True)
     with open(log, "a") as file:
         file.write(json.dumps(record) + "\n")
@@ -265,7 +270,7 @@ def main(argv=None) -> None:
         prototypes["prototype"] = normality_prototype(features, lists.train)
         if temporal:
             prototypes["temporal_prototype"] = normality_prototype(temporal, lists.train)
-    model = build_model(args, config, device, prototypes)
+    model = build_model(args, config, device, prototypes, features.encoder)
     trainable = [p for p in model.parameters() if p.requires_grad]
     released = config.variant == "released"
     betas = (0.9, 0.999 if released else 0.98)  # the released code leaves PyTorch's default; App. B says 0.98
@@ -295,7 +300,7 @@ def main(argv=None) -> None:
         losses = train_epoch(model, forward, loader, optimizer, schedule, first_step, args, device)
         save(last, model, optimizer, epoch + 1, extra)
         record = {"epoch": epoch + 1, "lr": schedule(first_step), "seconds": time.perf_counter() - start, "losses": losses}
-        report(log, record, args.epochs)
+        report(log, record, args.epochs, config)
     print(f"checkpoint: {last}")
     if args.evaluate:
         import evaluate
