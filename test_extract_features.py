@@ -277,10 +277,11 @@ def test_features_are_those_of_a_plain_loop_over_opencv_frames(options, tmp_path
     assert_equal_but_for_rounding(np.load(tmp_path / "out" / "a.npy"), plain_features(clip_model.load(clip_path), images))
 
 
-def test_stride_keeps_every_nth_frame(tmp_path, clip_path):
+def test_stride_keeps_every_nth_frame(tmp_path, clip_path, capsys):
     video = write_video(tmp_path / "a.mp4", num_frames=17)
     run(video, tmp_path / "all", "--clip", clip_path, "--batch", 1)
     run(video, tmp_path / "third", "--clip", clip_path, "--batch", 1, "--stride", 3)
+    assert "1 of 1 videos written, 0 were there, 0 skipped; 6 frames" in capsys.readouterr().out
     assert np.array_equal(np.load(tmp_path / "third" / "a.npy"), np.load(tmp_path / "all" / "a.npy")[::3])
     assert read_meta(tmp_path / "third")["videos"] == {"a": {"frames": 17, "fps": 25.0}}
 

@@ -22,8 +22,8 @@ PRESETS = {  # what differs from the config's defaults, which are those of UCF-C
     "ucfcrime": {"lr": 1e-5, "epochs": 50},
     "xdviolence": {"embed_dim": 128, "lr": 5e-6, "epochs": 50},
     "custom": {"lr": 5e-4, "epochs": 100},  # as ShanghaiTech, the smallest of the three
-    "demo": {"lr": 5e-4, "epochs": 10, "batch_size": 32, "embed_dim": 64, "directions": "direct", "evaluate": True,
-             "root": "runs/demo-data"},
+    "demo": {"lr": 2e-3, "epochs": 40, "batch_size": 32, "num_segments": 16, "num_frames": 8, "embed_dim": 32,
+             "directions": "direct", "evaluate": True, "root": "runs/demo-data"},
 }
 SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
 PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
