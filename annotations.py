@@ -169,6 +169,9 @@ def collect(classes, train, test):
 def read_custom(root):
     """train.txt, test.txt (`path Class`), temporal_annotations.txt (ends inclusive), classes.txt (Normal first)."""
     names = [line for _, line in read_lines(root / "classes.txt")]
+    if spaced := [name for name in names if len(name.split()) > 1]:
+        raise InputError(f"{root / 'classes.txt'}: found {spaced[0]!r}, expected names without blanks; write _ instead, prompts "
+                         "show it as a blank")
     if len(names) < 2 or names[0].lower() != "normal" or len(set(names)) < len(names):
         raise InputError(f"{root / 'classes.txt'}: found {names}, expected Normal, then each anomaly class once")
     train, test = (read_videos(root / file, classified_video, names[1:]) for file in ("train.txt", "test.txt"))

@@ -66,21 +66,28 @@ class AnomalyCLIPConfig:
     variant: str = option("paper", "where paper and released code differ, follow this one", ("paper", "released"))
 
     def __post_init__(self):
+        if isinstance(self.classes, str) or not self.classes or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes must be a sequence of one or more different names, got {self.classes!r}")
         self.classes = tuple(self.classes)
         for f in fields(self):
-            choices = f.metadata.get("choices")
-            if choices and getattr(self, f.name) not in choices:
-                raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {getattr(self, f.name)!r}")
-        if not self.classes:
-            raise ValueError("classes must name at least one anomaly class, got none")
+            value, choices = getattr(self, f.name), f.metadata.get("choices")
+            if choices and value not in choices:
+                raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+            if f.type in (int, int | None) and value is not None and value < 1:
+                raise ValueError(f"{f.name} must be at least 1, got {value}")
         if not 1 <= self.topk <= self.num_segments:
             raise ValueError(f"topk must be in [1, {self.num_segments}], the segments of a video, got {self.topk}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim must be a multiple of num_heads ({self.num_heads}), got {self.embed_dim}")
+        if self.embed_dim % self.num_heads or self.temporal == "mtn" and self.embed_dim % 8:
+            raise ValueError(f"embed_dim must be a multiple of num_heads ({self.num_heads}), and of 8 for 'mtn', "
+                             f"got {self.embed_dim}")
         if self.temporal_feature_dim is not None and self.temporal_input == "similarity":
             raise ValueError("temporal_input 'similarity' has no use for features of its own (temporal_feature_dim)")
+
+    def to_plain(self) -> dict:
+        """Plain values, which `torch.load(weights_only=True)` reads back."""
+        return asdict(self) | {"classes": list(self.classes)}
 
 
 # ---- Temporal models (Sec. 3.2, Table 10): all map (B, S, F, E) to (B, S, F, E) ----
@@ -322,8 +329,8 @@ class PromptLearner(nn.Module):
 def draw_segment_mask(num_videos: int, config: AnomalyCLIPConfig, device) -> Tensor:
     """Which segments may be selected, (B, S) bool, drawn from torch's global generator.
 
-    The paper's variant hides exactly the given share of each video's segments, but leaves at least 2K, so that top
-    and bottom do not overlap; the released code hides each segment with that probability.
+    The paper's variant hides the given share of each video's segments, rounded down to whole ones (22 of 32), but
+    leaves at least 2K, so that top and bottom do not overlap; the released code hides each with that probability.
     """
     S = config.num_segments
     noise = torch.rand(num_videos, S, device=device)
@@ -410,7 +417,14 @@ class AnomalyCLIP(nn.Module):
         Args:
             features: As they come out of the image encoder, not normalised, (B, S, F, D).
             temporal_features: The Temporal model's own features, (B, S, F, temporal_feature_dim), if it has any.
+        Raises:
+            ValueError: If features are missing, superfluous or of another width than the config says.
         """
+        found = (features.shape[-1], None if temporal_features is None else temporal_features.shape[-1])
+        expected = (self.config.feature_dim, self.config.temporal_feature_dim)
+        if found != expected:
+            raise ValueError(f"features and temporal_features must be {expected[0]} and {expected[1]} wide, got "
+                             f"{found[0]} and {found[1]}")
         directions = self.class_directions() if self.training else self.directions  # (C, D)
         x = self.recentre(features, self.prototype)  # (B, S, F, D)
         likelihood = self.select(x, directions)  # (B, S, F, C)
@@ -460,6 +474,8 @@ class AnomalyCLIP(nn.Module):
         losses |= self.normal_losses(prediction.half(slice(half, None)), segment_mask[half:])
         losses["total"] = sum(getattr(self.config, f"lambda_{name}") * loss for name, loss in losses.items())
         return losses
+
+    # in these three, B counts the videos of one half
 
     def abnormal_losses(self, prediction: Prediction, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
         own = labels.view(-1, 1, 1, 1).expand(*prediction.likelihood.shape[:3], 1)
@@ -531,37 +547,43 @@ class AnomalyCLIP(nn.Module):
         Returns:
             p_A, (N,): probability that a row is anomalous; p_class, (N, C): that it shows an anomaly of each class.
         Raises:
-            ValueError: If there are no rows.
+            ValueError: If there are no rows, or no directions yet.
         """
-        num_rows = len(features)
-        if num_rows == 0:
-            raise ValueError("features hold no rows")
         was_training = self.training
         if was_training:
             self.eval()
+        try:
+            return self.predict_passes(features, temporal_features, batch_size)
+        finally:
+            self.train(was_training)
+
+    def predict_passes(self, features, temporal_features, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        if (num_rows := len(features)) == 0:
+            raise ValueError("features hold no rows")
+        if not self.directions.any():
+            raise ValueError("the model has no directions yet: give it CLIP, or load a checkpoint")
         p_A = np.empty(num_rows, np.float32)
         p_class = np.empty((num_rows, len(self.config.classes)), np.float32)
         for rows in inference_rows(num_rows, self.config.num_segments, self.config.num_frames, batch_size):
-            segments = [self.read_rows(source, rows % num_rows) for source in (features, temporal_features)]
+            segments = [self.read_rows(source, rows % num_rows) for source in (features, temporal_features)
+                        if source is not None]
             kept = rows < num_rows  # the rest is padding
-            score, per_class = self.probabilities(*segments, num_passes=len(rows))
+            score, per_class = self.probabilities(*segments)
             p_A[rows[kept]] = score[kept]
             p_class[rows[kept]] = per_class[kept]
-        self.train(was_training)
         return p_A, p_class
 
-    def read_rows(self, source, rows: np.ndarray) -> Tensor | None:
-        """Rows (J, S, F) of a video -> (crops * J, S, F, D) float32 on the model's device."""
-        if source is None:
-            return None
+    def read_rows(self, source, rows: np.ndarray) -> Tensor:
+        """Rows (J, S, F) of a video -> (crops, J, S, F, D) float32 on the model's device."""
         index = rows.reshape(-1)
         x = torch.as_tensor(source[torch.from_numpy(index)] if isinstance(source, Tensor) else np.asarray(source[index]))
         x = x.to(self.prototype.device, torch.float32).reshape(*rows.shape, -1, x.shape[-1])  # (J, S, F, crops, D)
-        return x.movedim(3, 0).flatten(0, 1)
+        return x.movedim(3, 0)
 
-    def probabilities(self, features: Tensor, temporal_features: Tensor | None, *, num_passes: int):
-        """p_A (J, S, F) and p_{A,c} (J, S, F, C) as arrays, means over the crops."""
-        prediction = self(features, temporal_features)
+    def probabilities(self, *segments: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """p_A (J, S, F) and p_{A,c} (J, S, F, C) of one or two kinds of features (crops, J, S, F, D), means over crops."""
+        num_crops, num_passes = max(len(x) for x in segments), segments[0].shape[1]
+        prediction = self(*(x.expand(num_crops, *x.shape[1:]).flatten(0, 1) for x in segments))
         p_A = prediction.anomaly_logits.sigmoid()
         p_class = p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
         return tuple(p.unflatten(0, (-1, num_passes)).mean(0).cpu().numpy() for p in (p_A, p_class))
@@ -571,7 +593,7 @@ class AnomalyCLIP(nn.Module):
     def trained_state(self) -> dict[str, Tensor]:
         """Parameters, buffers and the finished directions, without CLIP's frozen text tower."""
         self.finish_directions()
-        return {k: v.cpu() for k, v in self.state_dict().items() if ".text_tower." not in k}
+        return {k: v.cpu().clone() for k, v in self.state_dict().items() if ".text_tower." not in k}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Loads what `trained_state` gave; without CLIP the prompts are left out, their directions are finished.
@@ -591,8 +613,7 @@ class AnomalyCLIP(nn.Module):
 
     def checkpoint(self) -> dict:
         """The model as a plain dict; `from_checkpoint` reads it, and training adds its own entries."""
-        config = asdict(self.config) | {"classes": list(self.config.classes)}
-        return {"format": CHECKPOINT_FORMAT, "config": config, "model": self.trained_state()}
+        return {"format": CHECKPOINT_FORMAT, "config": self.config.to_plain(), "model": self.trained_state()}
 
     @classmethod
     def from_checkpoint(cls, path, device="cpu") -> "AnomalyCLIP":
@@ -605,25 +626,32 @@ class AnomalyCLIP(nn.Module):
 
     @classmethod
     def from_dict(cls, checkpoint: dict) -> "AnomalyCLIP":
-        model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
+        try:
+            model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
+        except TypeError as error:
+            raise ValueError(f"the checkpoint's config is not one of this version: {error}") from None
         model.load_trained_state(checkpoint["model"])
         return model
 
 
-def read_checkpoint(path) -> dict:
+def read_checkpoint(path, *needed: str) -> dict:
     """The dict that train.py saved, tensors on the CPU; nothing in the file is executed.
 
+    Args:
+        path: File.
+        needed: Entries that it must have besides format, config and model.
     Raises:
         ValueError: If the file is not such a checkpoint, or one of a newer format.
     """
+    needed = {"format", "config", "model", *needed}
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file, expected a checkpoint of train.py") from None
     except Exception as error:  # torch.load has no error class of its own for files that are none of its
         raise ValueError(f"{path}: found {type(error).__name__} on reading, expected a checkpoint of train.py") from error
-    if not isinstance(checkpoint, dict) or not {"format", "config", "model"} <= checkpoint.keys():
-        raise ValueError(f"{path}: found a file without format, config and model, expected a checkpoint of train.py")
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+        raise ValueError(f"{path}: found a file without {', '.join(sorted(needed))}, expected a checkpoint of train.py")
     if checkpoint["format"] > CHECKPOINT_FORMAT:
         raise ValueError(f"{path}: found checkpoint format {checkpoint['format']}, expected at most {CHECKPOINT_FORMAT}; "
                          "a newer version of this project wrote it")

@@ -30,13 +30,34 @@ class InputError(ValueError):
 
 
 def run_script(main):
-    """Runs `main()` and exits with the status it returns; an InputError becomes one line and status 2."""
+    """Runs `main()` and exits with the status it returns.
+
+    An InputError becomes one line and status 2, a failing system or a diverging training one line and status 1.
+    """
     try:
         status = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except (OSError, FloatingPointError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        status = 130
     sys.exit(status)
+
+
+def check_device(name):
+    """The device to run on: the one named, else the first CUDA device, else the CPU."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
 
 
 def write_atomically(path, write):
@@ -137,7 +158,7 @@ class FeatureFolder:
 
     def open(self, name, scattered=False):
         """Features of a video, a memory-mapped array (N, crops, D) of float16 or float32 (see `load_array`)."""
-        paths = self._paths(name)
+        paths = self.paths(name)
         arrays = [self._open_file(path, scattered) for path in paths]
         if len(arrays) == 1:
             return arrays[0]
@@ -151,14 +172,15 @@ class FeatureFolder:
         known = self.meta["videos"].get(name) if self.meta else None
         return known["frames"] if known else len(self.open(name)) * self.frames_per_feature
 
-    def _paths(self, name):
+    def paths(self, name):
+        """The file of a video, or its files if each crop has one."""
         for folder in self.folders:
-            crop_paths = [folder / f"{name}__{crop}.npy" for crop in range(10)]
-            for paths in ([folder / f"{name}.npy"], [folder / f"{name}_i3d.npy"], crop_paths):
-                paths = [path for path in paths if path.is_file()]
-                if paths:
-                    self.folders = [folder]  # where one video is, there all are
-                    return paths
+            for stem in dict.fromkeys((name, name.rsplit("/", 1)[-1])):  # RTFM's files lie flat in one folder
+                crop_paths = [folder / f"{stem}__{crop}.npy" for crop in range(10)]
+                for paths in ([folder / f"{stem}.npy"], [folder / f"{stem}_i3d.npy"], crop_paths):
+                    if paths := [path for path in paths if path.is_file()]:
+                        self.folders = [folder]  # where one video is, there all are
+                        return paths
         raise InputError(f"{self.root}: found no features of {name}, expected {name}.npy, {name}_i3d.npy or "
                          f"{name}__0.npy in {' or '.join(map(str, self.folders))}")
 
@@ -180,6 +202,7 @@ def read_meta(path):
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         valid = min(meta["stride"], meta["dim"]) >= 1 and all(v["frames"] >= 1 for v in meta["videos"].values())
+        meta["encoder"], meta["weights_sha256"]  # used by whoever compares encoders
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: is damaged ({error!r}), expected what extract_features.py writes") from error
     if not valid:
@@ -190,15 +213,31 @@ def read_meta(path):
 def matching_rows(features, name, num_rows, frames_per_feature, scattered=False):
     """The rows of a video in `features` that show the same frames as `num_rows` rows of `frames_per_feature` frames."""
     array = features.open(name, scattered)
+    found, expected = len(array) * features.frames_per_feature, num_rows * frames_per_feature
+    if abs(found - expected) >= max(features.frames_per_feature, frames_per_feature):
+        raise InputError(f"{features.root}: found {len(array)} rows for {found} frames of {name}, expected rows for {expected} "
+                         "as in the other features; does a row stand for another number of frames?")
     idx = np.minimum(np.arange(num_rows) * frames_per_feature // features.frames_per_feature, len(array) - 1)
     return LazyArray((num_rows, *array.shape[1:]),
                      lambda rows, *crop: array[(idx[rows], *crop) if crop else idx[rows]])
 
 
-def check_features(features, videos):
-    """Opens the file of every video (headers only), so that what is missing or odd shows before any work."""
+def check_features(features, videos, temporal_features=None):
+    """Looks at the files of every video (headers only), so that what is missing or does not fit shows before any work."""
+    names = {}
     for video in videos:
-        features.open(video.name)
+        num_rows, path = len(features.open(video.name)), features.paths(video.name)[0]
+        if names.setdefault(path, video.name) != video.name:
+            raise InputError(f"{path}: found as features of {names[path]} and of {video.name}, expected a file for each")
+        num_frames, known = num_rows * features.frames_per_feature, features.num_frames(video.name)
+        if abs(num_frames - known) >= features.frames_per_feature:
+            raise InputError(f"{path}: found {num_rows} rows, of {features.frames_per_feature} frames each, expected rows for the "
+                             f"{known} frames that meta.json tells; see --frames-per-feature")
+        if video.intervals and max(start for start, _ in video.intervals) >= num_frames:
+            raise InputError(f"{path}: found {num_rows} rows, of {features.frames_per_feature} frames each, expected more: an "
+                             f"anomaly starts at frame {max(video.intervals)[0]}; see --frames-per-feature and --crops")
+        if temporal_features is not None:
+            matching_rows(temporal_features, video.name, num_rows, features.frames_per_feature)
 
 
 def normality_prototype(features, videos):
@@ -267,13 +306,13 @@ class SegmentDataset:
         return len(self.videos)
 
     def __getitem__(self, index):
-        """Dict of `features` (S, F, D) float32, `label` and, with second features, `temporal_features` (S, F, D2)."""
+        """Dict of `features` (S, F, D) float32, `label`, `video_idx`, with second features `temporal_features` (S, F, D2)."""
         video_idx, seed = index
         video, rng = self.videos[video_idx], np.random.default_rng(seed)
         array = self.features.open(video.name, scattered=True)
         rows = training_rows(len(array), self.num_segments, self.num_frames, rng, self.released)
         crop = int(rng.integers(array.shape[1]))
-        sample = {"features": read_rows(array, rows, crop), "label": video.label}
+        sample = {"features": read_rows(array, rows, crop), "label": video.label, "video_idx": video_idx}
         if self.temporal_features is not None:
             other = matching_rows(self.temporal_features, video.name, len(array), self.features.frames_per_feature,
                                   scattered=True)

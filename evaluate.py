@@ -29,7 +29,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--timelines", type=int, default=16, help="videos drawn as timelines, all classes in turn (default: 16)")
     add("--batch-size", type=int, default=16, help="passes of S * F rows per forward call (default: 16)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name, least in (("batch_size", 1), ("timelines", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least {least}")
+    return args
 
 
 class Scores(NamedTuple):
@@ -49,6 +53,8 @@ def open_folders(args, checkpoint: dict):
                                  (args.temporal_features, "temporal_features", "temporal_encoder")):
         path = given or settings[name] or (settings["root"] if name == "features" else None)
         prefix = name.removesuffix("features")
+        if path and not Path(path).is_dir():
+            raise InputError(f"{path}: is no folder, expected the one with the features; give --{name.replace('_', '-')}")
         folder = path and FeatureFolder(path, frames_per_feature=settings[f"{prefix}frames_per_feature"], crops=settings["crops"])
         if folder and folder.encoder and checkpoint[encoder] and folder.encoder != checkpoint[encoder]:
             raise InputError(f"{path}: found features of {folder.encoder}, expected those of the training, {checkpoint[encoder]}")
@@ -65,11 +71,13 @@ def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
 
     scores = {}
     for video in tqdm(videos, unit="video", leave=False, disable=not sys.stderr.isatty()):
-        rows = features.open(video.name)
+        rows = features.open(video.name)  # (N, crops, D)
         others = () if temporal is None else (matching_rows(temporal, video.name, len(rows), features.frames_per_feature),)
         num_frames = min(features.num_frames(video.name), len(rows) * features.frames_per_feature)
         row_of_frame = np.arange(num_frames) // features.frames_per_feature
         p_A, p_class = predict(rows, *others)
+        if not np.isfinite(p_A).all():
+            raise InputError(f"{video.name}: found features that are infinite or not a number, expected finite ones")
         scores[video.name] = Scores(p_A[row_of_frame], None if p_class is None else p_class[row_of_frame],
                                     frame_labels(video, num_frames))
     return scores
@@ -126,7 +134,7 @@ def draw(out: Path, scores: dict[str, Scores], lists, num_timelines: int) -> Non
     plots.pr_curves(out / "pr.png", p_A, p_class, labels, lists.classes)
     plots.confusion_matrix(out / "confusion.png", p_A, p_class, labels, lists.classes)
     for name in plots.pick_videos(lists.test, num_timelines):
-        plots.timeline(out / "timelines" / f"{name.replace('/', '_')}.png", name, *scores[name], lists.classes)
+        plots.timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes)
 
 
 def main(argv=None) -> None:
@@ -135,22 +143,24 @@ def main(argv=None) -> None:
 
     from annotations import VideoLists
     from anomalyclip import AnomalyCLIP, read_checkpoint
-    from data import check_features
+    from data import check_device, check_features
 
     try:
-        checkpoint = read_checkpoint(args.ckpt)
+        checkpoint = read_checkpoint(args.ckpt, "lists", "settings", "encoder", "epoch")
         model = AnomalyCLIP.from_dict(checkpoint)
     except ValueError as error:
         raise InputError(str(error)) from None
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
+    model = model.to(check_device(args.device)).eval()
+    torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
     lists = VideoLists.from_plain(checkpoint["lists"])
     features, temporal = open_folders(args, checkpoint)
-    for folder in filter(None, (features, temporal)):
-        check_features(folder, lists.test + (lists.train if args.rules else []))
-    if features.dim != model.config.feature_dim:
-        raise InputError(f"{features.root}: found features of {features.dim} values, expected {model.config.feature_dim} "
-                         f"as in {args.ckpt}")
+    check_features(features, lists.test, temporal)
+    if args.rules:
+        check_features(features, lists.train)
+    for folder, dim in ((features, model.config.feature_dim), (temporal, model.config.temporal_feature_dim)):
+        if (folder and folder.dim) != dim:
+            raise InputError(f"{folder and folder.root}: found features of {folder and folder.dim} values, expected {dim} as in "
+                             f"{args.ckpt}")
 
     def predict(*rows):
         return model.predict(*rows, batch_size=args.batch_size)
@@ -161,7 +171,6 @@ def main(argv=None) -> None:
     print(f"{args.ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, per cent")
     print(table(results, rules))
     out = Path(args.out or Path(args.ckpt).parent / "eval")
-    (out / "timelines").mkdir(parents=True, exist_ok=True)
     write_results(out, results | {"rules": rules, "videos": len(scores), "epoch": checkpoint["epoch"]}, scores)
     draw(out, scores, lists, args.timelines)
     print(f"metrics, scores and pictures: {out}")

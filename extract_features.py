@@ -43,9 +43,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import clip_model
-from data import InputError, read_meta, run_script, write_atomically
+from data import VIDEO_SUFFIXES, InputError, check_device, read_meta, run_script, write_atomically
 
-VIDEO_SUFFIXES = set(".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split())
 QUARTER_TURNS = {90: 1, 180: 2, -180: 2, -90: 3}  # by the display matrix, degrees; OpenCV ignores other angles
 BROKEN = (av.FFmpegError, OSError, InputError)  # what an unreadable video raises; anything else ends the run
 
@@ -279,7 +278,8 @@ def read_batches(path: Path, to_inputs, stride: int, batch_size: int):
             raise InputError("found no frame in it, expected at least one")
         if images:
             yield torch.stack(images)
-        yield {"frames": num_frames, "fps": float(stream.average_rate or stream.guessed_rate)}
+        rate = stream.average_rate or stream.guessed_rate
+        yield {"frames": num_frames, "fps": rate and float(rate)}
 
 
 @contextmanager
@@ -318,6 +318,13 @@ def reading_ahead(videos: dict[str, Path], read, num_workers: int):
         pool.shutdown(cancel_futures=True)
 
 
+def to_float16(features: Tensor, description: str) -> np.ndarray:
+    array = features.detach().cpu().half().numpy()
+    if not np.isfinite(array).all():
+        raise InputError(f"{description}: encode gave infinite features or ones beyond 65504, expected finite float16 ones")
+    return array
+
+
 def extract(videos: dict[str, Path], out: Path, meta: dict, encoder, read, num_workers: int, bar: tqdm) -> None:
     """Encodes the videos; each one's file is written, and `meta` extended, when its last frame is done."""
     batches = defaultdict(list)
@@ -326,7 +333,7 @@ def extract(videos: dict[str, Path], out: Path, meta: dict, encoder, read, num_w
         while num_open:
             key, item = next_item()
             if isinstance(item, Tensor):
-                batches[key].append(encoder.encode(item).half().numpy())
+                batches[key].append(to_float16(encoder.encode(item), meta["encoder"]))
                 bar.update(len(item) // meta["crops"])
                 continue
             num_open -= 1
@@ -356,8 +363,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--jpeg", type=int, metavar="QUALITY",
         help="1 to 100: save each frame as JPEG in between; 95 is what the published features saw (default: do not)")
     add("--batch", type=int, default=32, help="pictures given to the encoder at once (default: 32)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     add("--workers", type=int, default=min(8, os.cpu_count()),
         help="videos read at once, each in a thread; about 3 batches of memory for each (default: %(default)s here)")
     return parser.parse_args(argv)
@@ -371,10 +377,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--jpeg {args.jpeg}: expected a quality of 1 to 100")
     if args.out.is_file():
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
-        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    args.device = check_device(args.device)
 
 
 def main(argv=None) -> int:

@@ -55,7 +55,7 @@ def pr_curves(path: Path, p_A, p_class, labels, classes) -> None:
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     def curve(positive, scores):
-        precision, recall, _ = precision_recall_curve(positive, scores)
+        precision, recall, _ = precision_recall_curve(positive, scores, drop_intermediate=True)
         return recall, precision, average_precision_score(positive, scores)
 
     class_curves(path, curve, p_A, p_class, labels, classes, title="Precision and recall by frame, each class against all others",

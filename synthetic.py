@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import write_atomically
+from data import InputError, read_meta, write_atomically
 
 DEMO_CLASSES = ("Alpha", "Beta", "Gamma", "Delta")
 DEMO_COUNTS = {"train": (48, 12), "test": (16, 6)}  # normal videos, videos of each anomaly class
@@ -24,7 +24,12 @@ def write_demo(root, seed=0):
         seed: Seed of everything.
     Returns:
         The planted class directions, (C, D) float64, orthonormal.
+    Raises:
+        InputError: If the folder holds anything but an earlier data set of this kind.
     """
+    meta_path = Path(root, "features", "meta.json")
+    if any(Path(root).glob("*")) and not (meta_path.exists() and read_meta(meta_path)["encoder"] == "synthetic"):
+        raise InputError(f"{root}: found files of somebody else, expected a new folder or one with an earlier demo")
     rng, texts = np.random.default_rng(seed), {"classes.txt": ["Normal", *DEMO_CLASSES], "temporal_annotations.txt": []}
     basis = np.linalg.qr(rng.normal(size=(DEMO_DIM, DEMO_DIM)))[0]  # 4 class, 8 distractor, 52 background directions
     scenes = basis.sum(axis=0) + rng.normal(size=(6, DEMO_DIM - 12)) @ basis[12:]

@@ -169,7 +169,7 @@ def test_xdviolence_splits_may_be_folders(tmp_path, base):
              "XDTrainFeatures/v=c__#1_label_G_i3d": 1, "test/part 2/v=d e__#1_label_0-B6-0": 1}
     for name in names:
         (tmp_path / base / name).parent.mkdir(parents=True, exist_ok=True)
-        np.save(tmp_path / base / f"{name}.npy", np.zeros((2, 3), np.float32))
+        np.save(tmp_path / base / f"{name}.npy", np.zeros((500, 3), np.float32))
     lists = load_lists("xdviolence", tmp_path)
     assert lists.train == [Video("XDTrainFeatures/v=b__#1_label_A", -1), Video("XDTrainFeatures/v=c__#1_label_G", 2)]
     assert lists.test == [Video("test/part 2/v=d e__#1_label_0-B6-0", 1, ((51, 210), (273, 410)))]

@@ -110,7 +110,8 @@ def assert_near(actual, expected, *, atol, relative_to_largest=False):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"classes": ()}, "at least one anomaly class"), ({"topk": 8}, r"topk must be in \[1, 7\]"),
+    ({"classes": ()}, "one or more different names"), ({"classes": ("a", "a")}, "one or more different names"),
+    ({"classes": "fire"}, "one or more different names"), ({"num_frames": 0}, "num_frames must be at least 1"), ({"topk": 8}, r"topk must be in \[1, 7\]"),
     ({"temporal": "lstm"}, "temporal must be one of axial, mlp"), ({"embed_dim": 15}, "multiple of num_heads"),
     ({"mask_ratio": 1.0}, r"mask_ratio must be in \[0, 1\)"),
     ({"temporal_input": "similarity", "temporal_feature_dim": 9}, "no use for features of its own")])
@@ -406,7 +407,7 @@ def test_the_released_variant_equals_the_released_code(clip, case, changes, monk
         assert torch.equal(idx, expected[name]), name
     for theirs, ours in NET_TERMS.items():
         weight = 1.0 if ours == "total" else getattr(model.config, f"lambda_{ours}")
-        assert weight * float(losses[ours]) == pytest.approx(meta["losses"][theirs], abs=1e-5), ours
+        assert weight * float(losses[ours].detach()) == pytest.approx(meta["losses"][theirs], abs=1e-5), ours
     norms = from_released({k: torch.tensor(v) for k, v in meta["gradient_norms"].items() if "pos_emb" not in k})
     parameters = dict(model.named_parameters())
     for name, norm in norms.items():
@@ -424,9 +425,11 @@ def test_the_released_variant_equals_the_released_code(clip, case, changes, monk
 
 
 @pytest.mark.parametrize("run, beta2", [("run_official", 0.999), ("run_paper", 0.98)])
-def test_thirty_training_steps_end_where_the_released_codes_do(clip, run, beta2):
+def test_thirty_training_steps_end_where_the_released_codes_do(clip, run, beta2, monkeypatch):
     from train import learning_rate
 
+    selected = []
+    monkeypatch.setattr(anomalyclip, "select_segments", lambda *a, **k: selected.append(select_segments(*a, **k)) or selected[-1])
     data, expected = arrays("trajectory/batches"), arrays(f"trajectory/{run}")
     model = reference_model(clip, read_reference("trajectory/initial_state"), data["ncentroid"], num_segments=8, num_frames=4).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], betas=(0.9, beta2), eps=1e-8, weight_decay=0.2)
@@ -440,6 +443,8 @@ def test_thirty_training_steps_end_where_the_released_codes_do(clip, run, beta2)
         order = ("total", "dir_abn", "dir_nor", "topk_abn", "bottomk_abn", "topk_nor", "smooth", "sparse")
         weighted = [losses[n] if n == "total" else losses[n] * getattr(model.config, f"lambda_{n}") for n in (NET_TERMS[o] for o in order)]
         assert_near(torch.stack(weighted).double(), expected["losses"][step], atol=1e-5)
+        for idx, name in zip(selected[-3:], ("idx_topk_abn", "idx_bottomk_abn", "idx_topk_nor")):
+            assert torch.equal(idx, expected[name][step].long()), (step, name)
         optimizer.zero_grad()
         losses["total"].backward()
         optimizer.step()
@@ -497,6 +502,29 @@ def test_probabilities_are_means_over_crops_and_float16_files_are_read_as_float3
     assert np.allclose(p_class, np.mean([c[1] for c in crops], axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("crops, temporal_crops", [(1, 10), (10, 1), (10, 10)])
+@pytest.mark.parametrize("temporal_input", ["features", "both"])
+def test_features_of_one_crop_go_with_others_of_ten(crops, temporal_crops, temporal_input):
+    torch.manual_seed(0)
+    model = AnomalyCLIP(small_config(directions="direct", temporal_feature_dim=5, temporal_input=temporal_input)).eval()
+    features, others = torch.randn(50, crops, 64), torch.randn(50, temporal_crops, 5)
+    p_A, p_class = model.predict(features, others)
+    each = [model.predict(features[:, i % crops], others[:, i % temporal_crops]) for i in range(10)]
+    assert np.allclose(p_A, np.mean([e[0] for e in each], axis=0), atol=1e-6)
+    assert np.allclose(p_class, np.mean([e[1] for e in each], axis=0), atol=1e-6)
+
+
+def test_features_that_do_not_go_with_the_config_are_refused(clip):
+    model, video = small_model(clip), torch.randn(30, 64)
+    with pytest.raises(ValueError, match="must be 64 and None wide, got 64 and 64"):
+        model.predict(video, video)
+    with pytest.raises(ValueError, match="must be 64 and None wide, got 9 and None"):
+        model.predict(video[:, :9])
+    assert model.training
+    with pytest.raises(ValueError, match="the model has no directions yet"):
+        AnomalyCLIP(small_config()).predict(video)
+
+
 def test_prediction_leaves_the_model_as_it_was(clip):
     model = small_model(clip).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -529,7 +557,7 @@ def test_files_that_are_no_checkpoint_are_named(clip, tmp_path):
     with pytest.raises(ValueError, match="text.pt: found .* on reading, expected a checkpoint"):
         AnomalyCLIP.from_checkpoint(tmp_path / "text.pt")
     torch.save({"weights": torch.ones(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="without format, config and model"):
+    with pytest.raises(ValueError, match="without config, format, model"):
         AnomalyCLIP.from_checkpoint(tmp_path / "other.pt")
     checkpoint = small_model(clip).checkpoint()
     torch.save(checkpoint | {"format": 99}, tmp_path / "new.pt")

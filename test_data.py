@@ -43,6 +43,17 @@ def test_a_script_exits_with_the_status_of_main(status, code):
     assert exit_info.value.code == code
 
 
+@pytest.mark.parametrize("error, code, line", [
+    (OSError(28, "No space left"), 1, "failed: [Errno 28] No space left"),
+    (FloatingPointError("the loss became nan"), 1, "failed: the loss became nan"), (KeyboardInterrupt(), 130, "stopped")])
+def test_a_failing_run_is_one_line_and_its_own_status(capsys, error, code, line):
+    def main():
+        raise error
+    with pytest.raises(SystemExit) as exit_:
+        data.run_script(main)
+    assert exit_.value.code == code and capsys.readouterr().err == f"{line}\n"
+
+
 def test_bad_input_is_one_line_and_status_2(capsys):
     def main():
         raise InputError("list.txt, line 3: found x, expected y")
@@ -178,6 +189,29 @@ def test_checking_features_names_the_missing_and_the_odd_file(tmp_path):
     assert all(str(folder) in str(error.value) for folder in folders)
 
 
+def test_features_may_lie_flat_but_not_stand_for_two_videos(tmp_path):
+    folder = FeatureFolder(write_features(tmp_path, {"a_i3d": random_array(5, 2), "b_i3d": random_array(6, 2)}))
+    assert len(folder.open("Fight/a")) == 5 and len(folder.open("Normal/b")) == 6
+    with pytest.raises(InputError, match="a_i3d.npy: found as features of Fight/a and of Normal/a, expected a file for each"):
+        check_features(folder, [Video("Fight/a", 0), Video("Normal/a", -1)])
+
+
+def test_rows_must_cover_what_meta_and_annotations_say(tmp_path):
+    write_features(tmp_path, {"a": random_array(5, 2)})
+    check_features(FeatureFolder(tmp_path), [Video("a", 0, ((4, 99),))])  # an end beyond the video is clipped
+    with pytest.raises(InputError, match="found 5 rows, of 1 frames each, expected more: an anomaly starts at frame 5"):
+        check_features(FeatureFolder(tmp_path), [Video("a", 0, ((0, 2), (5, 6)))])
+    check_features(FeatureFolder(tmp_path, frames_per_feature=2), [Video("a", 0, ((5, 6),))])
+    meta = {"encoder": "e", "weights_sha256": None, "dim": 2, "stride": 2, "crops": 1, "jpeg": None}
+    for frames, fits in ((8, False), (9, True), (10, True), (11, True), (12, False)):
+        (tmp_path / "meta.json").write_text(json.dumps(meta | {"videos": {"a": {"frames": frames, "fps": 25}}}))
+        if fits:
+            check_features(FeatureFolder(tmp_path), [Video("a", -1)])
+        else:
+            with pytest.raises(InputError, match=f"found 5 rows, of 2 frames each, expected rows for the {frames} frames"):
+                check_features(FeatureFolder(tmp_path), [Video("a", -1)])
+
+
 def test_features_must_be_as_wide_as_meta_says(tmp_path):
     write_features(tmp_path, {"v": random_array(2, 4)})
     (tmp_path / "meta.json").write_text(json.dumps(demo_meta()))
@@ -296,7 +330,7 @@ def test_a_sample_holds_the_rows_that_its_seed_draws(tmp_path, released):
     dataset = SegmentDataset([Video("a", -1), Video("b", 4)], features, 3, 5, released=released)
     sample = dataset[1, 11]
     rows = training_rows(50, 3, 5, np.random.default_rng(11), released)
-    assert len(dataset) == 2 and sample.keys() == {"features", "label"} and sample["label"] == 4
+    assert len(dataset) == 2 and sample.keys() == {"features", "label", "video_idx"} and sample["label"] == 4
     assert sample["features"].dtype == torch.float32 and sample["features"].shape == (3, 5, 6)
     assert np.array_equal(sample["features"], array[rows].astype(np.float32))
     assert torch.equal(sample["features"], dataset[1, 11]["features"])

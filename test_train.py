@@ -31,7 +31,7 @@ def write_dataset(root: Path, dim: int = 64, frames_per_feature: int = 1, encode
         for i in range(16):
             label = -1 if i < 8 else i % 2
             name, kind = f"{split}{i:02d}", "Normal" if label < 0 else CLASSES[label]
-            num_rows = int(rng.integers(20, 90))
+            num_rows = 20 + (37 * i + len(split)) % 70
             rows = rng.normal(size=(num_rows, dim)).astype(np.float16)
             start, end = sorted(rng.choice(num_rows, 2, replace=False))
             if label >= 0:
@@ -68,6 +68,13 @@ def trained(dataset, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run")
     run(dataset, out, "--epochs", "60", "--lr", "3e-3")
     return out / "last.pt"
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained) -> Path:
+    """The folder that the evaluation of that checkpoint writes."""
+    evaluate.main(["--ckpt", str(trained), "--device", "cpu", "--rules", "--timelines", "3"])
+    return trained.parent / "eval"
 
 
 def equal(a, b) -> bool:
@@ -120,7 +127,8 @@ def test_the_released_learning_rate_changes_by_epoch_and_starts_with_an_epoch_at
 
 @pytest.mark.parametrize("options, message", [
     (["--batch-size", "7"], "--batch-size 7: expected an even number"),
-    (["--epochs", "0"], "--epochs 0: expected at least 1"), (["--lr", "0"], "--lr 0.0: expected a positive number"),
+    (["--epochs", "0"], "--epochs 0: expected at least 1"), (["--seed", "-1"], "--seed -1: expected at least 0"),
+    (["--num-heads", "0"], "num_heads must be at least 1"), (["--device", "tpu9"], "--device tpu9: "), (["--lr", "0"], "--lr 0.0: expected a positive number"),
     (["--lambdas", "speed=1"], "found loss 'speed', expected one of bottom_abnormal"),
     (["--lambdas", "sparse=much"], "found weight 'much', expected a number"),
     (["--topk", "7"], r"topk must be in \[1, 6\]"),
@@ -186,6 +194,13 @@ def test_a_finished_run_is_not_overwritten_nor_resumed_with_other_settings(datas
         run(dataset, tmp_path, "--epochs", "1")
     with pytest.raises(InputError, match="found lr = 0.0005, expected 0.1 as given"):
         run(dataset, tmp_path, "--epochs", "1", "--lr", "0.1", "--resume")
+    other = write_dataset(tmp_path / "other", encoder="another")
+    with pytest.raises(InputError, match="found encoder = .*synthetic.*, expected .*another.* as given now"):
+        run(other, tmp_path, "--epochs", "1", "--resume")
+    (other / "train.txt").write_text("\n".join(sorted((other / "train.txt").read_text().split("\n"), reverse=True)))
+    (other / "features" / "meta.json").write_text((dataset / "features" / "meta.json").read_text())
+    with pytest.raises(InputError, match="found lists = other ones, expected the same as given now"):
+        run(other, tmp_path, "--epochs", "1", "--resume")
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
@@ -218,18 +233,42 @@ def test_prompts_of_another_clip_than_the_features_are_refused(tmp_path):
             run(root, tmp_path / "run", *options)
 
 
-def test_bfloat16_autocast_trains(dataset, tmp_path):
-    run(dataset, tmp_path, "--epochs", "2", "--amp")
-    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
-    assert all(math.isfinite(value) for value in last["losses"].values())
+def test_bfloat16_autocast_rounds_the_losses_a_little(dataset, tmp_path):
+    losses = []
+    for name, options in (("full", []), ("half", ["--amp"])):
+        run(dataset, tmp_path / name, "--epochs", "1", *options)
+        losses.append(json.loads((tmp_path / name / "log.jsonl").read_text())["losses"]["total"])
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_an_infinite_feature_is_named_with_its_video(tmp_path):
+    root = write_dataset(tmp_path / "data")
+    rows = np.load(root / "features" / "train12.npy")
+    np.save(root / "features" / "train12.npy", rows * np.float16(np.inf))
+    with pytest.raises(InputError, match="train12: found features that are infinite or not a number"):
+        run(root, tmp_path / "run", "--epochs", "3")
+
+
+def test_a_log_cut_off_before_its_checkpoint_is_trimmed(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    train.trim_log(tmp_path / "log.jsonl", 1)
+    assert (tmp_path / "log.jsonl").read_text() == '{"epoch": 1}\n'
+    train.trim_log(tmp_path / "log.jsonl", 0)
+    assert (tmp_path / "log.jsonl").read_text() == ""
+
+
+def test_the_demo_leaves_other_peoples_folders_alone(tmp_path):
+    (tmp_path / "train.txt").write_text("mine")
+    with pytest.raises(InputError, match="found files of somebody else, expected a new folder"):
+        train.main(["--dataset", "demo", "--root", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert (tmp_path / "train.txt").read_text() == "mine"
 
 
 # ---- evaluation ----
 
 
-def test_evaluation_finds_the_planted_classes_and_writes_everything(trained, dataset, capsys):
-    evaluate.main(["--ckpt", str(trained), "--device", "cpu", "--rules", "--timelines", "3"])
-    out = trained.parent / "eval"
+def test_evaluation_finds_the_planted_classes_and_writes_everything(trained, evaluated, dataset, capsys):
+    out = evaluated
     results, scores = json.loads((out / "metrics.json").read_text()), np.load(out / "scores.npz")
     assert results["AUC"] > 0.8 and results["mAUC"] > 0.9 and results["videos"] == 16
     names = sorted({key.rsplit(".", 1)[0] for key in scores})
@@ -249,12 +288,14 @@ def test_evaluation_finds_the_planted_classes_and_writes_everything(trained, dat
     for picture in ("roc.png", "pr.png", "confusion.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
     assert len(list((out / "timelines").glob("*.png"))) == 3
+    evaluate.main(["--ckpt", str(trained), "--device", "cpu", "--timelines", "0", "--out", str(out / "again")])
     printed = capsys.readouterr().out
-    assert f"{100 * results['AUC']:.2f}" in printed and "logistic regression" in printed and str(out) in printed
+    assert f"{100 * results['AUC']:.2f}" in printed and str(out / "again") in printed
+    assert np.array_equal(np.load(out / "again" / "scores.npz")["test08.p_A"], scores["test08.p_A"])
 
 
-def test_the_simple_rules_are_what_they_say(trained, dataset):
-    results = json.loads((trained.parent / "eval" / "metrics.json").read_text())["rules"]
+def test_the_simple_rules_are_what_they_say(trained, evaluated, dataset):
+    results = json.loads((evaluated / "metrics.json").read_text())["rules"]
     model = AnomalyCLIP.from_checkpoint(trained)
     checkpoint = torch.load(trained, weights_only=True)
     scores, labels = [], []
@@ -289,7 +330,28 @@ def test_the_temporal_model_can_have_features_of_its_own(dataset, tmp_path):
     assert checkpoint["config"]["temporal_feature_dim"] == 10
     assert checkpoint["model"]["temporal_model.projection.weight"].shape == (16, 10)
     assert float(checkpoint["model"]["temporal_prototype"].abs().max()) > 0
-    evaluate.main(["--ckpt", str(tmp_path / "run" / "last.pt"), "--device", "cpu", "--timelines", "0"])
+    ckpt = ["--ckpt", str(tmp_path / "run" / "last.pt"), "--device", "cpu", "--timelines", "0"]
+    evaluate.main(ckpt)
+    short = write_dataset(tmp_path / "short", dim=10, encoder="i3d")
+    np.save(short / "features" / "test03.npy", np.load(short / "features" / "test03.npy")[:9])
+    with pytest.raises(InputError, match="found 9 rows for 9 frames of test03, expected rows for"):
+        evaluate.main([*ckpt, "--temporal-features", str(short)])
+    wide = write_dataset(tmp_path / "wide")
+    (wide / "features" / "meta.json").unlink()
+    with pytest.raises(InputError, match="found features of 64 values, expected 10"):
+        evaluate.main([*ckpt, "--temporal-features", str(wide)])
+
+
+def test_temporal_features_of_a_model_that_has_none_are_refused(trained, dataset):
+    with pytest.raises(InputError, match="found features of 64 values, expected None"):
+        evaluate.main(["--ckpt", str(trained), "--temporal-features", str(dataset)])
+
+
+def test_rows_that_cannot_hold_the_annotated_anomalies_are_refused(tmp_path):
+    root = write_dataset(tmp_path / "data", frames_per_feature=5)
+    (root / "features" / "meta.json").unlink()
+    with pytest.raises(InputError, match="an anomaly starts at frame .*; see --frames-per-feature and --crops"):
+        run(root, tmp_path / "run", "--epochs", "1")
 
 
 def test_features_of_another_encoder_are_refused(trained, tmp_path):

@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from data import InputError, run_script, write_atomically
@@ -27,7 +28,8 @@ PRESETS = {  # what differs from the config's defaults, which are those of UCF-C
 }
 SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
 PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
-ANYTIME = ("out", "resume", "device", "workers", "evaluate", *PATHS)  # may differ between a run and its resumption
+ANYTIME = ("out", "resume", "device", "workers", "evaluate", *PATHS)  # may differ when a run is resumed, if what lies there
+SAME = ("config", "lists", "encoder", "temporal_encoder", "clip_sha256")  # of a checkpoint: this must not
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -77,7 +79,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         if f.name.startswith("lambda_"):
             weights.append(f"{f.name.removeprefix('lambda_')}={f.default:g}")
             continue
-        text = {"help": f"{f.metadata['help']} (default: {f.default})"}
+        others = [f"; {name}: {preset[f.name]}" for name, preset in PRESETS.items() if f.name in preset]
+        text = {"help": f"{f.metadata['help']} (default: {f.default}{''.join(others)})"}
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {
             "type": f.type, "choices": f.metadata["choices"]}
         add(f"--{f.name.replace('_', '-')}", **kind, **text)
@@ -89,9 +92,15 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--root is missing: expected the folder with the lists of --dataset {args.dataset}")
     if args.batch_size < 2 or args.batch_size % 2:
         raise InputError(f"--batch-size {args.batch_size}: expected an even number, half of it normal videos")
-    for name in ("epochs", "frames_per_feature", "temporal_frames_per_feature", "crops"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    least = dict.fromkeys(("epochs", "frames_per_feature", "temporal_frames_per_feature", "crops"), 1) | {"seed": 0, "workers": 0}
+    for name, smallest in least.items():
+        if (value := getattr(args, name)) is not None and value < smallest:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected at least {smallest}")
+    last = Path(args.out) / "last.pt"
+    if last.exists() and not args.resume:
+        raise InputError(f"{last}: found the result of an earlier run; go on with --resume, or choose another --out")
+    if Path(args.out).is_file():
+        raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
     if not args.lr > 0:
         raise InputError(f"--lr {args.lr}: expected a positive number")
 
@@ -129,22 +138,29 @@ def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, rel
     return peak * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2 if epochs > warmup else peak
 
 
-def build_model(args, config, device, prototypes, encoder: dict | None):
-    """The model, with CLIP's text tower where the directions need it; the features must be of the same CLIP."""
-    from anomalyclip import AnomalyCLIP
-
+def load_clip(args, config, encoder: dict | None) -> tuple[dict, str | None]:
+    """The model's arguments that bring CLIP in where the directions need it, and its hash; it must have made the features."""
     if config.directions == "direct":
-        return AnomalyCLIP(config, **prototypes).to(device)
+        return {}, None
     import clip_model
 
     try:
         clip = clip_model.load(args.clip)
-        made_by = encoder and encoder["weights_sha256"]
-        if made_by and made_by != clip_model.weights_hash(clip.visual):
-            raise InputError(f"--clip {args.clip}: its image tower did not make the features, {encoder['encoder']} did; expected "
-                             "the same CLIP for pictures and prompts, or --directions direct")
-        return AnomalyCLIP(config, clip=clip, tokenize=clip_model.tokenize, **prototypes).to(device)
     except ValueError as error:
+        raise InputError(str(error)) from None
+    made_by = encoder and encoder["weights_sha256"]
+    if made_by and made_by != clip_model.weights_hash(clip.visual):
+        raise InputError(f"--clip {args.clip}: its image tower did not make the features, {encoder['encoder']} did; expected "
+                         "the same CLIP for pictures and prompts, or --directions direct")
+    return {"clip": clip, "tokenize": clip_model.tokenize}, clip_model.weights_hash(clip)
+
+
+def build_model(config, clip: dict, prototypes: dict):
+    from anomalyclip import AnomalyCLIP
+
+    try:
+        return AnomalyCLIP(config, **clip, **prototypes)
+    except ValueError as error:  # CLIP does not fit the features, or a prompt is too long
         raise InputError(str(error)) from None
 
 
@@ -153,11 +169,9 @@ def open_features(args, videos):
     from data import FeatureFolder, check_features
 
     features = FeatureFolder(args.features or args.root, frames_per_feature=args.frames_per_feature, crops=args.crops)
-    check_features(features, videos)
-    if args.temporal_features is None:
-        return features, None
-    temporal = FeatureFolder(args.temporal_features, frames_per_feature=args.temporal_frames_per_feature, crops=args.crops)
-    check_features(temporal, videos)
+    temporal = args.temporal_features and FeatureFolder(
+        args.temporal_features, frames_per_feature=args.temporal_frames_per_feature, crops=args.crops)
+    check_features(features, videos, temporal)
     return features, temporal
 
 
@@ -172,7 +186,9 @@ def train_epoch(model, forward, loader, optimizer, schedule, first_step: int, ar
         for group in optimizer.param_groups:
             group["lr"] = schedule(first_step + i)
         labels = batch["label"][:len(batch["label"]) // 2].to(device)
-        inputs = [batch[k].to(device, non_blocking=True) for k in ("features", "temporal_features") if k in batch]
+        inputs = [batch[k] for k in ("features", "temporal_features") if k in batch]
+        check_finite(inputs, batch["video_idx"], loader.dataset.videos)
+        inputs = [x.to(device, non_blocking=True) for x in inputs]
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=args.amp):
             prediction = forward(*inputs)
         losses = model.losses(prediction, labels)
@@ -187,51 +203,66 @@ def train_epoch(model, forward, loader, optimizer, schedule, first_step: int, ar
     return means
 
 
-def rng_state() -> dict:
+def check_finite(inputs, video_idx, videos) -> None:
+    """Names the video whose features would spoil the training."""
+    for x in inputs:
+        finite = x.isfinite().flatten(1).all(dim=1)  # (B,)
+        if not finite.all():
+            name = videos[int(video_idx[~finite][0])].name
+            raise InputError(f"{name}: found features that are infinite or not a number, expected finite ones")
+
+
+def rng_state(device: str) -> dict:
     import torch
 
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device != "cpu" else None}
 
 
-def save(path: Path, model, optimizer, epoch: int, extra: dict) -> None:
+def save(path: Path, model, optimizer, epoch: int, device: str, extra: dict) -> None:
     """Writes everything that evaluation and resumption need; the file is whole or the old one."""
     import torch
 
-    state = model.checkpoint() | extra | {"epoch": epoch, "optimizer": optimizer.state_dict(), "rng": rng_state()}
+    state = model.checkpoint() | extra | {"epoch": epoch, "optimizer": optimizer.state_dict(), "rng": rng_state(device)}
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def load_resumed(path: Path, settings: dict) -> dict | None:
-    """The checkpoint to go on from, None if there is none; its settings must be the ones asked for."""
+def load_resumed(path: Path, config, extra: dict) -> dict | None:
+    """The checkpoint to go on from, None if there is none; settings and data must be the ones it was made with."""
     from anomalyclip import read_checkpoint
 
     if not path.exists():
         return None
     try:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, "optimizer")
     except ValueError as error:
         raise InputError(str(error)) from None
-    old = checkpoint["settings"]
-    changed = sorted(k for k in old.keys() | settings.keys() if k not in ANYTIME and old.get(k) != settings.get(k))
-    if changed:
-        raise InputError(f"{path}: found {changed[0]} = {old.get(changed[0])}, expected {settings.get(changed[0])} as given; "
-                         "resume with the same settings or choose another --out")
+    old, new = checkpoint["settings"], extra["settings"]
+    changed = [(k, old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if k not in ANYTIME]
+    changed += [(k, checkpoint.get(k), (extra | {"config": config.to_plain()})[k]) for k in SAME]
+    for name, found, expected in changed:
+        if found != expected:
+            found, expected = ("other ones", "the same") if name == "lists" else (found, expected)
+            raise InputError(f"{path}: found {name} = {found}, expected {expected} as given now; resume with the same settings "
+                             "and data, or choose another --out")
     return checkpoint
 
 
-def restore(checkpoint: dict, model, optimizer, log: Path) -> int:
+def restore(checkpoint: dict, model, optimizer, device: str) -> int:
     """Puts model, optimiser and random states where they were; the epoch to go on with."""
     import torch
 
     model.load_trained_state(checkpoint["model"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     torch.set_rng_state(checkpoint["rng"]["cpu"])
-    if torch.cuda.is_available() and checkpoint["rng"]["cuda"]:
-        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
-    lines = log.read_text().splitlines() if log.exists() else []
-    kept = [line for line in lines if json.loads(line)["epoch"] <= checkpoint["epoch"]]
-    write_atomically(log, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
+    if device != "cpu" and checkpoint["rng"]["cuda"] is not None:
+        torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
     return checkpoint["epoch"]
+
+
+def trim_log(log: Path, num_epochs: int) -> None:
+    """Keeps the lines of the first epochs: a run may have been stopped between its line and its checkpoint."""
+    lines = log.read_bytes().splitlines(keepends=True)[:num_epochs] if log.exists() else []
+    write_atomically(log, lambda file: file.writelines(lines))
 
 
 def report(log: Path, record: dict, epochs: int, config) -> None:
@@ -243,64 +274,71 @@ def report(log: Path, record: dict, epochs: int, config) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+def make_loader(args, config, lists, features, temporal, device: str):
+    import torch
+
+    from data import BalancedBatches, SegmentDataset
+
+    released = config.variant == "released"
+    dataset = SegmentDataset(lists.train, features, config.num_segments, config.num_frames, temporal, released=released)
+    batches = BalancedBatches([v.label for v in lists.train], args.batch_size, args.seed, released=released)
+    return torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=args.workers,
+                                       pin_memory=device != "cpu", persistent_workers=args.workers > 0,
+                                       generator=torch.Generator())  # of its own, so that workers change no other draw
+
+
+def make_prototypes(lists, features, temporal) -> dict:
+    from data import normality_prototype
+
+    folders = {"prototype": features, "temporal_prototype": temporal}
+    return {name: normality_prototype(folder, lists.train) for name, folder in folders.items() if folder}
+
+
 def main(argv=None) -> None:
     args = parse_args(argv)
-    import torch  # only now: --help and bad arguments answer at once
+    import torch  # only now: bad arguments are told at once
 
     from annotations import load_lists
-    from data import BalancedBatches, SegmentDataset, normality_prototype
+    from data import check_device
     from synthetic import write_demo
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    out, log = Path(args.out), Path(args.out) / "log.jsonl"
+    device = check_device(args.device)
+    log, last = Path(args.out) / "log.jsonl", Path(args.out) / "last.pt"
     if args.dataset == "demo":
         write_demo(args.root)
         print(f"demo: synthetic features with planted directions, not real video, in {args.root}")
     lists = load_lists("custom" if args.dataset == "demo" else args.dataset, args.root, args.classes_csv)
     features, temporal = open_features(args, lists.train + lists.test)
     config = make_config(args, lists.classes, features.dim, temporal and temporal.dim)
-    last = out / "last.pt"
-    if last.exists() and not args.resume:
-        raise InputError(f"{last}: found the result of an earlier run; go on with --resume, or choose another --out")
-    checkpoint = load_resumed(last, vars(args))
+    clip, clip_sha256 = load_clip(args, config, features.encoder)
+    extra = {"settings": vars(args), "lists": lists.to_plain(), "encoder": features.encoder,
+             "temporal_encoder": temporal and temporal.encoder, "clip_sha256": clip_sha256}
+    checkpoint = load_resumed(last, config, extra)
 
     torch.manual_seed(args.seed)
-    prototypes = {}
-    if checkpoint is None:
-        prototypes["prototype"] = normality_prototype(features, lists.train)
-        if temporal:
-            prototypes["temporal_prototype"] = normality_prototype(temporal, lists.train)
-    model = build_model(args, config, device, prototypes, features.encoder)
+    model = build_model(config, clip, {} if checkpoint else make_prototypes(lists, features, temporal)).to(device)
     trainable = [p for p in model.parameters() if p.requires_grad]
     released = config.variant == "released"
     betas = (0.9, 0.999 if released else 0.98)  # the released code leaves PyTorch's default; App. B says 0.98
     optimizer = torch.optim.AdamW(trainable, lr=args.lr, betas=betas, eps=1e-8, weight_decay=0.2)
-    first_epoch = restore(checkpoint, model, optimizer, log) if checkpoint else 0
+    first_epoch = restore(checkpoint, model, optimizer, device) if checkpoint else 0
+    trim_log(log, first_epoch)
 
-    dataset = SegmentDataset(lists.train, features, config.num_segments, config.num_frames, temporal, released=released)
-    batches = BalancedBatches([v.label for v in lists.train], args.batch_size, args.seed, released=released)
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=args.workers,
-                                         pin_memory=device != "cpu", persistent_workers=args.workers > 0,
-                                         generator=torch.Generator())  # of its own, so that workers change no other draw
+    loader = make_loader(args, config, lists, features, temporal, device)
     forward = torch.compile(model) if args.compile else model
     num_normal = sum(v.label < 0 for v in lists.train)
     print(f"{args.dataset}: {len(lists.train) - num_normal} abnormal and {num_normal} normal videos, {len(lists.classes)} "
-          f"classes, {sum(p.numel() for p in trainable):,} trainable parameters, {len(batches)} steps an epoch on {device}")
-    out.mkdir(parents=True, exist_ok=True)
-    extra = {"settings": vars(args), "lists": lists.to_plain(), "encoder": features.encoder,
-             "temporal_encoder": temporal and temporal.encoder}
-
-    def schedule(step):
-        return learning_rate(step, len(batches), args.epochs, args.lr, released)
+          f"classes, {sum(p.numel() for p in trainable):,} trainable parameters, {len(loader)} steps an epoch on {device}")
+    schedule = partial(learning_rate, steps_per_epoch=len(loader), epochs=args.epochs, peak=args.lr, released=released)
 
     for epoch in range(first_epoch, args.epochs):
         start = time.perf_counter()
-        batches.set_epoch(epoch)
-        first_step = epoch * len(batches)
+        loader.batch_sampler.set_epoch(epoch)
+        first_step = epoch * len(loader)
         losses = train_epoch(model, forward, loader, optimizer, schedule, first_step, args, device)
-        save(last, model, optimizer, epoch + 1, extra)
         record = {"epoch": epoch + 1, "lr": schedule(first_step), "seconds": time.perf_counter() - start, "losses": losses}
         report(log, record, args.epochs, config)
+        save(last, model, optimizer, epoch + 1, device, extra)
     print(f"checkpoint: {last}")
     if args.evaluate:
         import evaluate
