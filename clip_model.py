@@ -320,23 +320,28 @@ class _Inert:
     """Stands for an object of a TorchScript archive's own classes: attributes without code."""
 
 
-_ARCHIVE_GLOBALS = {  # all that the pickle of an archive may name, besides its own classes
+ARCHIVE_GLOBALS = {  # all that the pickle of an archive may name, besides its own classes
     "torch.HalfStorage": torch.float16, "torch.FloatStorage": torch.float32, "torch.LongStorage": torch.int64,
     "torch._utils._rebuild_tensor_v2": lambda data, offset, size, stride, *_: data.as_strided(size, stride, offset),
     "torch.jit._pickle.build_intlist": list, "collections.OrderedDict": OrderedDict}
 
 
-class _ArchiveUnpickler(pickle._Unpickler):  # the one in C lets a file choose how much memory its memo takes
-    def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(archive.open(f"{root}/data.pkl"))
-        self.archive, self.root, self.storages = archive, root, {}
+class TensorUnpickler(pickle._Unpickler):  # the one in C lets a file choose how much memory its memo takes
+    """Reads data.pkl of a torch archive: tensors, and inert objects for an archive's own classes."""
+
+    def __init__(self, archive: zipfile.ZipFile):
+        size = os.stat(archive.filename).st_size
+        if sum(member.file_size for member in archive.infolist()) > _MOST_UNPACKED * size:
+            raise WeightsError(f"unpacks to more than {_MOST_UNPACKED} times its size")
+        self.archive, self.root, self.storages = archive, archive.namelist()[0].split("/")[0], {}
+        super().__init__(archive.open(f"{self.root}/data.pkl"))
 
     def find_class(self, module: str, name: str):
         if module.split(".")[0] == "__torch__":
             return type("_Inert", (_Inert,), {})  # a new class each time, so that no file can change it for another
-        if f"{module}.{name}" not in _ARCHIVE_GLOBALS:
+        if f"{module}.{name}" not in ARCHIVE_GLOBALS:
             raise WeightsError(f"its pickle names {module}.{name}, which is refused")
-        return _ARCHIVE_GLOBALS[f"{module}.{name}"]
+        return ARCHIVE_GLOBALS[f"{module}.{name}"]
 
     def persistent_load(self, pid: tuple) -> Tensor:
         _, dtype, key, _, num_values = pid
@@ -363,11 +368,9 @@ def _read_torch(path: Path) -> dict:
     """What `torch.save` or `torch.jit.save` wrote: tensors and plain values, nothing else."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _MOST_UNPACKED * path.stat().st_size:
-                raise WeightsError(f"unpacks to more than {_MOST_UNPACKED} times its size")
-            root = archive.namelist()[0].split("/")[0]
-            if f"{root}/constants.pkl" in archive.namelist():  # this is how torch tells the two apart
-                return dict(_tensors_of(_ArchiveUnpickler(archive, root).load()))
+            reader = TensorUnpickler(archive)
+            if f"{reader.root}/constants.pkl" in archive.namelist():  # this is how torch tells the two apart
+                return dict(_tensors_of(reader.load()))
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -440,7 +443,8 @@ def _sizes_of(state: dict[str, Tensor]) -> dict[str, int]:
     }
 
 
-def _build(state: dict[str, Tensor], settings: dict) -> CLIP:
+def build(state: dict[str, Tensor], settings: dict) -> CLIP:
+    """A CLIP from a state dict with OpenAI's names; `settings` are arguments of `CLIP` that the sizes do not tell."""
     with torch.device("meta"):  # neither memory nor initialisation
         model = CLIP(**{**_sizes_of(state), **settings})
     expected = model.state_dict()
@@ -488,7 +492,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", quick_gel
         if sum(tensor.nbytes for tensor in state.values()) > _MOST_UNPACKED * path.stat().st_size:  # stride 0
             raise WeightsError(f"its tensors claim more than {_MOST_UNPACKED} times its size")
         chosen = {} if quick_gelu is None else {"quick_gelu": quick_gelu}
-        model = _build(_openai_names(state), _settings(path, state, "state_dict" in content) | chosen)
+        model = build(_openai_names(state), _settings(path, state, "state_dict" in content) | chosen)
     return model.to(device)
 
 

@@ -2,6 +2,7 @@
 
     python evaluate.py --ckpt runs/x/last.pt
     python evaluate.py --ckpt runs/x/last.pt --rules         # beside two simple rules on the same features
+    python evaluate.py --ckpt released.ckpt --dataset ucfcrime --root data/UCFCrime   # a checkpoint of the paper's authors
 
 Everything but the features is in the checkpoint. Writes into OUT: metrics.json, scores.npz (per video NAME.p_A (frames,)
 and NAME.p_class (frames, classes)), roc.png, pr.png, confusion.png and timelines/*.png.
@@ -20,7 +21,11 @@ from data import InputError, run_script, write_atomically
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--ckpt", required=True, help="checkpoint that train.py wrote")
+    add("--ckpt", required=True, help="checkpoint that train.py wrote, or with --dataset one of the paper's authors")
+    add("--dataset", choices=("shanghaitech", "ucfcrime", "xdviolence"),
+        help="the checkpoint is the authors' for this data set; its prototype is ncentroid.pt beside it, or computed anew")
+    add("--root", help="with --dataset: folder of the lists and features")
+    add("--convert", metavar="OUT.pt", help="write the authors' checkpoint as one of this project instead of evaluating it")
     add("--features", help="folder of .npy features (default: the one of the training)")
     add("--temporal-features", help="the Temporal model's own features, if it has any (default: those of the training)")
     add("--out", help="output folder (default: eval beside the checkpoint)")
@@ -33,6 +38,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     for name, least in (("batch_size", 1), ("timelines", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least {least}")
+    if (args.dataset is None) != (args.root is None) or args.convert and not args.dataset:
+        raise InputError("--dataset and --root go together, and --convert with them: they are for checkpoints of the authors")
     return args
 
 
@@ -42,6 +49,22 @@ class Scores(NamedTuple):
     p_A: np.ndarray  # (N,)
     p_class: np.ndarray | None  # (N, C); None where a rule knows no classes
     labels: np.ndarray  # (N,), -1 normal
+
+
+def load_checkpoint(args) -> tuple:
+    """The checkpoint's dict and its model, of this project's making or of the authors'."""
+    from anomalyclip import AnomalyCLIP, read_checkpoint
+
+    try:
+        if args.dataset:
+            import released
+
+            checkpoint = released.load(args.ckpt, args.dataset, args.root, args.features)
+        else:
+            checkpoint = read_checkpoint(args.ckpt, "lists", "settings", "encoder", "epoch")
+        return checkpoint, AnomalyCLIP.from_dict(checkpoint)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def open_folders(args, checkpoint: dict):
@@ -142,14 +165,12 @@ def main(argv=None) -> None:
     import torch
 
     from annotations import VideoLists
-    from anomalyclip import AnomalyCLIP, read_checkpoint
     from data import check_device, check_features
 
-    try:
-        checkpoint = read_checkpoint(args.ckpt, "lists", "settings", "encoder", "epoch")
-        model = AnomalyCLIP.from_dict(checkpoint)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    checkpoint, model = load_checkpoint(args)
+    if args.convert:
+        write_atomically(args.convert, lambda file: torch.save(checkpoint, file))
+        return print(f"converted: {args.convert}")
     model = model.to(check_device(args.device)).eval()
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
     lists = VideoLists.from_plain(checkpoint["lists"])

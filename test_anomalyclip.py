@@ -1,7 +1,6 @@
 """Tests of anomalyclip.py, in its order; `testdata` holds numbers computed with the authors' code (random weights)."""
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import anomalyclip
 import clip_model
 from anomalyclip import (AnomalyCLIP, AnomalyCLIPConfig, AxialTransformer, Prediction, TemporalModel, draw_segment_mask,
                          inference_rows, metrics, select_segments)
+from released import convert_state
 from testdata.tiny_clip import tiny_clip_state_dict
 
 HERE = Path(__file__).parent
@@ -62,33 +62,8 @@ def random_batch(config, B=6, seed=1):
     return torch.randn(B, config.num_segments, config.num_frames, config.feature_dim), torch.tensor([2, 0, 3])
 
 
-def from_released(state: dict, normal_id: int = XD_NORMAL_ID) -> dict:
-    """Names and shapes of the released code -> ours; works for states and for gradients alike."""
-    renames = (("text_encoder.text_projection", "prompt_learner.text_projection"),
-               ("selector_model.logit_scale", "logit_scale"), ("selector_model.bn_layer.", "batch_norm."),
-               ("temporal_model.classifier.layer_norm.", "temporal_model.norm."),
-               ("temporal_model.classifier.linear.", "temporal_model.head."),
-               ("axial_attn.pos_emb.param_0", "body.pos_segments"), ("axial_attn.pos_emb.param_1", "body.pos_frames"))
-    parts = {("even", "f"): "attn_segments", ("even", "g"): "attn_frames", ("odd", "f"): "ff_1", ("odd", "g"): "ff_2"}
-    inner = (("net.fn.norm.", "norm."), ("net.fn.fn.", ""), ("net.0.g", "norm.weight"), ("net.0.b", "norm.bias"),
-             ("net.1.", "conv_1."), ("net.3.", "conv_2."))
-    out = {}
-    for name, value in state.items():
-        for old, new in renames:
-            name = name.replace(old, new)
-        if match := re.search(r"axial_attn\.layers\.blocks\.(\d+)\.([fg])\.", name):
-            part = parts["odd" if int(match[1]) % 2 else "even", match[2]]
-            name = name.replace(match[0], f"body.layers.{int(match[1]) // 2}.{part}.")
-            for old, new in inner:
-                name = name.replace(old, new)
-        if name.endswith(("pos_segments", "pos_frames")):
-            value = value[0].permute(1, 2, 0)  # (1, E, S, 1) -> (S, 1, E)
-        if re.search(r"ff_\d\.norm", name):
-            value = value.flatten()
-        if name == "prompt_learner.ctx" and value.ndim == 3:  # our Normal comes last
-            value = torch.cat([value[:normal_id], value[normal_id + 1:], value[normal_id:normal_id + 1]])
-        out[name] = value
-    return out
+def from_released(state: dict) -> dict:
+    return convert_state(state, XD_NORMAL_ID)
 
 
 def read_reference(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
