@@ -9,9 +9,8 @@ and NAME.p_class (frames, classes)), roc.png, pr.png, confusion.png and timeline
 """
 import argparse
 import json
-import sys
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +20,8 @@ from data import InputError, run_script, write_atomically
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--ckpt", required=True, help="checkpoint that train.py wrote, or with --dataset one of the paper's authors")
+    add("--ckpt", required=True, nargs="+", help="checkpoints that train.py wrote, or with --dataset those of the paper's "
+        "authors; of several, such as seeds, also mean and standard deviation")
     add("--dataset", choices=("shanghaitech", "ucfcrime", "xdviolence"),
         help="the checkpoint is the authors' for this data set; its prototype is ncentroid.pt beside it, or computed anew")
     add("--root", help="with --dataset: folder of the lists and features")
@@ -31,27 +31,28 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--out", help="output folder (default: eval beside the checkpoint)")
     add("--rules", action="store_true", help="also evaluate two simple rules: distance to the normality prototype, and a "
         "logistic regression of single frames on the labels of their videos")
+    add("--vadclip-map", action="store_true", help="also the mAP of events as VadCLIP's published evaluation computes it")
+    add("--bootstrap", type=int, default=1000, help="draws of videos behind the 95%% intervals (default: 1000)")
+    add("--fps", type=float, default=30.0, help="frames per second where meta.json does not tell (default: 30)")
+    add("--json", help="write all numbers of all checkpoints into this file")
+    add("--csv", help="the same as CSV, a column per checkpoint")
+    add("--markdown", help="the tables as Markdown")
+    add("--videos", help="folder of the video files: puts key frames into the timelines")
     add("--timelines", type=int, default=16, help="videos drawn as timelines, all classes in turn (default: 16)")
     add("--batch-size", type=int, default=16, help="passes of S * F rows per forward call (default: 16)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     args = parser.parse_args(argv)
-    for name, least in (("batch_size", 1), ("timelines", 0)):
+    for name, least in (("batch_size", 1), ("timelines", 0), ("bootstrap", 1)):
         if getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least {least}")
+    if not args.fps > 0:
+        raise InputError(f"--fps {args.fps}: expected a positive number")
     if (args.dataset is None) != (args.root is None) or args.convert and not args.dataset:
         raise InputError("--dataset and --root go together, and --convert with them: they are for checkpoints of the authors")
     return args
 
 
-class Scores(NamedTuple):
-    """Of one video, per frame."""
-
-    p_A: np.ndarray  # (N,)
-    p_class: np.ndarray | None  # (N, C); None where a rule knows no classes
-    labels: np.ndarray  # (N,), -1 normal
-
-
-def load_checkpoint(args) -> tuple:
+def load_checkpoint(ckpt: str, args) -> tuple:
     """The checkpoint's dict and its model, of this project's making or of the authors'."""
     from anomalyclip import AnomalyCLIP, read_checkpoint
 
@@ -59,9 +60,9 @@ def load_checkpoint(args) -> tuple:
         if args.dataset:
             import released
 
-            checkpoint = released.load(args.ckpt, args.dataset, args.root, args.features)
+            checkpoint = released.load(ckpt, args.dataset, args.root, args.features)
         else:
-            checkpoint = read_checkpoint(args.ckpt, "lists", "settings", "encoder", "epoch")
+            checkpoint = read_checkpoint(ckpt, "lists", "settings", "encoder", "epoch")
         return checkpoint, AnomalyCLIP.from_dict(checkpoint)
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -85,92 +86,42 @@ def open_folders(args, checkpoint: dict):
     return folders
 
 
-def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
-    """Runs predict(rows of a video[, rows of its other features]) on every video and spreads the rows over its frames."""
-    from tqdm import tqdm
-
-    from annotations import frame_labels
-    from data import matching_rows
-
-    scores = {}
-    for video in tqdm(videos, unit="video", leave=False, disable=not sys.stderr.isatty()):
-        rows = features.open(video.name)  # (N, crops, D)
-        others = () if temporal is None else (matching_rows(temporal, video.name, len(rows), features.frames_per_feature),)
-        num_frames = min(features.num_frames(video.name), len(rows) * features.frames_per_feature)
-        row_of_frame = np.arange(num_frames) // features.frames_per_feature
-        p_A, p_class = predict(rows, *others)
-        if not np.isfinite(p_A).all():
-            raise InputError(f"{video.name}: found features that are infinite or not a number, expected finite ones")
-        scores[video.name] = Scores(p_A[row_of_frame], None if p_class is None else p_class[row_of_frame],
-                                    frame_labels(video, num_frames))
-    return scores
-
-
-def frame_metrics(scores: dict[str, Scores], classes) -> dict:
-    """Metrics over all frames of all videos; a rule without classes has AUC and AP alone."""
-    from anomalyclip import auc_ap, metrics
-
-    p_A, labels = (np.concatenate([getattr(s, name) for s in scores.values()]) for name in ("p_A", "labels"))
-    if next(iter(scores.values())).p_class is None:
-        return auc_ap(p_A, labels >= 0)
-    return metrics(p_A, np.concatenate([s.p_class for s in scores.values()]), labels, classes)
-
-
-def evaluate_rules(lists, model, features) -> dict[str, dict]:
-    """Metrics of the two simple rules, on the same videos and features."""
-    import baselines
-
-    prototype = model.prototype.cpu().numpy()
-    rules = {"distance to the prototype": lambda rows: (baselines.distance_to_prototype(rows, prototype), None),
-             "logistic regression": baselines.FrameLogisticRegression(lists.train, features, len(lists.classes)).predict}
-    return {name: frame_metrics(score_videos(rule, lists.test, features), lists.classes) for name, rule in rules.items()}
-
-
-def percent(value: float | None) -> str:
-    return "absent" if value is None else f"{100 * value:.2f}"
-
-
-def table(results: dict, rules: dict[str, dict]) -> str:
-    """The headline metrics in per cent, the simple rules, then each class."""
-    keys = ("AUC", "AP", "mAUC", "mAP")
-    lines = [f"{'':28}" + "".join(f"{key:>8}" for key in keys)]
-    for name, values in ({"AnomalyCLIP": results} | rules).items():
-        lines.append(f"{name:28}" + "".join(f"{percent(values[key]) if key in values else '':>8}" for key in keys))
-    lines.append(f"\n{'class':28}{'AUC':>8}{'AP':>8}{'frames':>10}")
-    for name, values in results["per_class"].items():
-        lines.append(f"{name:28}{percent(values['AUC']):>8}{percent(values['AP']):>8}{values['frames']:>10,}")
-    normal = results["frames"] - results["anomalous_frames"]
-    return "\n".join([*lines, f"{'(normal frames)':28}{'':16}{normal:>10,}"])
-
-
-def write_results(out: Path, results: dict, scores: dict[str, Scores]) -> None:
+def write_results(out: Path, results: dict, scores: dict) -> None:
     arrays = {f"{name}.{key}": getattr(s, key) for name, s in scores.items() for key in ("p_A", "p_class")}
     write_atomically(out / "scores.npz", lambda file: np.savez(file, **arrays))
     write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
 
 
-def draw(out: Path, scores: dict[str, Scores], lists, num_timelines: int) -> None:
+def draw(out: Path, results: dict, scores: dict, lists, args) -> None:
     import plots
 
     p_A, p_class, labels = (np.concatenate(values) for values in zip(*scores.values()))
     plots.roc_curves(out / "roc.png", p_A, p_class, labels, lists.classes)
     plots.pr_curves(out / "pr.png", p_A, p_class, labels, lists.classes)
     plots.confusion_matrix(out / "confusion.png", p_A, p_class, labels, lists.classes)
-    for name in plots.pick_videos(lists.test, num_timelines):
-        plots.timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes)
+    plots.reliability(out / "reliability.png", p_A, labels)
+    for key in ("AUC", "AP"):
+        plots.class_bars(out / f"class_{key.lower()}.png", results["per_class"], results["intervals"]["per_class"], key)
+    for name in plots.pick_videos(lists.test, args.timelines):
+        pictures = []
+        if args.videos:
+            from keyframes import key_frames
+
+            pictures = key_frames(args.videos, name, scores[name].p_A)
+        plots.timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes, pictures)
 
 
-def main(argv=None) -> None:
-    args = parse_args(argv)
+def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
+    """Everything about one checkpoint: files into `out`, a table on the screen, the results as a dict."""
     import torch
 
+    import metrics
+    import scoring
+    import tables
     from annotations import VideoLists
     from data import check_device, check_features
 
-    checkpoint, model = load_checkpoint(args)
-    if args.convert:
-        write_atomically(args.convert, lambda file: torch.save(checkpoint, file))
-        return print(f"converted: {args.convert}")
+    checkpoint, model = load_checkpoint(ckpt, args)
     model = model.to(check_device(args.device)).eval()
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
     lists = VideoLists.from_plain(checkpoint["lists"])
@@ -181,20 +132,45 @@ def main(argv=None) -> None:
     for folder, dim in ((features, model.config.feature_dim), (temporal, model.config.temporal_feature_dim)):
         if (folder and folder.dim) != dim:
             raise InputError(f"{folder and folder.root}: found features of {folder and folder.dim} values, expected {dim} as in "
-                             f"{args.ckpt}")
+                             f"{ckpt}")
+    scores = scoring.score_videos(partial(model.predict, batch_size=args.batch_size), lists.test, features, temporal)
+    rates = scoring.frame_rates(features, lists.test, args.fps)
+    threshold = checkpoint.get("threshold") or 0.5
+    results = scoring.all_metrics(scores, lists.classes, rates, threshold=threshold, num_draws=args.bootstrap)
+    results["epoch"] = checkpoint["epoch"]
+    results["rules"] = scoring.evaluate_rules(lists, model, features) if args.rules else {}
+    if args.vadclip_map:
+        normal_segments = checkpoint["settings"].get("dataset") == "xdviolence"
+        results["vadclip"] = metrics.vadclip_map(list(scores.values()), lists.classes, normal_segments=normal_segments)
+    write_results(out, results, scores)
+    print(f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, per cent with "
+          f"95% intervals\n{tables.summary(results)}")
+    draw(out, results, scores, lists, args)
+    print(f"metrics, scores and pictures: {out}\n")
+    return results
 
-    def predict(*rows):
-        return model.predict(*rows, batch_size=args.batch_size)
 
-    scores = score_videos(predict, lists.test, features, temporal)
-    results = frame_metrics(scores, lists.classes)
-    rules = evaluate_rules(lists, model, features) if args.rules else {}
-    print(f"{args.ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, per cent")
-    print(table(results, rules))
-    out = Path(args.out or Path(args.ckpt).parent / "eval")
-    write_results(out, results | {"rules": rules, "videos": len(scores), "epoch": checkpoint["epoch"]}, scores)
-    draw(out, scores, lists, args.timelines)
-    print(f"metrics, scores and pictures: {out}")
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    if args.convert:
+        import torch
+
+        checkpoint, _ = load_checkpoint(args.ckpt[0], args)
+        write_atomically(args.convert, lambda file: torch.save(checkpoint, file))
+        return print(f"converted: {args.convert}")
+    import tables
+
+    folders = [Path(args.out, str(i)) if args.out and len(args.ckpt) > 1 else Path(args.out or Path(ckpt).parent / "eval")
+               for i, ckpt in enumerate(args.ckpt)]
+    runs = {ckpt: evaluate_checkpoint(ckpt, args, folder) for ckpt, folder in zip(args.ckpt, folders)}
+    if len(runs) > 1:
+        print(tables.align(tables.run_rows(runs)))
+    contents = {args.json: lambda: json.dumps(runs, indent=1), args.csv: lambda: tables.to_csv(runs),
+                args.markdown: lambda: tables.to_markdown(tables.all_rows(runs))}
+    for path, text in contents.items():
+        if path:
+            write_atomically(path, lambda file: file.write(text().encode()))
+            print(f"table: {path}")
 
 
 if __name__ == "__main__":

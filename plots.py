@@ -62,6 +62,41 @@ def pr_curves(path: Path, p_A, p_class, labels, classes) -> None:
                  xlabel="recall", ylabel="precision")
 
 
+def class_bars(path: Path, per_class: dict, intervals: dict, key: str) -> None:
+    """One bar per class that occurs, in per cent, with its 95% interval from the bootstrap over videos."""
+    names = [name for name, values in per_class.items() if values[key] is not None]
+    values = np.array([100 * per_class[name][key] for name in names])
+    ends = np.array([100 * np.array(intervals[name][key] or [per_class[name][key]] * 2) for name in names]).reshape(-1, 2)
+    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.35 * max(len(names), 1)), layout="constrained")
+    errors = np.maximum(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0)
+    axes.barh(names, values, xerr=errors, color=COLOURS[5], ecolor="black", capsize=3)
+    for y, (name, value) in enumerate(zip(names, values)):
+        axes.text(1, y, f"{value:.1f}  ({intervals[name]['videos']} videos)", va="center", fontsize=8)
+    axes.set(xlabel=f"{key} by frame, %, with 95% interval", xlim=(0, 100), title=f"{key} of each class against all other frames")
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    save(figure, path)
+
+
+def reliability(path: Path, p_A, labels, num_bins: int = 10) -> None:
+    """How often frames of a given p_A are anomalous, and how many there are; on the diagonal scores are probabilities."""
+    bins = np.minimum((p_A * num_bins).astype(int), num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    filled = counts > 0
+    share, mean = (np.bincount(bins, weights, num_bins)[filled] / counts[filled] for weights in (labels >= 0, p_A))
+    error = np.average(np.abs(share - mean), weights=counts[filled])
+    figure, (axes, below) = plt.subplots(2, 1, figsize=(6, 6.5), height_ratios=(4, 1), sharex=True, layout="constrained")
+    axes.plot([0, 1], [0, 1], "--", color=TRUTH, label="calibrated")
+    axes.plot(mean, share, "o-", color=COLOURS[0], label="this model")
+    axes.set(ylabel="share of frames that are anomalous", xlim=(0, 1), ylim=(0, 1),
+             title=f"Reliability of p_A by frame, expected calibration error {100 * error:.1f} %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    below.bar((np.arange(num_bins) + 0.5) / num_bins, counts, width=0.9 / num_bins, color=COLOURS[5])
+    below.set(xlabel="p_A", ylabel="frames", yscale="log", ylim=(0.5, None))
+    save(figure, path)
+
+
 def predicted_labels(p_A: np.ndarray, p_class: np.ndarray) -> np.ndarray:
     """-1 where p_A < 0.5, so that normal is likelier, else the likeliest class."""
     return np.where(p_A < 0.5, -1, p_class.argmax(axis=1))
@@ -96,9 +131,19 @@ def pick_videos(videos, num_videos: int) -> list[str]:
     return [name for turn in turns for name in turn if name is not None][:num_videos]
 
 
-def timeline(path: Path, name: str, p_A, p_class, labels, classes) -> None:
-    """p_A over the frames of one video, the truth shaded, the predicted classes as a strip below (Fig. 3)."""
-    figure, (axes, strip) = plt.subplots(2, 1, figsize=(9, 3.2), height_ratios=(6, 1), sharex=True, layout="constrained")
+def timeline(path: Path, name: str, p_A, p_class, labels, classes, pictures=()) -> None:
+    """p_A over the frames of one video, the truth shaded, predicted classes as a strip below, key frames above (Fig. 3).
+
+    Args:
+        pictures: (frame number, PIL image) pairs in ascending order.
+    """
+    figure = plt.figure(figsize=(9, 4.6 if pictures else 3.2), layout="constrained")
+    *top, bottom = np.atleast_1d(figure.subfigures(2, 1, height_ratios=(1.2, 3.2)) if pictures else figure.subfigures(1, 1))
+    for axes, (i, image) in zip(top[0].subplots(1, len(pictures), squeeze=False)[0] if pictures else (), pictures):
+        axes.imshow(image)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"frame {i}", fontsize=8)
+    axes, strip = bottom.subplots(2, 1, height_ratios=(6, 1), sharex=True)
     axes.plot(p_A, color=COLOURS[0], lw=1.5, label="p_A")
     edges = np.flatnonzero(np.diff(np.concatenate([[-1], labels, [-1]])))
     for start, end in zip(edges[:-1], edges[1:]):
@@ -106,8 +151,8 @@ def timeline(path: Path, name: str, p_A, p_class, labels, classes) -> None:
             axes.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {classes[labels[start]]}")
     axes.set(title=name, ylabel="anomaly probability", ylim=(-0.02, 1.02), xlim=(0, len(labels)))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
-    draw_strip(strip, predicted_labels(p_A, p_class), classes, figure)
+    bottom.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    draw_strip(strip, predicted_labels(p_A, p_class), classes, bottom)
     strip.set(xlabel="frame", yticks=[], ylabel="class")
     save(figure, path)
 

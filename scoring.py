@@ -1,0 +1,76 @@
+"""Probabilities of all videos by a model or a rule, and everything that is measured on them.
+
+Shapes: N frames of a video, C anomaly classes.
+"""
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from data import InputError
+
+
+class Scores(NamedTuple):
+    """Of one video, per frame."""
+
+    p_A: np.ndarray  # (N,)
+    p_class: np.ndarray | None  # (N, C); None where a rule knows no classes
+    labels: np.ndarray  # (N,), -1 normal
+
+
+def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
+    """Runs predict(rows of a video[, rows of its other features]) on every video and spreads the rows over its frames."""
+    from tqdm import tqdm
+
+    from annotations import frame_labels
+    from data import matching_rows
+
+    scores = {}
+    for video in tqdm(videos, unit="video", leave=False, disable=not sys.stderr.isatty()):
+        rows = features.open(video.name)  # (N, crops, D)
+        others = () if temporal is None else (matching_rows(temporal, video.name, len(rows), features.frames_per_feature),)
+        num_frames = min(features.num_frames(video.name), len(rows) * features.frames_per_feature)
+        row_of_frame = np.arange(num_frames) // features.frames_per_feature
+        p_A, p_class = predict(rows, *others)
+        if not np.isfinite(p_A).all():
+            raise InputError(f"{video.name}: found features that are infinite or not a number, expected finite ones")
+        scores[video.name] = Scores(p_A[row_of_frame], None if p_class is None else p_class[row_of_frame],
+                                    frame_labels(video, num_frames))
+    return scores
+
+
+def frame_metrics(scores: dict[str, Scores], classes) -> dict:
+    """Metrics over all frames of all videos; a rule without classes has AUC and AP alone."""
+    from anomalyclip import auc_ap, metrics
+
+    p_A, labels = (np.concatenate([getattr(s, name) for s in scores.values()]) for name in ("p_A", "labels"))
+    if next(iter(scores.values())).p_class is None:
+        return auc_ap(p_A, labels >= 0)
+    return metrics(p_A, np.concatenate([s.p_class for s in scores.values()]), labels, classes)
+
+
+def evaluate_rules(lists, model, features) -> dict[str, dict]:
+    """Metrics of the two simple rules, on the same videos and features."""
+    import baselines
+
+    prototype = model.prototype.cpu().numpy()
+    rules = {"distance to prototype": lambda rows: (baselines.distance_to_prototype(rows, prototype), None),
+             "logistic regression": baselines.FrameLogisticRegression(lists.train, features, len(lists.classes)).predict}
+    return {name: frame_metrics(score_videos(rule, lists.test, features), lists.classes) for name, rule in rules.items()}
+
+
+def frame_rates(features, videos, default: float) -> list[float]:
+    """Frames per second of each video, as meta.json tells, else the default."""
+    known = features.meta["videos"] if features.meta else {}
+    return [known.get(video.name, {}).get("fps") or default for video in videos]
+
+
+def all_metrics(scores: dict[str, Scores], classes, rates: list[float], *, threshold: float, num_draws: int) -> dict:
+    """Frame metrics with intervals, event metrics and operating points at a threshold on p_A."""
+    import metrics
+
+    videos = list(scores.values())
+    return frame_metrics(scores, classes) | {
+        "videos": len(videos), "intervals": metrics.bootstrap_metrics(videos, classes, num_draws=num_draws),
+        "events": metrics.event_map(videos, rates, classes),
+        "operation": metrics.operating_points(videos, rates, threshold)}

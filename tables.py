@@ -1,0 +1,113 @@
+"""Tables of an evaluation: for the screen, and as CSV and Markdown files.
+
+`results` is everywhere what evaluate.py writes to metrics.json: metrics in [0, 1], None where a value does not exist.
+"""
+import csv
+import io
+import statistics
+
+HEADLINE = ("AUC", "AP", "mAUC", "mAP")
+
+
+def percent(value: float | None, interval: list[float] | None = None) -> str:
+    """A metric in per cent, its 95% interval in brackets."""
+    if value is None:
+        return "absent"
+    return f"{100 * value:.2f}" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
+
+
+def align(rows: list[list[str]]) -> str:
+    """Columns side by side, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+                     for row in rows)
+
+
+def headline_rows(results: dict) -> list[list[str]]:
+    """AnomalyCLIP with its intervals, then the simple rules, which may know no classes."""
+    rows = [["", *HEADLINE]]
+    for name, values in ({"AnomalyCLIP": results} | results["rules"]).items():
+        intervals = values.get("intervals", {})
+        rows.append([name, *(percent(values[key], intervals.get(key)) if key in values else "" for key in HEADLINE)])
+    return rows
+
+
+def class_rows(results: dict) -> list[list[str]]:
+    """Each class with what lies behind its numbers."""
+    rows = [["class", "AUC", "AP", "event mAP", "videos", "frames"]]
+    for name, values in results["per_class"].items():
+        intervals = results["intervals"]["per_class"][name]
+        rows.append([name, percent(values["AUC"], intervals["AUC"]), percent(values["AP"], intervals["AP"]),
+                     percent(results["events"]["per_class"][name]["AP"]), f"{intervals['videos']:,}", f"{values['frames']:,}"])
+    normal = results["frames"] - results["anomalous_frames"]
+    return [*rows, ["(normal frames)", "", "", "", "", f"{normal:,}"]]
+
+
+def operation_rows(results: dict) -> list[list[str]]:
+    """What an operator needs to know, at the threshold that the training videos gave."""
+    values = results["operation"]
+    return [["events and operation", ""], ["event mAP at IoU 0.1 to 0.5", percent(results["events"]["mAP"])],
+            *([["the same as VadCLIP computes it", percent(results["vadclip"]["mAP"])]] if "vadclip" in results else []),
+            *([name.replace("_", " "), "absent" if value is None else f"{value:.3f}"] for name, value in values.items())]
+
+
+def summary(results: dict) -> str:
+    """All tables of one checkpoint for the screen."""
+    return "\n\n".join(align(rows) for rows in (headline_rows(results), class_rows(results), operation_rows(results)))
+
+
+def all_rows(runs: dict[str, dict]) -> list[list[list[str]]]:
+    """The tables of all runs, and with several the one that compares them."""
+    tables = [make(results) for results in runs.values() for make in (headline_rows, class_rows, operation_rows)]
+    return [run_rows(runs), *tables] if len(runs) > 1 else tables
+
+
+def flatten(results: dict, prefix: str = "") -> dict[str, float | int | None]:
+    """Numbers of nested results by path, "per_class.Arson.AUC"; intervals become .low and .high."""
+    flat = {}
+    for key, value in results.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            flat |= {f"{prefix}{key}.low": value[0], f"{prefix}{key}.high": value[1]}
+        elif not isinstance(value, str):
+            flat[prefix + key] = value
+    return flat
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean and standard deviation over runs in per cent; of the runs that have the value."""
+    present = [100 * v for v in values if v is not None]
+    if not present:
+        return "absent"
+    return f"{statistics.mean(present):.2f}" + (f" ± {statistics.stdev(present):.2f}" if len(present) > 1 else "")
+
+
+def run_rows(runs: dict[str, dict]) -> list[list[str]]:
+    """Several runs, one a row, then mean and standard deviation."""
+    rows = [["run", *HEADLINE, "event mAP"]]
+    values = {name: [r[key] for key in HEADLINE] + [r["events"]["mAP"]] for name, r in runs.items()}
+    rows += [[name, *map(percent, row)] for name, row in values.items()]
+    return [*rows, ["mean", *(spread(list(column)) for column in zip(*values.values()))]]
+
+
+def to_csv(runs: dict[str, dict]) -> str:
+    """metric,RUN,RUN..., every number of every run, in [0, 1]; an empty cell where a value does not exist."""
+    flat = {name: flatten(results) for name, results in runs.items()}
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["metric", *flat])
+    for key in dict.fromkeys(key for values in flat.values() for key in values):
+        writer.writerow([key, *("" if values.get(key) is None else values[key] for values in flat.values())])
+    return file.getvalue()
+
+
+def to_markdown(tables: list[list[list[str]]]) -> str:
+    """Tables of cells as Markdown, first row the header."""
+    lines = []
+    for rows in tables:
+        for i, row in enumerate(rows):
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+            lines += ["|---" * len(row) + "|"] * (i == 0)
+        lines.append("")
+    return "\n".join(lines)

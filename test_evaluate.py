@@ -1,0 +1,99 @@
+"""Tests of evaluate.py with several checkpoints, and of tables.py, scoring.py, keyframes.py and plots.py."""
+import csv
+import json
+import statistics
+
+import av
+import numpy as np
+import pytest
+
+import evaluate
+import keyframes
+import plots
+import tables
+from data import InputError
+from test_train import run, write_dataset
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two checkpoints of different seeds and the folder with their common tables."""
+    root = tmp_path_factory.mktemp("evaluate")
+    dataset = write_dataset(root / "data")
+    checkpoints = [str(root / seed / "last.pt") for seed in "01"]
+    for seed in "01":
+        run(dataset, root / seed, "--epochs", "2", "--seed", seed)
+    files = [option for kind in ("json", "csv", "markdown") for option in (f"--{kind}", str(root / f"all.{kind}"))]
+    evaluate.main(["--ckpt", *checkpoints, "--out", str(root / "out"), "--device", "cpu", "--timelines", "1", "--bootstrap", "50",
+                   "--vadclip-map", *files])
+    return root, checkpoints
+
+
+def test_several_checkpoints_get_a_folder_each_and_common_tables(runs):
+    root, checkpoints = runs
+    results = json.loads((root / "all.json").read_text())
+    assert list(results) == checkpoints
+    for i, name in enumerate(checkpoints):
+        assert results[name] == json.loads((root / "out" / str(i) / "metrics.json").read_text())
+    rows = list(csv.reader((root / "all.csv").open()))
+    assert rows[0] == ["metric", *checkpoints]
+    cells = {row[0]: row[1:] for row in rows[1:]}
+    assert [float(cell) for cell in cells["AUC"]] == [results[name]["AUC"] for name in checkpoints]
+    assert [float(cell) for cell in cells["intervals.per_class.fire.AUC.low"]] == \
+        [results[name]["intervals"]["per_class"]["fire"]["AUC"][0] for name in checkpoints]
+    aucs = [100 * results[name]["AUC"] for name in checkpoints]
+    assert f"| mean | {statistics.mean(aucs):.2f} ± {statistics.stdev(aucs):.2f} |" in (root / "all.markdown").read_text()
+
+
+def test_results_hold_intervals_events_and_operating_points(runs):
+    root, checkpoints = runs
+    result = json.loads((root / "out" / "0" / "metrics.json").read_text())
+    low, high = result["intervals"]["AUC"]
+    assert low < result["AUC"] < high
+    assert result["intervals"]["per_class"]["fall"]["videos"] == 4
+    assert result["events"]["per_class"]["fire"]["events"] == 4 and 0 <= result["events"]["mAP"] <= 1
+    assert result["operation"]["events"] == 8 and result["operation"]["normal_hours"] > 0
+    assert set(result["vadclip"]) >= {"mAP", "mAP@0.5"}
+    for picture in ("class_auc.png", "class_ap.png", "reliability.png"):
+        assert (root / "out" / "0" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_absent_class_is_absent_in_every_table():
+    class_values = {"AUC": None, "AP": None, "frames": 0}
+    results = {"AUC": 0.5, "AP": 0.25, "mAUC": None, "mAP": None, "frames": 9, "anomalous_frames": 0, "rules": {},
+               "per_class": {"fire": class_values},
+               "intervals": {"AUC": [0.4, 0.6], "AP": None, "mAUC": None, "mAP": None,
+                             "per_class": {"fire": {"AUC": None, "AP": None, "videos": 0}}},
+               "events": {"mAP": None, "per_class": {"fire": {"AP": None}}}, "operation": {"F1": None}}
+    text = tables.summary(results)
+    assert "50.00 [40.0, 60.0]" in text and text.count("absent") == 7
+    assert "events.mAP,\n" in tables.to_csv({"a": results})
+    assert tables.run_rows({"a": results, "b": results})[-1] == ["mean", "50.00 ± 0.00", "25.00 ± 0.00", "absent", "absent", "absent"]
+
+
+def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(30):
+            image = np.full((48, 64, 3), 8 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    p_A = np.zeros(30)
+    p_A[[2, 9, 14]] = 1
+    pictures = keyframes.key_frames(str(tmp_path), "v", p_A, num_pictures=3)
+    assert [i for i, _ in pictures] == [2, 14, 20]
+    assert all(abs(float(np.asarray(image).mean()) - 8 * i) < 4 for i, image in pictures)
+    assert keyframes.key_frames(str(tmp_path), "missing", p_A) == []
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert keyframes.key_frames(str(tmp_path), "broken", p_A) == [] and "no key frames of" in capsys.readouterr().err
+    plots.timeline(tmp_path / "t.png", "v", p_A, p_A[:, None] * 0.5, np.full(30, -1), ("fire",), pictures)
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--bootstrap", "0"], "--bootstrap 0: expected at least 1"), (["--timelines", "-1"], "--timelines -1: expected at least 0"),
+    (["--convert", "x.pt"], "--convert with them"), (["--fps", "0"], "--fps 0.0: expected a positive number")])
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.main(["--ckpt", "x.pt", *options])
