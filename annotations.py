@@ -6,14 +6,15 @@ Frames are 0-based and intervals half-open, whatever the lists on disk use. C an
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data import FEATURE_SUBFOLDERS, VIDEO_SUFFIXES, InputError, load_array, read_lines
+from data import FEATURE_SUBFOLDERS, VIDEO_SUFFIXES, InputError, check_inside, load_array, read_lines
 
 FILE_SUFFIXES = VIDEO_SUFFIXES | {".npy"}
+INTEGER = re.compile("-?[0-9]+")
 # Class names with Normal, in id order, as in the label files of the released code.
 CLASS_NAMES = {
     "shanghaitech": ("car", "chasing", "circuit", "fall", "fighting", "hurdle", "jumping", "monocycle", "normal",
@@ -42,6 +43,7 @@ class Video:
     name: str  # relative path without extension, "Abuse/Abuse028_x264": the key of everything about the video
     label: int  # class in [0, C), -1 for normal
     intervals: tuple[tuple[int, int], ...] = ()  # anomalous frames, half-open; row 0 of the features is frame 0
+    num_frames: int | None = field(default=None, compare=False)  # as the lists tell, None where they do not; see check_features
 
 
 @dataclass
@@ -54,12 +56,14 @@ class VideoLists:
         """As dicts, lists, ints and strings, which `torch.load(weights_only=True)` reads back."""
         train, test = ([[v.name, v.label, list(map(list, v.intervals))] for v in videos]
                        for videos in (self.train, self.test))
-        return {"classes": list(self.classes), "train": train, "test": test}
+        lengths = {v.name: v.num_frames for v in self.train + self.test if v.num_frames is not None}
+        return {"classes": list(self.classes), "train": train, "test": test} | ({"num_frames": lengths} if lengths else {})
 
     @classmethod
     def from_plain(cls, plain):
         """The inverse of `to_plain`."""
-        train, test = ([Video(name, label, tuple(map(tuple, pairs))) for name, label, pairs in plain[split]]
+        lengths = plain.get("num_frames", {})
+        train, test = ([Video(name, label, tuple(map(tuple, pairs)), lengths.get(name)) for name, label, pairs in plain[split]]
                        for split in ("train", "test"))
         return cls(tuple(plain["classes"]), train, test)
 
@@ -75,7 +79,7 @@ def frame_labels(video, num_frames):
 def video_name(where, path):
     """Name of the video at a listed path. Only known extensions are cut off, for names may hold dots."""
     parts = PurePosixPath(path).parts
-    if path.startswith("/") or ".." in parts:
+    if path.startswith("/") or ".." in parts or not parts:
         raise InputError(f"{where}: found the path {path!r}, expected one below the root folder")
     name = "/".join(parts)
     suffix = PurePosixPath(name).suffix
@@ -95,6 +99,20 @@ def without_normal(names):
     return tuple(name for name in names if name.lower() != "normal")
 
 
+def frame_number(where, text):
+    """The integer that a field holds; nobody's video has a trillion frames, and Python refuses thousands of digits."""
+    if len(text) > 12:
+        raise InputError(f"{where}: found the frame number {text[:12]}..., expected at most 12 digits")
+    return int(text)
+
+
+def split_numbers(line):
+    """The text in front of the integers at the end of a line, and these as strings; the first field is always text."""
+    fields = line.split()
+    num_numbers = next((i for i, text in enumerate(reversed(fields[1:])) if not INTEGER.fullmatch(text)), len(fields) - 1)
+    return line.rsplit(None, num_numbers)[0], fields[len(fields) - num_numbers:]
+
+
 def half_open(where, numbers, inclusive):
     """Pairs of frame numbers as half-open intervals; -1 -1 stands for none."""
     if len(numbers) % 2:
@@ -106,19 +124,27 @@ def half_open(where, numbers, inclusive):
     return tuple((start, end + inclusive) for start, end in pairs)
 
 
+def check_apart(where, intervals):
+    """Refuses intervals that share frames: no published list has any, so one of the numbers is wrong."""
+    for (start, end), (next_start, next_end) in zip(sorted(intervals), sorted(intervals)[1:]):
+        if next_start < end:
+            raise InputError(f"{where}: found the frames {start} to {end - 1} and {next_start} to {next_end - 1}, which overlap, "
+                             "expected intervals apart from each other")
+
+
 def read_temporal(path, has_class=True, inclusive=True):
     """`name [Class] start end [start end ...]`, one video a line, as {name: (place, intervals)}."""
     annotations = {}
     for where, line in read_lines(path):
-        match = re.fullmatch(r"(.*?)((?:\s+-?\d+)+)", line)  # names may hold blanks: only trailing numbers are frames
-        head = match[1].rsplit(None, int(has_class)) if match else []
-        if len(head) != 1 + has_class:
+        text, numbers = split_numbers(line)  # names may hold blanks: only trailing numbers are frames
+        head = text.rsplit(None, int(has_class))
+        if len(head) != 1 + has_class or not numbers:
             form = "name Class start end [start end ...]" if has_class else "name start end [start end ...]"
             raise InputError(f"{where}: found {line!r}, expected {form!r}")
         name = video_name(where, head[0])
         if name in annotations:
             raise InputError(f"{where}: found {name} again, expected each video once")
-        annotations[name] = where, half_open(where, [int(number) for number in match[2].split()], inclusive)
+        annotations[name] = where, half_open(where, [frame_number(where, text) for text in numbers], inclusive)
     return annotations
 
 
@@ -128,18 +154,22 @@ def add_intervals(path, rows, annotations, ignore_others=True):
     file_names = Counter(PurePosixPath(video.name).name for _, video in rows)
     for where, video in rows:
         key = video.name if video.name in annotations else PurePosixPath(video.name).name
-        intervals = annotations.get(key, ("", ()))[1]
+        place, intervals = annotations.get(key, (path, ()))[:2]
         if intervals and key != video.name and file_names[key] > 1:
             raise InputError(f"{path}: found {key} for two test videos, expected the path of each")
         if (video.label >= 0) != bool(intervals):
             expected = "one or more, for it is anomalous" if video.label >= 0 else "none, for it is normal"
             raise InputError(f"{path}: found {len(intervals)} intervals of {video.name}, "
                              f"expected {expected} in {where}")
+        check_apart(place, intervals)
         used.add(key)
         result.append((where, replace(video, intervals=intervals)))
     others = [name for name in annotations if name not in used]
     if others and not ignore_others:
         raise InputError(f"{annotations[others[0]][0]}: found {others[0]}, expected a video of the test list")
+    if others:
+        print(f"note: {path}: ignored {len(others)} annotated videos that are not in the test list, such as {others[0]}",
+              file=sys.stderr)
     return result
 
 
@@ -200,15 +230,16 @@ def read_released(files, names):
 
 def numbered_video(where, line, names):
     """Video and number of its first frame from `path first last label_id`."""
-    match = re.fullmatch(r"(.*\S)\s+(\d+)\s+(\d+)\s+(\d+)", line)
-    if not match:
+    path, *numbers = line.rsplit(None, 3)
+    if len(numbers) < 3 or not all(re.fullmatch("[0-9]+", text) for text in numbers):
         raise InputError(f"{where}: found {line!r}, expected 'path first_frame last_frame label_id'")
-    first, last, label_id = (int(field) for field in match.groups()[1:])
+    first, last, label_id = (frame_number(where, text) for text in numbers)
     if last < first:
         raise InputError(f"{where}: found the frames {first} to {last}, expected the last after the first")
     if label_id >= len(names):
         raise InputError(f"{where}: found the label id {label_id}, expected 0 to {len(names) - 1}")
-    return Video(video_name(where, match[1]), label_of(where, names[label_id], without_normal(names))), first
+    label = label_of(where, names[label_id], without_normal(names))
+    return Video(video_name(where, path), label, num_frames=last - first + 1), first
 
 
 def read_pairs(path, header):
@@ -299,7 +330,8 @@ def read_shanghaitech(root, files, classes_csv):
         classes = known if set(own) <= set(known) else own
     train, test = (read_videos(path, digits_video, classes, named) for path in lists)
     folder = next((f for f in (root, lists[1].parent) if (f / "test_frame_mask").is_dir()), root) / "test_frame_mask"
-    masks = {video.name: read_mask(folder / f"{video.name}.npy") for _, video in test if video.label >= 0}
+    masks = {video.name: read_mask(folder, video.name) for _, video in test if video.label >= 0}
+    test = [(where, replace(video, num_frames=masks[video.name][2] if video.label >= 0 else None)) for where, video in test]
     return collect(classes, train, add_intervals(folder, test, masks))
 
 
@@ -317,13 +349,16 @@ def digits_video(where, path, classes, named):
     return Video(name, label_of(where, class_name, classes))
 
 
-def read_mask(path):
-    """The place and the runs of ones of a 0/1 array with one value per frame."""
+def read_mask(folder, name):
+    """The place, the runs of ones and the length of a 0/1 array with one value per frame."""
+    path = folder / f"{name}.npy"
+    check_inside(path, folder)
     mask = load_array(path)
-    if mask.ndim != 1 or not np.isin(mask, (0, 1)).all():
+    if mask.ndim != 1 or mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
         raise InputError(f"{path}: found an array {mask.shape} of {mask.dtype}, expected 0 or 1 for each frame")
     steps = np.diff(mask.astype(np.int8), prepend=0, append=0)
-    return str(path), tuple(zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist()))
+    runs = zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist())
+    return str(path), tuple(runs), len(mask)
 
 
 def find_list(root, words, other_words):

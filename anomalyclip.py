@@ -607,7 +607,7 @@ class AnomalyCLIP(nn.Module):
         found = {k: v.shape for k, v in state.items()}
         if own != found:
             differ = sorted(k for k in own.keys() | found.keys() if own.get(k) != found.get(k))
-            raise ValueError(f"state does not fit the model at {differ[0]}: found {found.get(differ[0], 'nothing')}, "
+            raise ValueError(f"state does not fit the model at {' '.join(differ[0].split())}: found {found.get(differ[0], 'nothing')}, "
                              f"expected {own.get(differ[0], 'nothing')} ({len(differ)} such)")
         self.load_state_dict(state, strict=False)
 
@@ -629,7 +629,7 @@ class AnomalyCLIP(nn.Module):
         try:
             model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
         except TypeError as error:
-            raise ValueError(f"the checkpoint's config is not one of this version: {error}") from None
+            raise ValueError(f"the checkpoint's config is not one of this version: {' '.join(str(error).split())}") from None
         model.load_trained_state(checkpoint["model"])
         return model
 

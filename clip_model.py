@@ -188,7 +188,8 @@ def _merge_table() -> tuple[dict[int, int], dict[tuple[int, int], int]]:
     symbols = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]  # the file's alphabet
     ids = {symbol: i for i, symbol in enumerate(symbols + [symbol + "</w>" for symbol in symbols])}
     merges = {}
-    with gzip.open(Path(__file__).with_name("bpe_merges.txt.gz"), "rt", encoding="utf-8") as file:
+    path = Path(__file__).with_name("bpe_merges.txt.gz")
+    with _named_errors(path), gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
             first, second = line.split()
             merges[ids[first], ids[second]] = ids[first + second] = len(ids)

@@ -65,7 +65,8 @@ def load_checkpoint(ckpt: str, args) -> tuple:
             checkpoint = read_checkpoint(ckpt, "lists", "settings", "encoder", "epoch")
         return checkpoint, AnomalyCLIP.from_dict(checkpoint)
     except ValueError as error:
-        raise InputError(str(error)) from None
+        text = " ".join(str(error).splitlines())  # names inside a hostile file may hold line ends
+        raise InputError(text if str(ckpt) in text else f"{ckpt}: {text}") from None
 
 
 def open_folders(args, checkpoint: dict):

@@ -141,7 +141,7 @@ def load(path: str, dataset: str, root: str, features_root: str | None) -> dict:
         config = config_of(state, lists.classes)
         centroid = path.parent / "ncentroid.pt"
         prototype = read_prototype(centroid, config.feature_dim) if centroid.exists() else normality_prototype(
-            FeatureFolder(features_root or root), lists.train)
+            FeatureFolder(features_root or root), [v for v in lists.train if v.label < 0])
         model = AnomalyCLIP(config, clip=clip_of(state), tokenize=clip_model.tokenize, prototype=prototype)
         converted = convert_state(state, [name.lower() for name in CLASS_NAMES[dataset]].index("normal"))
         model.load_trained_state(model.trained_state() | converted)
