@@ -189,7 +189,7 @@ def _merge_table() -> tuple[dict[int, int], dict[tuple[int, int], int]]:
     ids = {symbol: i for i, symbol in enumerate(symbols + [symbol + "</w>" for symbol in symbols])}
     merges = {}
     path = Path(__file__).with_name("bpe_merges.txt.gz")
-    with _named_errors(path), gzip.open(path, "rt", encoding="utf-8") as file:
+    with gzip.open(path, "rt", encoding="utf-8") as file, _named_errors(path):
         for line in file:
             first, second = line.split()
             merges[ids[first], ids[second]] = ids[first + second] = len(ids)

@@ -24,7 +24,6 @@ import json
 import math
 import os
 import queue
-import re
 import sys
 import threading
 import time
@@ -44,6 +43,7 @@ from tqdm import tqdm
 
 import clip_model
 from data import VIDEO_SUFFIXES, InputError, check_device, read_meta, run_script, write_atomically
+from runs import lock_folder, remove_temporary_files
 
 QUARTER_TURNS = {90: 1, 180: 2, -180: 2, -90: 3}  # by the display matrix, degrees; OpenCV ignores other angles
 BROKEN = (av.FFmpegError, OSError, InputError)  # what an unreadable video raises; anything else ends the run
@@ -237,13 +237,6 @@ def write_meta(path: Path, meta: dict) -> None:
     write_atomically(path, lambda file: file.write(json.dumps(meta, indent=1).encode()))
 
 
-def remove_temporary_files(out: Path) -> None:
-    """What `write_atomically` leaves when the machine stops in the middle of it."""
-    for path in out.rglob(".*.tmp"):
-        if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
-            path.unlink()
-
-
 def save_features(path: Path, batches: list[np.ndarray], num_crops: int) -> None:
     features = np.concatenate(batches)  # (rows * crops, D)
     if num_crops > 1:
@@ -380,18 +373,10 @@ def check_args(args: argparse.Namespace) -> None:
     args.device = check_device(args.device)
 
 
-def main(argv=None) -> int:
-    """Returns the exit status: 1 if a video could not be read, else 0."""
-    args = parse_args(argv)
-    check_args(args)
-    videos = find_videos(args.videos)
-    torch.backends.cudnn.allow_tf32 = False  # cuDNN would round the patches of CLIP's first layer to 10 bits
-    encoder, settings = load_encoder(args.clip, args.encoder, args.device)
-    n_px = input_size(encoder, settings["encoder"])
-
-    settings |= {"stride": args.stride, "crops": args.crops, "jpeg": args.jpeg}
+def extract_missing(args, videos: dict[str, Path], encoder, settings: dict, n_px: int) -> int:
+    """Extracts what an earlier run has not; the exit status."""
     meta = open_meta(args.out / "meta.json", settings, videos)
-    remove_temporary_files(args.out)
+    remove_temporary_files(args.out.rglob(".*.tmp"))
     meta["videos"] = {key: info for key, info in meta["videos"].items() if (args.out / f"{key}.npy").exists()}
     write_meta(args.out / "meta.json", meta)
     todo = {key: path for key, path in videos.items() if key not in meta["videos"]}
@@ -408,6 +393,20 @@ def main(argv=None) -> int:
     print(f"{args.out}: {len(done)} of {len(videos)} videos written, {len(videos) - len(todo)} were there, "
           f"{len(todo) - len(done)} skipped; {num_rows} frames, {num_rows / (time.monotonic() - start):.1f} frames/s")
     return int(len(done) < len(todo))
+
+
+def main(argv=None) -> int:
+    """Returns the exit status: 1 if a video could not be read, else 0."""
+    args = parse_args(argv)
+    check_args(args)
+    videos = find_videos(args.videos)
+    torch.backends.cudnn.allow_tf32 = False  # cuDNN would round the patches of CLIP's first layer to 10 bits
+    encoder, settings = load_encoder(args.clip, args.encoder, args.device)
+    n_px = input_size(encoder, settings["encoder"])
+
+    settings |= {"stride": args.stride, "crops": args.crops, "jpeg": args.jpeg}
+    with lock_folder(args.out):
+        return extract_missing(args, videos, encoder, settings, n_px)
 
 
 if __name__ == "__main__":

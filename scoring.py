@@ -65,6 +65,16 @@ def frame_rates(features, videos, default: float) -> list[float]:
     return [known.get(video.name, {}).get("fps") or default for video in videos]
 
 
+def alarm_threshold(model, lists, features, temporal=None, max_videos: int = 100, default_rate: float = 30.0) -> float:
+    """Threshold on p_A at which the normal training videos are quiet (metrics.choose_threshold), from up to 100 of them."""
+    import metrics
+
+    normal = [video for video in lists.train if video.label < 0]
+    picked = normal[::-(-len(normal) // max_videos)]  # evenly over the list
+    scores = score_videos(model.eval().predict, picked, features, temporal)
+    return metrics.choose_threshold(list(scores.values()), [-1] * len(picked), frame_rates(features, picked, default_rate))
+
+
 def all_metrics(scores: dict[str, Scores], classes, rates: list[float], *, threshold: float, num_draws: int) -> dict:
     """Frame metrics with intervals, event metrics and operating points at a threshold on p_A."""
     import metrics

@@ -1,9 +1,11 @@
 """Tests of train.py, evaluate.py and baselines.py: whole runs on a small synthetic data set in the `custom` layout."""
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import evaluate
 import train
 from anomalyclip import AnomalyCLIP, metrics
 from data import InputError
+from metrics import choose_threshold, false_alarm_rate
+from runs import stop_signals
 from testdata.tiny_clip import tiny_clip_state_dict
 
 HERE = Path(__file__).parent
@@ -181,6 +185,45 @@ def test_four_epochs_equal_two_resumed_and_two_more_bit_for_bit(dataset, tmp_pat
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("number, step", [(signal.SIGTERM, 6), (signal.SIGINT, 5), (signal.SIGINT, 8)])
+def test_a_run_stopped_in_a_step_goes_on_at_the_next_bit_for_bit(dataset, tmp_path, monkeypatch, capsys, number, step):
+    options = ("--epochs", "3", "--batch-size", "4")  # 4 steps an epoch
+    whole = run(dataset, tmp_path / "whole", *options)
+    steps, real = [], train.check_finite
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def signal_in_a_step(inputs, video_idx, videos):
+        steps.append(video_idx.tolist())
+        if len(steps) == step:
+            signal.raise_signal(number)
+        real(inputs, video_idx, videos)
+
+    monkeypatch.setattr(train, "check_finite", signal_in_a_step)
+    arguments = ["--dataset", "custom", "--root", str(dataset), "--out", str(tmp_path / "parts"), "--directions", "direct", *SMALL]
+    assert train.main([*arguments, *options]) == 128 + number
+    assert f"stopped by {number.name}; go on with: python train.py --dataset custom" in capsys.readouterr().out
+    stopped = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
+    assert (stopped["epoch"], stopped["begun"]["steps"]) == divmod(step, 4) and len(steps) == step
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    torch.rand(5)  # the state of the process must not matter
+    resumed = run(dataset, tmp_path / "parts", *options, "--resume")
+    assert len(steps) == 12  # none was done, nor its data read, twice
+    for key in ("model", "optimizer", "rng", "epoch", "begun"):
+        assert equal(whole[key], resumed[key]), key
+    losses = [[json.loads(line)["losses"] for line in (tmp_path / run_ / "log.jsonl").read_text().splitlines()]
+              for run_ in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_a_second_ctrl_c_stops_at_once_and_more_of_sigterm_change_nothing():
+    with pytest.raises(KeyboardInterrupt), stop_signals() as signals:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert signals == [signal.SIGTERM, signal.SIGTERM, signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_equal_seeds_give_equal_models_and_others_do_not(dataset, tmp_path):
     a, b, c = (run(dataset, tmp_path / name, "--epochs", "1", "--seed", seed)["model"] for name, seed in
                (("a", "1"), ("b", "1"), ("c", "2")))
@@ -262,6 +305,15 @@ def test_the_demo_leaves_other_peoples_folders_alone(tmp_path):
     with pytest.raises(InputError, match="found files of somebody else, expected a new folder"):
         train.main(["--dataset", "demo", "--root", str(tmp_path), "--out", str(tmp_path / "run")])
     assert (tmp_path / "train.txt").read_text() == "mine"
+
+
+def test_the_stored_threshold_keeps_the_normal_training_videos_quiet(trained, dataset):
+    checkpoint = torch.load(trained, weights_only=True)
+    model = AnomalyCLIP.from_checkpoint(trained)
+    normal = [model.predict(np.load(dataset / "features" / f"{name}.npy"))[0]
+              for name, label, *_ in checkpoint["lists"]["train"] if label < 0]
+    assert checkpoint["threshold"] == choose_threshold([SimpleNamespace(p_A=p) for p in normal], [-1] * len(normal), 25.0)
+    assert false_alarm_rate(normal, [25.0] * len(normal), checkpoint["threshold"]) <= 1
 
 
 # ---- evaluation ----

@@ -5,18 +5,22 @@
     python train.py --dataset custom --root data/mine --features features/mine --directions direct
     python train.py ... --out runs/x --resume                        # go on where runs/x/last.pt stopped
 
-Writes OUT/last.pt after every epoch and a line per epoch to OUT/log.jsonl; evaluate.py reads last.pt.
+Writes OUT/last.pt after every epoch and a line per epoch to OUT/log.jsonl; evaluate.py reads last.pt. Ctrl-C or SIGTERM:
+it finishes the step, saves, tells how to go on there, and exits with status 130 or 143; a second Ctrl-C stops at once.
 """
 import argparse
 import json
 import math
+import signal
 import sys
 import time
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from data import InputError, run_script, write_atomically
+from data import InputError, run_script
+from runs import (NOT_BEGUN, RestOfEpoch, load_resumed, lock_folder, remove_temporary_files, restore, resume_command, save,
+                  stop_signals, survive_one_signal, trim_log)
 
 PRESETS = {  # what differs from the config's defaults, which are those of UCF-Crime (App. A and B)
     "shanghaitech": {"depth": 2, "temporal_input": "both", "lr": 5e-4, "epochs": 100},
@@ -27,9 +31,6 @@ PRESETS = {  # what differs from the config's defaults, which are those of UCF-C
              "directions": "direct", "evaluate": True, "root": "runs/demo-data"},
 }
 SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
-PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
-ANYTIME = ("out", "resume", "device", "workers", "evaluate", *PATHS)  # may differ when a run is resumed, if what lies there
-SAME = ("config", "lists", "encoder", "temporal_encoder", "clip_sha256")  # of a checkpoint: this must not
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -121,9 +122,12 @@ def make_config(args, classes, feature_dim: int, temporal_feature_dim: int | Non
         except ValueError:
             raise InputError(f"--lambdas {text}: found weight {value!r}, expected a number") from None
     try:
-        return AnomalyCLIPConfig(classes=classes, feature_dim=feature_dim, temporal_feature_dim=temporal_feature_dim, **given)
+        config = AnomalyCLIPConfig(classes=classes, feature_dim=feature_dim, temporal_feature_dim=temporal_feature_dim, **given)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if config.num_segments < 2 * config.topk:
+        raise InputError(f"--num-segments {config.num_segments}: expected at least {2 * config.topk}, twice --topk")
+    return config
 
 
 def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, released: bool) -> float:
@@ -175,16 +179,18 @@ def open_features(args, videos):
     return features, temporal
 
 
-def train_epoch(model, forward, loader, optimizer, schedule, first_step: int, args, device) -> dict[str, float]:
-    """One pass over the batches; means of all losses over the epoch."""
+def train_epoch(model, forward, loader, optimizer, schedule, epoch: int, begun: dict, signals: list, args, device) -> dict:
+    """Goes on with an epoch from where it was begun (see NOT_BEGUN) to its end or the first signal; what is done by then."""
     import torch
     from tqdm import tqdm
 
-    sums: dict[str, float] = {}
+    start, steps, sums = time.perf_counter(), begun["steps"], dict(begun["sums"])
+    loader.batch_sampler.set_epoch(epoch, steps)
     model.train()
-    for i, batch in enumerate(tqdm(loader, leave=False, unit="step", disable=not sys.stderr.isatty())):
+    bar = tqdm(loader, initial=steps, leave=False, unit="step", disable=not sys.stderr.isatty())
+    for steps, batch in enumerate(bar, start=steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = schedule(first_step + i)
+            group["lr"] = schedule(epoch * len(loader) + steps - 1)
         labels = batch["label"][:len(batch["label"]) // 2].to(device)
         inputs = [batch[k] for k in ("features", "temporal_features") if k in batch]
         check_finite(inputs, batch["video_idx"], loader.dataset.videos)
@@ -197,7 +203,13 @@ def train_epoch(model, forward, loader, optimizer, schedule, first_step: int, ar
         optimizer.step()
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach()
-    means = {name: float(value) / len(loader) for name, value in sums.items()}
+        if signals:
+            break
+    return {"steps": steps, "sums": sums, "seconds": begun["seconds"] + time.perf_counter() - start}
+
+
+def mean_losses(done: dict) -> dict[str, float]:
+    means = {name: float(value) / done["steps"] for name, value in done["sums"].items()}
     if not math.isfinite(means["total"]):
         raise FloatingPointError(f"the loss became {means['total']} in this epoch; try a lower --lr")
     return means
@@ -210,59 +222,6 @@ def check_finite(inputs, video_idx, videos) -> None:
         if not finite.all():
             name = videos[int(video_idx[~finite][0])].name
             raise InputError(f"{name}: found features that are infinite or not a number, expected finite ones")
-
-
-def rng_state(device: str) -> dict:
-    import torch
-
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device != "cpu" else None}
-
-
-def save(path: Path, model, optimizer, epoch: int, device: str, extra: dict) -> None:
-    """Writes everything that evaluation and resumption need; the file is whole or the old one."""
-    import torch
-
-    state = model.checkpoint() | extra | {"epoch": epoch, "optimizer": optimizer.state_dict(), "rng": rng_state(device)}
-    write_atomically(path, lambda file: torch.save(state, file))
-
-
-def load_resumed(path: Path, config, extra: dict) -> dict | None:
-    """The checkpoint to go on from, None if there is none; settings and data must be the ones it was made with."""
-    from anomalyclip import read_checkpoint
-
-    if not path.exists():
-        return None
-    try:
-        checkpoint = read_checkpoint(path, "optimizer")
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    old, new = checkpoint["settings"], extra["settings"]
-    changed = [(k, old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if k not in ANYTIME]
-    changed += [(k, checkpoint.get(k), (extra | {"config": config.to_plain()})[k]) for k in SAME]
-    for name, found, expected in changed:
-        if found != expected:
-            found, expected = ("other ones", "the same") if name == "lists" else (found, expected)
-            raise InputError(f"{path}: found {name} = {found}, expected {expected} as given now; resume with the same settings "
-                             "and data, or choose another --out")
-    return checkpoint
-
-
-def restore(checkpoint: dict, model, optimizer, device: str) -> int:
-    """Puts model, optimiser and random states where they were; the epoch to go on with."""
-    import torch
-
-    model.load_trained_state(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    torch.set_rng_state(checkpoint["rng"]["cpu"])
-    if device != "cpu" and checkpoint["rng"]["cuda"] is not None:
-        torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
-    return checkpoint["epoch"]
-
-
-def trim_log(log: Path, num_epochs: int) -> None:
-    """Keeps the lines of the first epochs: a run may have been stopped between its line and its checkpoint."""
-    lines = log.read_bytes().splitlines(keepends=True)[:num_epochs] if log.exists() else []
-    write_atomically(log, lambda file: file.writelines(lines))
 
 
 def report(log: Path, record: dict, epochs: int, config) -> None:
@@ -282,8 +241,9 @@ def make_loader(args, config, lists, features, temporal, device: str):
     released = config.variant == "released"
     dataset = SegmentDataset(lists.train, features, config.num_segments, config.num_frames, temporal, released=released)
     batches = BalancedBatches([v.label for v in lists.train], args.batch_size, args.seed, released=released)
-    return torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=args.workers,
+    return torch.utils.data.DataLoader(dataset, batch_sampler=RestOfEpoch(batches), num_workers=args.workers,
                                        pin_memory=device != "cpu", persistent_workers=args.workers > 0,
+                                       worker_init_fn=survive_one_signal,
                                        generator=torch.Generator())  # of its own, so that workers change no other draw
 
 
@@ -294,16 +254,64 @@ def make_prototypes(lists, features, temporal) -> dict:
     return {name: normality_prototype(folder, lists.train) for name, folder in folders.items() if folder}
 
 
-def main(argv=None) -> None:
+def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, str]:
+    """Trains from the folder's checkpoint or from the start, to the end or a signal.
+
+    Args:
+        data: Lists, features and the Temporal model's features or None.
+        clip: See `load_clip`.
+        extra: Entries of the checkpoint that do not change.
+    Returns:
+        The number of the signal that stopped it, 0 if none did, and how far it came.
+    """
+    import torch
+
+    from scoring import alarm_threshold
+
+    lists, out, released = data[0], Path(args.out), config.variant == "released"
+    remove_temporary_files(out.iterdir())
+    checkpoint = load_resumed(out / "last.pt", config, extra)
+    torch.manual_seed(args.seed)
+    model = build_model(config, clip, {} if checkpoint else make_prototypes(*data)).to(device)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    betas = (0.9, 0.999 if released else 0.98)  # the released code leaves PyTorch's default; App. B says 0.98
+    optimizer = torch.optim.AdamW(trainable, lr=args.lr, betas=betas, eps=1e-8, weight_decay=0.2)
+    first_epoch, begun = restore(checkpoint, model, optimizer, device) if checkpoint else (0, NOT_BEGUN)
+    trim_log(out / "log.jsonl", first_epoch)
+
+    loader = make_loader(args, config, *data, device)
+    forward = torch.compile(model) if args.compile else model
+    num_normal = sum(v.label < 0 for v in lists.train)
+    print(f"{args.dataset}: {len(lists.train) - num_normal} abnormal and {num_normal} normal videos, {len(lists.classes)} "
+          f"classes, {sum(p.numel() for p in trainable):,} trainable parameters, {len(loader)} steps an epoch on {device}")
+    schedule = partial(learning_rate, steps_per_epoch=len(loader), epochs=args.epochs, peak=args.lr, released=released)
+
+    with stop_signals() as signals:
+        for epoch in range(first_epoch, args.epochs):
+            begun = train_epoch(model, forward, loader, optimizer, schedule, epoch, begun, signals, args, device)
+            losses, num_epochs = mean_losses(begun), epoch
+            if begun["steps"] == len(loader):
+                record = {"epoch": epoch + 1, "lr": schedule(epoch * len(loader)), "seconds": begun["seconds"], "losses": losses}
+                report(out / "log.jsonl", record, args.epochs, config)
+                num_epochs, begun = epoch + 1, NOT_BEGUN
+            save(out / "last.pt", model, optimizer, num_epochs, begun, device, extra)
+            if signals:
+                return signals[0], f"{num_epochs} epochs and {begun['steps']} of {len(loader)} steps"
+    if first_epoch < args.epochs or "threshold" not in checkpoint:
+        extra = extra | {"threshold": alarm_threshold(model, *data)}
+        save(out / "last.pt", model, optimizer, args.epochs, NOT_BEGUN, device, extra)
+    return 0, f"{args.epochs} epochs"
+
+
+def main(argv=None) -> int | None:
+    """Returns the exit status: 128 and the signal that stopped the training, if one did."""
     args = parse_args(argv)
-    import torch  # only now: bad arguments are told at once
 
     from annotations import load_lists
     from data import check_device
     from synthetic import write_demo
 
-    device = check_device(args.device)
-    log, last = Path(args.out) / "log.jsonl", Path(args.out) / "last.pt"
+    device, last = check_device(args.device), Path(args.out) / "last.pt"
     if args.dataset == "demo":
         write_demo(args.root)
         print(f"demo: synthetic features with planted directions, not real video, in {args.root}")
@@ -313,33 +321,12 @@ def main(argv=None) -> None:
     clip, clip_sha256 = load_clip(args, config, features.encoder)
     extra = {"settings": vars(args), "lists": lists.to_plain(), "encoder": features.encoder,
              "temporal_encoder": temporal and temporal.encoder, "clip_sha256": clip_sha256}
-    checkpoint = load_resumed(last, config, extra)
-
-    torch.manual_seed(args.seed)
-    model = build_model(config, clip, {} if checkpoint else make_prototypes(lists, features, temporal)).to(device)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    released = config.variant == "released"
-    betas = (0.9, 0.999 if released else 0.98)  # the released code leaves PyTorch's default; App. B says 0.98
-    optimizer = torch.optim.AdamW(trainable, lr=args.lr, betas=betas, eps=1e-8, weight_decay=0.2)
-    first_epoch = restore(checkpoint, model, optimizer, device) if checkpoint else 0
-    trim_log(log, first_epoch)
-
-    loader = make_loader(args, config, lists, features, temporal, device)
-    forward = torch.compile(model) if args.compile else model
-    num_normal = sum(v.label < 0 for v in lists.train)
-    print(f"{args.dataset}: {len(lists.train) - num_normal} abnormal and {num_normal} normal videos, {len(lists.classes)} "
-          f"classes, {sum(p.numel() for p in trainable):,} trainable parameters, {len(loader)} steps an epoch on {device}")
-    schedule = partial(learning_rate, steps_per_epoch=len(loader), epochs=args.epochs, peak=args.lr, released=released)
-
-    for epoch in range(first_epoch, args.epochs):
-        start = time.perf_counter()
-        loader.batch_sampler.set_epoch(epoch)
-        first_step = epoch * len(loader)
-        losses = train_epoch(model, forward, loader, optimizer, schedule, first_step, args, device)
-        record = {"epoch": epoch + 1, "lr": schedule(first_step), "seconds": time.perf_counter() - start, "losses": losses}
-        report(log, record, args.epochs, config)
-        save(last, model, optimizer, epoch + 1, device, extra)
-    print(f"checkpoint: {last}")
+    with lock_folder(Path(args.out)):
+        number, done = fit(args, device, config, (lists, features, temporal), clip, extra)
+    print(f"checkpoint: {last}, after {done}")
+    if number:
+        print(f"stopped by {signal.Signals(number).name}; go on with: {resume_command(argv)}")
+        return 128 + number
     if args.evaluate:
         import evaluate
 

@@ -1,0 +1,292 @@
+"""Tests of runs.py: scripts that are killed, stopped by a signal and started twice, and what they leave behind.
+
+The slow ones kill train.py and extract_features.py with SIGKILL at NUM_KILLS random moments each, going on every time. The
+children are forked from a server that has torch loaded, so that a start takes milliseconds; every write takes 5 ms longer
+there, so that many kills fall into it.
+"""
+import json
+import multiprocessing
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+
+import runs
+import train
+from data import InputError
+from test_extract_features import write_video
+from test_train import SMALL, equal, write_dataset
+
+NUM_KILLS = 30
+HERE = Path(__file__).parent
+ENCODER = """
+import time
+import numpy as np
+import torch
+
+class Sleepy:
+    dim = 5
+    def preprocess(self, image):
+        return torch.from_numpy(np.array(image.resize((8, 8)))).permute(2, 0, 1).float()
+    def encode(self, images):
+        time.sleep(0.004)
+        return images.flatten(1)[:, :5] / 256 + images.mean(dim=(1, 2, 3))[:, None]
+"""
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals and locks of POSIX")
+
+
+# ---- helpers ----
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def train_options(dataset: Path, out: Path, *options: str) -> list[str]:
+    """Two steps an epoch, with dropout as in every model, so that all of the random state counts."""
+    return ["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *options]
+
+
+def call_script(module: str, argv: list[str], write_seconds: float) -> None:
+    """In a child: the script's main, silent, in one thread, and with every file's writing taking so much longer."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as for users; else the server's children
+    fsync = os.fsync
+
+    def slow_fsync(descriptor):
+        time.sleep(write_seconds)
+        fsync(descriptor)
+
+    os.fsync = slow_fsync
+    sys.exit(__import__(module).main(argv))
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts a script in a child process that is forked from one with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_faults", "torch._dynamo", "extract_features", "annotations", "synthetic", "anomalyclip"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE))  # the server of Python 3.11 does not look into sys.path
+        forkserver.ensure_running()
+
+    def start(module: str, argv: list[str], write_seconds: float = 0.005):
+        child = context.Process(target=call_script, args=(module, argv, write_seconds))
+        child.start()
+        return child
+
+    return start
+
+
+def finish(child) -> int:
+    child.join(60)
+    assert child.exitcode is not None, "the run hangs"
+    return child.exitcode
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    return list(folder.rglob(".*.tmp"))
+
+
+def kill_and_go_on(begin, check, folders, longest: float) -> int:
+    """Kills NUM_KILLS runs at random moments; each folder's run is gone on with until it ends, which `check` looks at.
+
+    Args:
+        begin: Starts the script in a folder and returns the child.
+        check: Looks at a folder with a finished run.
+        folders: Yields new folders.
+        longest: A kill comes at most so many seconds after the start.
+    Returns:
+        The kills that left a half-written file.
+    """
+    rng, out, num_killed, num_writing = random.Random(0), next(folders), 0, 0
+    while num_killed < NUM_KILLS:
+        child = begin(out)
+        child.join(rng.uniform(0, longest))
+        child.kill()
+        child.join()
+        if child.exitcode == 0:
+            check(out)
+            out = next(folders)
+            continue
+        assert child.exitcode == -signal.SIGKILL, f"ended with {child.exitcode} by itself"
+        num_killed += 1
+        num_writing += bool(temporary_files(out))
+    assert finish(begin(out)) == 0
+    check(out)
+    return num_writing
+
+
+@contextmanager
+def running(argv: list[str], cwd: Path):
+    """A script as a user starts it, in one thread as the children above, in a process group of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, *argv], cwd=cwd, env=environment, text=True, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} did not appear"
+        time.sleep(0.005)
+
+
+def load(out: Path) -> dict:
+    return torch.load(out / "last.pt", weights_only=True)
+
+
+def losses(out: Path) -> list[dict]:
+    return [json.loads(line)["losses"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(out: Path, expected: Path) -> None:
+    found, whole = load(out), load(expected)
+    for key in ("model", "optimizer", "rng", "epoch", "config", "lists"):
+        assert equal(found[key], whole[key]), key
+    assert losses(out) == losses(expected)
+    assert sorted(content(out)) == ["last.pt", "log.jsonl"]
+
+
+# ---- killed ----
+
+
+@pytest.mark.slow
+@needs_posix
+def test_training_that_is_killed_30_times_ends_with_the_weights_of_an_undisturbed_one(dataset, tmp_path, start):
+    def begin(out):
+        return start("train", train_options(dataset, out, "--epochs", "24", "--resume"))
+
+    assert finish(begin(tmp_path / "whole")) == 0
+    folders = (tmp_path / str(i) for i in range(1000))
+    began = time.monotonic()
+    num_writing = kill_and_go_on(begin, lambda out: assert_same_training(out, tmp_path / "whole"), folders, longest=1.0)
+    print(f"training: {NUM_KILLS} kills, {num_writing} in the middle of a file, {len(list(tmp_path.iterdir())) - 1} runs, "
+          f"{time.monotonic() - began:.0f} s")
+    assert num_writing >= 3
+
+
+@pytest.mark.slow
+@needs_posix
+def test_extraction_that_is_killed_30_times_ends_with_the_files_of_an_undisturbed_one(tmp_path, start):
+    (tmp_path / "encoder.py").write_text(ENCODER)
+    for i in range(8):
+        write_video(tmp_path / "videos" / f"{'ab'[i % 2]}" / f"{i}.mp4", num_frames=10 + i, codec="mpeg4", seed=i)
+
+    def begin(out):
+        return start("extract_features", ["--videos", str(tmp_path / "videos"), "--out", str(out), "--encoder",
+                                          f"{tmp_path / 'encoder.py'}:Sleepy", "--workers", "2", "--batch", "4"])
+
+    def check(out):
+        files, expected = content(out), content(tmp_path / "whole")
+        files.pop(".lock", None), expected.pop(".lock", None)
+        assert files == expected and not temporary_files(out)
+
+    assert finish(begin(tmp_path / "whole")) == 0
+    assert len(content(tmp_path / "whole")) >= 9
+    (tmp_path / "runs").mkdir()
+    began, folders = time.monotonic(), (tmp_path / "runs" / str(i) for i in range(1000))
+    num_writing = kill_and_go_on(begin, check, folders, longest=0.6)
+    print(f"extraction: {NUM_KILLS} kills, {num_writing} in the middle of a file, {len(list((tmp_path / 'runs').iterdir()))} "
+          f"runs, {time.monotonic() - began:.0f} s")
+    assert num_writing >= 3
+
+
+def test_only_what_atomic_writing_leaves_is_removed_from_the_folder(dataset, tmp_path):
+    ours, others = f".{'0a' * 16}.tmp", (".notes.tmp", f"{'0a' * 16}.tmp", f".{'0g' * 16}.tmp")
+    for name in (ours, *others):
+        (tmp_path / name).write_text("x")
+    train.main(train_options(dataset, tmp_path, "--epochs", "1"))
+    assert not (tmp_path / ours).exists() and all((tmp_path / name).exists() for name in others)
+
+
+# ---- stopped ----
+
+
+@needs_posix
+@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, "2"), (signal.SIGINT, "2"), (signal.SIGTERM, "0")])
+def test_a_stopped_script_tells_the_command_that_goes_on(dataset, tmp_path, start, number, workers):
+    """The signal goes to the whole group, as from a terminal, a batch system or `timeout`."""
+    options = [*train_options(dataset, Path("a run"), "--epochs", "40"), "--workers", workers]
+    whole = start("train", train_options(dataset, tmp_path / "whole", "--epochs", "40"), write_seconds=0)
+    with running([str(HERE / "train.py"), *options], tmp_path) as process:
+        wait_for(tmp_path / "a run" / "last.pt")
+        os.killpg(process.pid, number)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and errors == ""
+    assert 0 < len(losses(tmp_path / "a run")) < 40
+    command = shlex.split(re.search(rf"stopped by {number.name}; go on with: (.*)\n\Z", output)[1])
+    assert command == [sys.executable, str(HERE / "train.py"), *options, "--resume"]
+    with running(command[1:], tmp_path) as process:
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert finish(whole) == 0
+    assert_same_training(tmp_path / "a run", tmp_path / "whole")
+
+
+# ---- two at once ----
+
+
+@needs_posix
+def test_a_second_run_in_the_folder_refuses_until_the_first_is_gone(dataset, tmp_path, start):
+    out = tmp_path / "run"
+    argv = train_options(dataset, out, "--epochs", "300", "--resume")
+    first = start("train", [*argv, "--workers", "1"])
+    wait_for(out / "last.pt")
+    before = len(losses(out))
+    with pytest.raises(InputError, match=rf"--out {re.escape(str(out))}: found another run at work in this folder"):
+        train.main(argv)
+    time.sleep(0.5)
+    assert first.is_alive() and len(losses(out)) > before
+    first.kill()  # its worker lives some seconds longer, and must not keep the lock
+    first.join()
+    with runs.lock_folder(out):
+        assert load(out)["epoch"] >= before
+
+
+def test_a_run_that_writes_nothing_leaves_no_new_folder_and_takes_none_away(tmp_path):
+    for folder in (tmp_path / "new", tmp_path):
+        with pytest.raises(KeyError), runs.lock_folder(folder):
+            raise KeyError
+    assert not (tmp_path / "new").exists() and tmp_path.exists()
+    with runs.lock_folder(tmp_path / "kept"):
+        (tmp_path / "kept" / "result").write_text("x")
+    assert (tmp_path / "kept" / "result").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"--out .*file/run: cannot be written \(Not a directory\), expected a folder"):
+        with runs.lock_folder(tmp_path / "file" / "run"):
+            pass
+
+
+@needs_posix
+def test_where_the_file_system_has_no_locks_runs_go_on_without(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(runs.fcntl, "lockf", no_locks)
+    with runs.lock_folder(tmp_path / "run"):
+        assert (tmp_path / "run").exists()
