@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data import InputError, run_script, write_atomically
+from runs import lock_folder
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -163,7 +164,10 @@ def main(argv=None) -> None:
 
     folders = [Path(args.out, str(i)) if args.out and len(args.ckpt) > 1 else Path(args.out or Path(ckpt).parent / "eval")
                for i, ckpt in enumerate(args.ckpt)]
-    runs = {ckpt: evaluate_checkpoint(ckpt, args, folder) for ckpt, folder in zip(args.ckpt, folders)}
+    runs = {}
+    for ckpt, folder in zip(args.ckpt, folders):
+        with lock_folder(folder):  # which also tells at once whether it can be written
+            runs[ckpt] = evaluate_checkpoint(ckpt, args, folder)
     if len(runs) > 1:
         print(tables.align(tables.run_rows(runs)))
     contents = {args.json: lambda: json.dumps(runs, indent=1), args.csv: lambda: tables.to_csv(runs),

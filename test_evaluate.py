@@ -91,6 +91,14 @@ def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(runs, tmp_path, monkeypatch):
+    _, checkpoints = runs
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *args: pytest.fail("work was done"))
+    with pytest.raises(InputError, match="cannot be written"):
+        evaluate.main(["--ckpt", checkpoints[0], "--out", str(tmp_path / "file" / "out")])
+
+
 @pytest.mark.parametrize("options, message", [
     (["--bootstrap", "0"], "--bootstrap 0: expected at least 1"), (["--timelines", "-1"], "--timelines -1: expected at least 0"),
     (["--convert", "x.pt"], "--convert with them"), (["--fps", "0"], "--fps 0.0: expected a positive number")])
