@@ -88,7 +88,7 @@ def stop_signals():
     def receive(number, frame):
         received.append(number)
         if number == signal.SIGINT:
-            signal.signal(number, before[number])
+            signal.signal(number, signal.default_int_handler)  # also where a shell started us in the background, deaf to it
 
     try:
         for number in STOP_SIGNALS:
