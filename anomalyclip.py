@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ENGINEERED_PROMPT = "a video from a CCTV camera of a {}"  # Sec. 4.2 and Table 7
-NORMAL = "Normal"
 CHECKPOINT_FORMAT = 1
 
 
@@ -629,7 +628,8 @@ class AnomalyCLIP(nn.Module):
         try:
             model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
         except TypeError as error:
-            raise ValueError(f"the checkpoint's config is not one of this version: {' '.join(str(error).split())}") from None
+            text = " ".join(str(error).split())
+            raise ValueError(f"the checkpoint's config is not one of this version: {text}") from None
         model.load_trained_state(checkpoint["model"])
         return model
 

@@ -149,7 +149,7 @@ def load(path: str, dataset: str, root: str, features_root: str | None) -> dict:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: found {error}, expected the authors' model for {dataset}") from error
-    settings = {"root": root, "features": features_root, "temporal_features": None, "frames_per_feature": None,
+    settings = {"dataset": dataset, "root": root, "features": features_root, "temporal_features": None, "frames_per_feature": None,
                 "temporal_frames_per_feature": None, "crops": 1}
     return model.eval().checkpoint() | {"lists": VideoLists.to_plain(lists), "settings": settings, "encoder": None,
                                         "temporal_encoder": None, "epoch": epoch + 1}

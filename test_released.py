@@ -64,7 +64,9 @@ def test_a_converted_checkpoint_evaluates_to_the_same_numbers(evaluated):
 @needs_reference
 def test_without_its_side_file_the_prototype_is_computed(tmp_path):
     os.symlink(REFERENCE / "last.ckpt", tmp_path / "last.ckpt")
-    prototype = load(tmp_path / "last.ckpt", "ucfcrime", ROOT, None)["model"]["prototype"]
+    checkpoint = load(tmp_path / "last.ckpt", "ucfcrime", ROOT, None)
+    prototype = checkpoint["model"]["prototype"]
+    assert checkpoint["settings"]["dataset"] == "ucfcrime"  # tells --vadclip-map which of its two rules to follow
     assert (prototype - torch.load(REFERENCE / "ncentroid.pt", weights_only=True)).abs().max() <= 1e-6
 
 

@@ -1,6 +1,6 @@
 """Trains AnomalyCLIP on per-frame features of videos that carry one label each.
 
-    python train.py --dataset demo                                   # synthetic features, two minutes, no files needed
+    python train.py --dataset demo                                   # synthetic features, half a minute, no files needed
     python train.py --dataset ucfcrime --root data/UCFCrime          # or shanghaitech, xdviolence
     python train.py --dataset custom --root data/mine --features features/mine --directions direct
     python train.py ... --out runs/x --resume                        # go on where runs/x/last.pt stopped
@@ -306,8 +306,7 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
 def main(argv=None) -> int | None:
     """Returns the exit status: 128 and the signal that stopped the training, if one did."""
     args = parse_args(argv)
-
-    from annotations import load_lists
+    from annotations import load_lists  # only now: bad arguments are told at once
     from data import check_device
     from synthetic import write_demo
 
