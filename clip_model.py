@@ -36,7 +36,12 @@ class QuickGELU(nn.Module):
     """The approximation of GELU that OpenAI trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return x * (1.702 * x).sigmoid_()  # in place: one temporary less
+
+
+def pick(x: Tensor, idx: Tensor) -> Tensor:
+    """Position idx[i] of sequence i: (n, L, width), (n,) -> (n, 1, width)."""
+    return x[torch.arange(len(x), device=x.device), idx].unsqueeze(1)
 
 
 class Attention(nn.MultiheadAttention):
@@ -46,11 +51,17 @@ class Attention(nn.MultiheadAttention):
         super().__init__(width, heads)
         self.causal = causal
 
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (n, L, 3 * width)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (n, heads, L, head width)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out_proj(x.transpose(1, 2).flatten(2))  # (n, L, width)
+    def forward(self, x: Tensor, idx: Tensor | None = None) -> Tensor:
+        """(n, L, width) -> (n, L, width); with `idx` (n,), what position idx[i] of sequence i gets, (n, 1, width)."""
+        weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
+        q = F.linear(x if idx is None else pick(x, idx), weight[:width], bias[:width])  # (n, L or 1, width)
+        k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)  # each (n, L, width)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (n, heads, L, head width)
+        mask = None  # or where the one query of a causal sequence may look, (n, 1, 1, L)
+        if self.causal and idx is not None:
+            mask = torch.arange(x.shape[1], device=x.device) <= idx[:, None, None, None]
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and idx is None)
+        return self.out_proj(x.transpose(1, 2).flatten(2))
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -63,13 +74,13 @@ class ResidualAttentionBlock(nn.Module):
                                              gelu=QuickGELU() if quick_gelu else nn.GELU(),
                                              c_proj=nn.Linear(4 * width, width)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, idx: Tensor | None = None) -> Tensor:
+        x = (x if idx is None else pick(x, idx)) + self.attn(self.ln_1(x), idx)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """Pre-LayerNorm residual blocks, (n, L, width) -> (n, L, width)."""
+    """Pre-LayerNorm residual blocks."""
 
     def __init__(self, *, width: int, layers: int, heads: int, causal: bool, quick_gelu: bool):
         super().__init__()
@@ -81,8 +92,15 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=(2 * layers * width) ** -0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resblocks(x)
+    def forward(self, x: Tensor, idx: Tensor | None = None) -> Tensor:
+        """(n, L, width) -> (n, L, width); with `idx` (n,), position idx[i] of sequence i, (n, width).
+
+        What other positions need keys and values for only, the last block does not compute.
+        """
+        *blocks, last = self.resblocks
+        for block in blocks:
+            x = block(x)
+        return last(x) if idx is None else last(x, idx).squeeze(1)
 
 
 class VisionTransformer(nn.Module):
@@ -102,8 +120,9 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv1(images).flatten(2).transpose(1, 2)  # (n, P, width)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)  # (n, 1 + P, width)
-        x = self.transformer(self.ln_pre(x + self.positional_embedding))
-        return self.ln_post(x[:, 0]) @ self.proj  # (n, output_dim)
+        class_token = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        x = self.transformer(self.ln_pre(x + self.positional_embedding), class_token)  # (n, width)
+        return self.ln_post(x) @ self.proj  # (n, output_dim)
 
 
 class CLIP(nn.Module):
@@ -141,7 +160,10 @@ class CLIP(nn.Module):
         side = self.visual.input_resolution
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images must be (n, 3, {side}, {side}) for this CLIP, got {tuple(images.shape)}")
-        return self.visual(images)
+        if images.device.type != "cpu":
+            return self.visual(images)
+        few = max(1, 2**20 // self.visual.positional_embedding.numel())  # so the MLP's 4 * width fit into the cache: 16 MiB
+        return torch.cat([self.visual(part) for part in images.split(few)])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Features (n, embed_dim), not normalised, of `tokenize`d texts (n, context_length)."""
@@ -161,8 +183,8 @@ class CLIP(nn.Module):
         L, limit = int(eot_idx.max()) + 1, min(embeddings.shape[1], len(self.positional_embedding))
         if int(eot_idx.min()) < 0 or L > limit:
             raise ValueError(f"eot_idx must be in [0, {limit}), the tokens of a text, got {eot_idx.tolist()}")
-        x = self.transformer(embeddings[:, :L] + self.positional_embedding[:L])  # (n, L, width)
-        return self.ln_final(x[torch.arange(len(x), device=x.device), eot_idx]) @ self.text_projection
+        x = self.transformer(embeddings[:, :L] + self.positional_embedding[:L], eot_idx.to(embeddings.device))
+        return self.ln_final(x) @ self.text_projection
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled similarities: logits_per_image (images, texts) and logits_per_text (texts, images)."""

@@ -228,6 +228,70 @@ def test_image_tower_equals_the_same_steps_one_patch_at_a_time():
     torch.testing.assert_close(model.encode_image(images), visual.ln_post(x[:, 0]) @ visual.proj)
 
 
+def plain_blocks(transformer, x):
+    """Every step at every position, (n, L, width) -> (n, L, width)."""
+    for block in transformer.resblocks:
+        x = x + block.attn(block.ln_1(x))
+        h = block.mlp.c_fc(block.ln_2(x))
+        x = x + block.mlp.c_proj(h * torch.sigmoid(1.702 * h) if isinstance(block.mlp.gelu, QuickGELU) else F.gelu(h))
+    return x
+
+
+def check_values_and_gradients(found, expected, module):
+    """Both results and, for the same random gradient of them, the gradients of all parameters."""
+    torch.testing.assert_close(found, expected)
+    weights, parameters = torch.randn_like(expected), list(module.parameters())
+    gradients = [torch.autograd.grad((y * weights).sum(), parameters, retain_graph=True) for y in (found, expected)]
+    for ours, plain in zip(*gradients):
+        torch.testing.assert_close(ours, plain)
+    assert all(gradient.any() for gradient in gradients[0])
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_image_tower_has_the_values_and_gradients_of_all_positions_at_once(quick_gelu):
+    model = small_clip(quick_gelu=quick_gelu, image_resolution=64, vision_patch_size=4, vision_width=64).double()
+    visual = model.visual
+    torch.nn.init.normal_(visual.transformer.resblocks[1].mlp.c_fc.bias)
+    parts, images = [], torch.randn(65, 3, 64, 64).double()
+    hook = visual.conv1.register_forward_pre_hook(lambda module, args: parts.append(len(args[0])))
+    found = model.encode_image(images)
+    hook.remove()
+    assert parts == [63, 2]  # 2**20 // ((1 + 16 * 16) * 64): the MLP of a part stays below 16 MiB in float32
+    x = torch.cat([visual.class_embedding.expand(65, 1, -1), visual.conv1(images).flatten(2).transpose(1, 2)], dim=1)
+    x = plain_blocks(visual.transformer, visual.ln_pre(x + visual.positional_embedding))
+    check_values_and_gradients(found, visual.ln_post(x[:, 0]) @ visual.proj, visual)
+    assert model.encode_image(images[:0]).shape == (0, 24)
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_text_tower_has_the_values_and_gradients_of_all_positions(quick_gelu):
+    model, x, idx = small_clip(quick_gelu=quick_gelu).double(), torch.randn(4, 9, 64).double(), torch.tensor([2, 8, 0, 5])
+    torch.nn.init.normal_(model.transformer.resblocks[2].mlp.c_fc.bias)
+    x.requires_grad_()
+    plain = plain_blocks(model.transformer, x + model.positional_embedding)
+    check_values_and_gradients(model.transformer(x + model.positional_embedding), plain, model.transformer)
+    found, expected = model.encode_text_embeddings(x, idx), model.ln_final(plain[range(4), idx]) @ model.text_projection
+    check_values_and_gradients(found, expected, model.transformer)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (found, expected)))
+
+
+def test_last_block_computes_only_the_positions_that_count():
+    model, lengths = small_clip(), []
+    for transformer in (model.visual.transformer, model.transformer):
+        for block in transformer.resblocks:
+            block.mlp.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    model.encode_image(torch.randn(2, 3, 32, 32))
+    model.encode_text_embeddings(torch.randn(2, 7, 64), torch.tensor([3, 4]))
+    assert lengths == [5, 1, 5, 5, 1]
+
+
+def test_towers_work_under_bfloat16_autocast():
+    model, images = small_clip(), torch.randn(3, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.encode_image(images)
+    assert F.cosine_similarity(found.float(), model.encode_image(images)).min() > 0.9995
+
+
 def test_short_texts_give_the_values_and_gradients_of_all_positions():
     model = small_clip().double()
     embeddings = torch.randn(3, 9, 64, dtype=torch.float64, requires_grad=True)
