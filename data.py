@@ -1,4 +1,4 @@
-"""Feature files and segment sampling, and what all scripts share.
+"""Feature files and segment sampling.
 
 A data set is a folder with annotation lists (annotations.py) and a folder with one `.npy` per video (`FeatureFolder`). A
 feature file is memory-mapped, never loaded whole.
@@ -10,107 +10,22 @@ Letters: S segments per video, F frames per segment, D feature size, N feature r
 import json
 import mmap
 import os
-import re
 import sys
-import uuid
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from distributed import rank_and_world, same_for_all, sum_over_ranks
+from files import InputError, check_device, check_inside, read_lines, run_script, write_atomically  # noqa: F401 (re-exported)
+
 VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
                   ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 FEATURE_SUBFOLDERS = ("", "features", "Image-Features")
-CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")  # all but the tab; some would end a line of a message
-LONGEST_LINE = 10**5  # characters; a line of an annotation list has 20 for each interval
 LENGTH_TOLERANCE = 15  # the field's ground truths and feature files differ by up to so many frames per video
 CHUNK_ROWS = 4096  # rows read at once by the prototype: 84 MB of ten-crop, 512-wide float32 features
 
 
-# ---------------------------------------------------------------- scripts and files
-
-
-class InputError(ValueError):
-    """Bad input of the user: one line that names the file, what was found and what was expected."""
-
-
-def run_script(main):
-    """Runs `main()` and exits with the status it returns.
-
-    An InputError becomes one line and status 2, a failing system or a diverging training one line and status 1.
-    """
-    try:
-        status = main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except (OSError, FloatingPointError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        status = 130
-    sys.exit(status)
-
-
-def check_device(name):
-    """The device to run on: the one named, else the first CUDA device, else the CPU."""
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return name
-
-
-def write_atomically(path, write):
-    """Calls `write(binary_file)` so that the file at `path` appears complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # a full disk: torch.save raises another error over the system's
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OSError(f"{path}: cannot be written ({getattr(cause, 'strerror', None) or str(cause).splitlines()[0]})") from error
-    finally:
-        with suppress(OSError):  # it is gone if all went well; a read-only disk would raise once more
-            temporary.unlink()
-    if os.name == "posix":  # the new name survives a power cut only once the folder is written, too
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-
-
-def read_lines(path):
-    """Non-blank lines of a text file, as (place for error messages, stripped line)."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a text file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), expected a text file") from error
-    lines = [(f"{path}, line {i}", line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise InputError(f"{path}: is empty, expected at least one line")
-    for where, line in lines:
-        if len(line) > LONGEST_LINE:
-            raise InputError(f"{where}: found {len(line)} characters, expected at most {LONGEST_LINE}; is this a text file?")
-        if odd := CONTROLS.search(line):
-            raise InputError(f"{where}: found the control character {odd[0]!r}, expected plain text")
-    return lines
-
-
-def check_inside(path, folder):
-    """Refuses a file that a symbolic link below a folder leads out of it; the folder itself may be a link."""
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        raise InputError(f"{path}: is a link to {os.path.realpath(path)}, expected a file inside {folder}")
+# ---------------------------------------------------------------- feature files
 
 
 def load_array(path, scattered=False):
@@ -127,9 +42,6 @@ def load_array(path, scattered=False):
     return array
 
 
-# ---------------------------------------------------------------- feature files
-
-
 class LazyArray:
     """An array (N, crops, D) that is read when it is indexed: by rows, or by (rows, crop) for one crop."""
 
@@ -144,6 +56,44 @@ class LazyArray:
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self[:], dtype=dtype)
+
+
+class RowsOnDisk:
+    """Features of a file (N, crops, D) that are read when they are indexed by (row numbers, crop).
+
+    Without a memory map, whose pages would each be a fault, and without an open file in between: a data set has thousands.
+
+    Args:
+        array: The whole file, memory-mapped.
+    """
+
+    def __init__(self, path, array):
+        self.path, self.shape, self.dtype, self.offset = path, array.shape, array.dtype, array.offset
+        self.state = self.look(os.stat(path))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        rows, crop = index
+        flat, size = rows.reshape(-1) * self.shape[1] + crop, self.shape[2] * self.dtype.itemsize
+        borders = np.flatnonzero(np.diff(flat, prepend=-2, append=-2) != 1).tolist()  # of the runs of neighbours in the file
+        out = np.empty((len(flat), self.shape[2]), self.dtype)
+        content, file = out.view(np.uint8).reshape(-1), os.open(self.path, os.O_RDONLY)
+        try:
+            if hasattr(os, "posix_fadvise"):  # the system reads nothing ahead
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+            places = zip(borders, borders[1:], (self.offset + flat[borders[:-1]] * size).tolist())
+            done = [os.preadv(file, [content[a * size:b * size]], place) for a, b, place in places]
+            if sum(done) != len(content) or self.look(os.fstat(file)) != self.state:
+                raise InputError(f"{self.path}: has been changed since it was first read, expected the same file")
+        finally:
+            os.close(file)
+        return out.reshape(*rows.shape, -1)
+
+    @staticmethod
+    def look(status):
+        return status.st_size, status.st_mtime_ns
 
 
 def stack_crops(arrays):
@@ -169,6 +119,7 @@ class FeatureFolder:
         self.frames_per_feature = frames_per_feature or (self.meta["stride"] if self.meta else 1)
         self.crops = crops
         self.dim = self.meta["dim"] if self.meta else None  # D; without meta.json known after the first `open`
+        self.scattered = {}  # what `open_scattered` has found, by video
 
     @property
     def encoder(self):
@@ -185,6 +136,15 @@ class FeatureFolder:
         if len(shapes) > 1 or arrays[0].shape[1] > 1:
             raise InputError(f"{paths[0]}: found {sorted(shapes)} in the files of the crops, expected equal (rows, D)")
         return stack_crops([array[:, 0] for array in arrays])
+
+    def open_scattered(self, name):
+        """The same for a few rows here and there: by (row numbers, crop), again and again with no more work than to read them."""
+        if name not in self.scattered:
+            paths, array = self.paths(name), self.open(name, scattered=True)
+            if not (len(paths) == 1 and array.flags.c_contiguous and hasattr(os, "preadv")):
+                return array  # not kept, for each holds an open file
+            self.scattered[name] = RowsOnDisk(paths[0], array)
+        return self.scattered[name]
 
     def num_frames(self, name):
         """Frames of the video: as meta.json tells, else those that its rows stand for."""
@@ -233,7 +193,7 @@ def read_meta(path):
 
 def matching_rows(features, name, num_rows, frames_per_feature, scattered=False):
     """The rows of a video in `features` that show the same frames as `num_rows` rows of `frames_per_feature` frames."""
-    array = features.open(name, scattered)
+    array = features.open_scattered(name) if scattered else features.open(name)
     found, expected = len(array) * features.frames_per_feature, num_rows * frames_per_feature
     if abs(found - expected) >= max(features.frames_per_feature, frames_per_feature):
         raise InputError(f"{features.root}: found {len(array)} rows for {found} frames of {name}, expected rows for {expected} "
@@ -313,12 +273,19 @@ def normality_prototype(features, videos):
 
     if not any(video.label < 0 for video in videos):
         raise InputError("the training list holds no normal video, expected some for the normality prototype")
-    total, num_rows = 0, 0
-    for video in tqdm(videos, desc="reading all features once", unit="video", disable=None):
-        video_sum, video_rows = checked_sum(features, video.name)
-        if video.label < 0:
-            total, num_rows = total + video_sum, num_rows + video_rows
-    return torch.from_numpy(total / num_rows).float()
+    rank, _, world_size = rank_and_world()
+
+    def sum_share():
+        total = np.zeros(features.open(videos[0].name).shape[-1] + 1)  # the last counts rows
+        quiet = None if rank == 0 else True
+        for video in tqdm(videos[rank::world_size], desc="reading all features once", unit="video", disable=quiet):
+            video_sum, video_rows = checked_sum(features, video.name)
+            if video.label < 0:
+                total += np.append(video_sum, video_rows)
+        return torch.from_numpy(total)
+
+    total = sum_over_ranks(same_for_all(sum_share))
+    return (total[:-1] / total[-1]).float()
 
 
 # ---------------------------------------------------------------- segments and batches
@@ -371,7 +338,7 @@ class SegmentDataset:
         """Dict of `features` (S, F, D) float32, `label`, `video_idx`, with second features `temporal_features` (S, F, D2)."""
         video_idx, seed = index
         video, rng = self.videos[video_idx], np.random.default_rng(seed)
-        array = self.features.open(video.name, scattered=True)
+        array = self.features.open_scattered(video.name)
         rows = training_rows(len(array), self.num_segments, self.num_frames, rng, self.released)
         crop = int(rng.integers(array.shape[1]))
         sample = {"features": read_rows(array, rows, crop), "label": video.label, "video_idx": video_idx}
@@ -387,7 +354,7 @@ def read_rows(array, rows, crop):
     """Rows (S, F) of one crop as a float32 tensor (S, F, D); no other row is read."""
     import torch
 
-    return torch.from_numpy(np.array(array[rows, crop], dtype=np.float32))
+    return torch.from_numpy(np.asarray(array[rows, crop], dtype=np.float32))
 
 
 class BalancedBatches:

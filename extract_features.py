@@ -2,10 +2,12 @@
 
     python extract_features.py --videos videos/ --out features/
     python extract_features.py --videos videos/ --out features/ --encoder my_encoder.py:MyEncoder --stride 2
+    torchrun --nproc-per-node 8 extract_features.py --videos videos/ --out features/   # a process for each of 8 GPUs
 
 VIDEOS/a/b.mp4 becomes OUT/a/b.npy, float16, (rows, D), or (rows, crops, D) with --crops 5 or 10. Row r is frame r of
 the video, or frame r * n with --stride n. CLIP's features are what its projection gives in float32, not L2-normalised.
 OUT/meta.json says how they were made and lists the finished videos, so that a second run does only what is missing.
+Under torchrun each process takes a share of the missing videos, by their length; OUT is a folder that all machines see.
 
 Decoding (PyAV, i.e. FFmpeg) gives the frames of OpenCV's VideoCapture: as many, and the same pixels bit by bit. Compared
 with OpenCV 5.0 and 4.14 for H.264, HEVC, MPEG-2, MPEG-4, MJPEG, VP9, FLV, WMV and FFV1, 8 and 10 bits, 4:2:0 to 4:4:4,
@@ -17,6 +19,7 @@ limited and full range, BT.601 and BT.709, odd sizes, variable frame rate and ro
   cut off does not show it, and gives the frames up to there, as in OpenCV.
 """
 import argparse
+import heapq
 import importlib.util
 import inspect
 import io
@@ -29,13 +32,15 @@ import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -43,9 +48,13 @@ from tqdm import tqdm
 
 import clip_model
 from data import VIDEO_SUFFIXES, InputError, check_device, read_meta, run_script, write_atomically
+from distributed import gather, is_main, local_device, process_group, rank_and_world, same_for_all, wait_for_all
+from memory import keep_freed_memory
 from runs import lock_folder, remove_temporary_files
 
-QUARTER_TURNS = {90: 1, 180: 2, -180: 2, -90: 3}  # by the display matrix, degrees; OpenCV ignores other angles
+TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, -180: Image.Transpose.ROTATE_180,
+         -90: Image.Transpose.ROTATE_270}  # by the display matrix, degrees; OpenCV ignores other angles
+FOREVER = timedelta(days=365)  # how long a process waits for the others' videos; torchrun ends it if one of them dies
 BROKEN = (av.FFmpegError, OSError, InputError)  # what an unreadable video raises; anything else ends the run
 
 
@@ -79,8 +88,10 @@ def decode(stream: av.VideoStream):
 def to_image(frame: av.VideoFrame, reformatter: VideoReformatter) -> Image.Image:
     """A decoded frame as PIL RGB image, upright. The reformatter keeps the conversion tables: one a video."""
     # bgr24 is what OpenCV asks for; rgb24 takes another path in FFmpeg, some levels apart for 10 bits
-    bgr = reformatter.reformat(frame, format="bgr24", interpolation=Interpolation.BICUBIC, threads=1).to_ndarray()
-    return Image.fromarray(np.rot90(bgr[..., ::-1], QUARTER_TURNS.get(frame.rotation, 0)))
+    bgr = reformatter.reformat(frame, format="bgr24", interpolation=Interpolation.BICUBIC, threads=1)
+    plane, size = bgr.planes[0], (bgr.width, bgr.height)
+    image = Image.frombytes("RGB", size, memoryview(plane), "raw", "BGR", plane.line_size)  # one copy, in C
+    return image.transpose(TURNS[frame.rotation]) if frame.rotation in TURNS else image
 
 
 # ---------------------------------------------------------------- images
@@ -140,7 +151,40 @@ class ClipEncoder:
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """(n, 3, n_px, n_px) -> (n, D) float32, on the CPU."""
-        return self.encode_image(images.to(self.device)).cpu()
+        return self.encode_image(images.to(self.device, non_blocking=True)).cpu()
+
+
+def resize_like_pil(frames: Tensor, n_px: int) -> Tensor:
+    """Shorter side to n_px as PIL's bicubic does it: first the width, then the height, whole numbers after each.
+
+    (n, 3, H, W) in [0, 255], uint8 or float -> (n, 3, H', W') float32.
+    """
+    *_, H, W = frames.shape
+    height, width = n_px * H // min(H, W), n_px * W // min(H, W)
+    frames = frames.float()
+    for size in ((H, width), (height, width)):
+        if frames.shape[-2:] != size:
+            frames = F.interpolate(frames, size, mode="bicubic", antialias=True).clamp(0, 255).round()  # bicubic overshoots
+    return frames
+
+
+class DevicePreprocessing:
+    """CLIP's encoder, but frames go to the device as they are, and are resized, cropped and normalised there, all at once."""
+
+    def __init__(self, encoder: ClipEncoder):
+        self.encoder, self.dim = encoder, encoder.dim
+        _, self.crop, _, _, self.normalize = encoder.preprocess.transforms
+
+    @staticmethod
+    def preprocess(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W) uint8
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor) -> Tensor:
+        """(n, 3, H, W) uint8 -> (n, D) float32, on the CPU."""
+        frames = frames.to(self.encoder.device, non_blocking=True)
+        images = self.crop(resize_like_pil(frames, self.encoder.visual.input_resolution))
+        return self.encoder.encode(self.normalize(images / 255))
 
 
 def clip_description(name_or_path: str, encoder: ClipEncoder) -> str:
@@ -225,7 +269,8 @@ def open_meta(path: Path, settings: dict, videos: dict[str, Path]) -> dict:
                              "a new one")
         return settings | {"videos": {}}
     meta = read_meta(path)
-    differing = [name for name in settings if meta.get(name) != settings[name]]
+    names = dict.fromkeys((*settings, *meta))
+    differing = [name for name in names if name != "videos" and meta.get(name) != settings.get(name)]
     if differing:
         found, asked = (", ".join(f"{name} {d.get(name)}" for name in differing) for d in (meta, settings))
         raise InputError(f"{path}: its features have {found}, now asked for {asked}: choose another --out")
@@ -235,6 +280,38 @@ def open_meta(path: Path, settings: dict, videos: dict[str, Path]) -> dict:
 def write_meta(path: Path, meta: dict) -> None:
     meta["videos"] = dict(sorted(meta["videos"].items()))
     write_atomically(path, lambda file: file.write(json.dumps(meta, indent=1).encode()))
+
+
+def finished_videos(out: Path) -> dict[str, dict]:
+    """What the processes of this run, or of one that was killed, have noted in their .done-RANK files (see `Record`)."""
+    videos = {}
+    for path in out.glob(".done-*"):
+        for line in path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):  # else it was killed in the middle of it, and the video is done again
+                videos |= json.loads(line)
+    return {key: info for key, info in videos.items() if (out / f"{key}.npy").exists()}
+
+
+class Record:
+    """Finished videos: each process notes its own, a line each, and the first gathers all of them in meta.json.
+
+    meta.json is written after each video, but at most a twentieth of the time: with 100,000 videos it has 5 MB.
+    """
+
+    def __init__(self, out: Path, meta: dict):
+        self.out, self.meta, self.next_write = out, meta, 0.0
+        self.file = open(out / f".done-{rank_and_world()[0]}", "ab", buffering=0)  # whole lines, also when we are killed
+
+    def add(self, key: str, info: dict) -> None:
+        self.file.write(json.dumps({key: info}).encode() + b"\n")
+        if is_main() and time.monotonic() >= self.next_write:
+            self.gather()
+
+    def gather(self) -> None:
+        start = time.monotonic()
+        self.meta["videos"] |= finished_videos(self.out)
+        write_meta(self.out / "meta.json", self.meta)
+        self.next_write = time.monotonic() + 20 * (time.monotonic() - start)
 
 
 def save_features(path: Path, batches: list[np.ndarray], num_crops: int) -> None:
@@ -248,7 +325,7 @@ def save_features(path: Path, batches: list[np.ndarray], num_crops: int) -> None
 
 
 def header_frames(path: Path) -> int:
-    """Number of frames by the file's header, for the time left only: it may be wrong, or 0."""
+    """Number of frames by the file's header, for shares and the time left only: it may be wrong, or 0."""
     try:
         with av.open(str(path)) as container:
             return video_stream(container).frames
@@ -256,21 +333,60 @@ def header_frames(path: Path) -> int:
         return 0
 
 
-def read_batches(path: Path, to_inputs, stride: int, batch_size: int):
-    """Yields the encoder's inputs of a video, (n, 3, n_px, n_px), and at last {"frames": count, "fps": frames/s}."""
+def split_by_size(sizes: dict[str, tuple[int, int]], num_parts: int) -> list[list[str]]:
+    """Shares of about as many frames each: the longest video first, always to the share that has least so far.
+
+    Args:
+        sizes: Frames by the header, or 0, and bytes of each video.
+        num_parts: Number of shares.
+    Returns:
+        Keys of `sizes`, a list for each share. The largest share is at most 4/3 of the least possible (R. L. Graham, 1969),
+        and at most the longest video above the smallest one.
+    """
+    known = [size for size in sizes.values() if size[0] > 0]
+    rate = sum(frames for frames, _ in known) / max(sum(num_bytes for _, num_bytes in known), 1) or 1.0  # frames per byte
+    frames = {key: frames if frames > 0 else num_bytes * rate for key, (frames, num_bytes) in sizes.items()}
+    parts = [(0.0, i, []) for i in range(num_parts)]  # a heap: (frames, number, keys)
+    for key in sorted(frames, key=lambda key: (-frames[key], key)):
+        total, i, keys = parts[0]
+        heapq.heapreplace(parts, (total + frames[key], i, [*keys, key]))
+    return [keys for _, _, keys in sorted(parts, key=lambda part: part[1])]
+
+
+def own_share(todo: dict[str, Path]) -> dict[str, Path]:
+    """The videos of this process; all of them look at the files' headers, and reach the same split."""
+    rank, _, world_size = rank_and_world()
+    if world_size == 1:
+        return todo
+    seen = gather({key: (header_frames(todo[key]), todo[key].stat().st_size) for key in list(todo)[rank::world_size]})
+    sizes = {key: size for part in seen for key, size in part.items()}
+    return {key: todo[key] for key in split_by_size(sizes, world_size)[rank]}
+
+
+def read_batches(path: Path, to_inputs, stride: int, batch_size: int, pin_memory: bool):
+    """Yields the encoder's inputs of a video, (n, 3, n_px, n_px), and at last {"frames": count, "fps": frames/s}.
+
+    Frames that go to the encoder as they are have the video's size, (n, 3, H, W); where that changes, a batch ends.
+    """
+    def stack(images):
+        batch = torch.stack(images)
+        return batch.pin_memory() if pin_memory else batch  # so that its way to the GPU is a copy in the background
+
     with av.open(str(path)) as container:
         stream, reformatter = video_stream(container), VideoReformatter()
         images, num_frames = [], 0
         for num_frames, frame in enumerate(decode(stream), start=1):
-            if (num_frames - 1) % stride == 0:
-                images += to_inputs(to_image(frame, reformatter))
-            if len(images) >= batch_size:
-                yield torch.stack(images)
+            if (num_frames - 1) % stride:
+                continue
+            inputs = to_inputs(to_image(frame, reformatter))
+            if len(images) >= batch_size or images and images[0].shape != inputs[0].shape:
+                yield stack(images)
                 images = []
+            images += inputs
         if not num_frames:
             raise InputError("found no frame in it, expected at least one")
         if images:
-            yield torch.stack(images)
+            yield stack(images)
         rate = stream.average_rate or stream.guessed_rate
         yield {"frames": num_frames, "fps": rate and float(rate)}
 
@@ -318,8 +434,9 @@ def to_float16(features: Tensor, description: str) -> np.ndarray:
     return array
 
 
-def extract(videos: dict[str, Path], out: Path, meta: dict, encoder, read, num_workers: int, bar: tqdm) -> None:
-    """Encodes the videos; each one's file is written, and `meta` extended, when its last frame is done."""
+def extract(videos: dict[str, Path], record: Record, encoder, read, num_workers: int, bar: tqdm) -> None:
+    """Encodes the videos; each one's file is written, and `record` extended, when its last frame is done."""
+    meta = record.meta
     batches = defaultdict(list)
     with reading_ahead(videos, read, num_workers) as next_item:
         num_open = len(videos)
@@ -336,9 +453,8 @@ def extract(videos: dict[str, Path], out: Path, meta: dict, encoder, read, num_w
             elif isinstance(item, Exception):
                 raise item
             else:
-                save_features(out / f"{key}.npy", done, meta["crops"])
-                meta["videos"][key] = item
-                write_meta(out / "meta.json", meta)
+                save_features(record.out / f"{key}.npy", done, meta["crops"])
+                record.add(key, item)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -357,7 +473,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="1 to 100: save each frame as JPEG in between; 95 is what the published features saw (default: do not)")
     add("--batch", type=int, default=32, help="pictures given to the encoder at once (default: 32)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
-    add("--workers", type=int, default=min(8, os.cpu_count()),
+    add("--device-preprocess", action=argparse.BooleanOptionalAction, default=False,
+        help="CLIP: resize and normalise on the device, many frames at once; features within 1e-3 of PIL's (default: PIL)")
+    add("--workers", type=int, default=max(1, min(8, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
         help="videos read at once, each in a thread; about 3 batches of memory for each (default: %(default)s here)")
     return parser.parse_args(argv)
 
@@ -370,43 +488,86 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--jpeg {args.jpeg}: expected a quality of 1 to 100")
     if args.out.is_file():
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
-    args.device = check_device(args.device)
+    if args.device_preprocess and args.encoder:
+        raise InputError(f"--device-preprocess: found --encoder {args.encoder}, whose preprocess works with PIL; expected CLIP")
+    args.device = check_device(local_device(check_device(args.device)))
 
 
-def extract_missing(args, videos: dict[str, Path], encoder, settings: dict, n_px: int) -> int:
-    """Extracts what an earlier run has not; the exit status."""
-    meta = open_meta(args.out / "meta.json", settings, videos)
-    remove_temporary_files(args.out.rglob(".*.tmp"))
-    meta["videos"] = {key: info for key, info in meta["videos"].items() if (args.out / f"{key}.npy").exists()}
-    write_meta(args.out / "meta.json", meta)
+def prepare_folder(out: Path, settings: dict, videos: dict[str, Path]) -> dict:
+    """Clears up after runs that were killed, and writes and returns what is meta.json now."""
+    meta = open_meta(out / "meta.json", settings, videos)
+    remove_temporary_files(out.rglob(".*.tmp"))
+    meta["videos"] |= finished_videos(out)
+    meta["videos"] = {key: info for key, info in meta["videos"].items() if (out / f"{key}.npy").exists()}
+    write_meta(out / "meta.json", meta)
+    remove_notes(out)
+    return meta
+
+
+def remove_notes(out: Path) -> None:
+    for path in out.glob(".done-*"):
+        path.unlink()
+
+
+def extract_missing(args, videos: dict[str, Path], meta: dict, encoder, n_px: int) -> int:
+    """Extracts what an earlier run has not, in each process its share; the exit status."""
     todo = {key: path for key, path in videos.items() if key not in meta["videos"]}
-
+    own = own_share(todo)
+    if args.device_preprocess:
+        encoder = DevicePreprocessing(encoder)
     to_inputs = partial(prepare, preprocess=encoder.preprocess, num_crops=args.crops, jpeg=args.jpeg, n_px=n_px)
-    read = partial(read_batches, to_inputs=to_inputs, stride=args.stride, batch_size=args.batch)
-    num_rows = sum(map(header_frames, todo.values())) // args.stride if sys.stderr.isatty() else None
-    start = time.monotonic()
-    with tqdm(total=num_rows, unit="frame", disable=None) as bar:
-        extract(todo, args.out, meta, encoder, read, args.workers, bar)
+    read = partial(read_batches, to_inputs=to_inputs, stride=args.stride, batch_size=args.batch,
+                   pin_memory=args.device.startswith("cuda"))
+    shows_bar = is_main() and sys.stderr.isatty()
+    num_rows = sum(map(header_frames, own.values())) // args.stride if shows_bar else None
+    start, record = time.monotonic(), Record(args.out, meta)
+    with tqdm(total=num_rows, unit="frame", disable=not shows_bar) as bar, record.file:
+        extract(own, record, encoder, read, args.workers, bar)
+    wait_for_all()
+    return finish(record, len(videos), todo, args.stride, time.monotonic() - start) if is_main() else 0
 
-    done = todo.keys() & meta["videos"].keys()
-    num_rows = sum(math.ceil(meta["videos"][key]["frames"] / args.stride) for key in done)
-    print(f"{args.out}: {len(done)} of {len(videos)} videos written, {len(videos) - len(todo)} were there, "
-          f"{len(todo) - len(done)} skipped; {num_rows} frames, {num_rows / (time.monotonic() - start):.1f} frames/s")
+
+def finish(record: Record, num_videos: int, todo: dict[str, Path], stride: int, seconds: float) -> int:
+    """The last meta.json and one line on all that was done; the exit status."""
+    record.gather()
+    remove_notes(record.out)
+    videos = record.meta["videos"]
+    done = todo.keys() & videos.keys()
+    num_rows = sum(math.ceil(videos[key]["frames"] / stride) for key in done)
+    print(f"{record.out}: {len(done)} of {num_videos} videos written, {num_videos - len(todo)} were there, "
+          f"{len(todo) - len(done)} skipped; {num_rows} frames, {num_rows / seconds:.1f} frames/s")
     return int(len(done) < len(todo))
 
 
-def main(argv=None) -> int:
-    """Returns the exit status: 1 if a video could not be read, else 0."""
-    args = parse_args(argv)
+def load(args) -> tuple:
+    """All that can be wrong besides the folder shows here: videos, encoder, settings for meta.json, side of its input."""
     check_args(args)
     videos = find_videos(args.videos)
     torch.backends.cudnn.allow_tf32 = False  # cuDNN would round the patches of CLIP's first layer to 10 bits
     encoder, settings = load_encoder(args.clip, args.encoder, args.device)
     n_px = input_size(encoder, settings["encoder"])
-
     settings |= {"stride": args.stride, "crops": args.crops, "jpeg": args.jpeg}
-    with lock_folder(args.out):
-        return extract_missing(args, videos, encoder, settings, n_px)
+    return videos, encoder, settings | ({"preprocess": "device"} if args.device_preprocess else {}), n_px
+
+
+def check_same(settings: dict, videos: dict[str, Path]) -> None:
+    """Another machine's weights would give other features in the same folder."""
+    of_all = gather(settings | {"videos": sorted(videos)})
+    for name, expected in of_all[0].items():
+        if differing := [rank for rank, found in enumerate(of_all) if found.get(name) != expected]:
+            raise InputError(f"process {differing[0]}: found another {name} than in process 0, expected the same in all")
+
+
+def main(argv=None) -> int:
+    """Returns the exit status: 1 if a video could not be read, else 0."""
+    keep_freed_memory()
+    args = parse_args(argv)
+    with process_group("cpu", timeout=FOREVER), ExitStack() as stack:
+        videos, encoder, settings, n_px = same_for_all(lambda: load(args))
+        check_same(settings, videos)
+        same_for_all(lambda: stack.enter_context(lock_folder(args.out)))
+        meta = same_for_all(lambda: prepare_folder(args.out, settings, videos) if is_main() else None)
+        return extract_missing(args, videos, gather(meta)[0], encoder, n_px)
 
 
 if __name__ == "__main__":

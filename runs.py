@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from data import InputError, write_atomically
+from distributed import is_main, rank_and_world
+from files import InputError, write_atomically
 
 try:
     import fcntl
@@ -32,11 +33,16 @@ NOT_BEGUN = {"steps": 0, "sums": {}, "seconds": 0.0}  # an epoch so far: steps d
 def lock_folder(path: Path):
     """Keeps other runs out of a folder, made if need be; a run that wrote nothing leaves no new folder behind.
 
+    Of processes that torchrun started, the main one does this for all.
+
     The lock is the process's own: forked workers have no share in it, and it goes with the process, however that ends.
 
     Raises:
         InputError: If another process holds the lock, or the folder cannot be written.
     """
+    if not is_main():
+        yield
+        return
     is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -81,13 +87,14 @@ def remove_temporary_files(paths) -> None:
 def stop_signals():
     """Gives a list to look at after each step: the numbers of the signals that asked to stop since.
 
-    Only the first Ctrl-C is a request, a second one interrupts at once. More of SIGTERM change nothing: `timeout` sends two.
+    Only the first Ctrl-C is a request, a second one interrupts at once. More of SIGTERM change nothing: `timeout` sends two,
+    and nor do more of either under torchrun, which passes on what the terminal has sent to all processes already.
     """
     received, before = [], {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def receive(number, frame):
         received.append(number)
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and rank_and_world()[2] == 1:
             signal.signal(number, signal.default_int_handler)  # also where a shell started us in the background, deaf to it
 
     try:
@@ -108,6 +115,9 @@ def survive_one_signal(worker_id: int = 0) -> None:
 def resume_command(argv: list[str] | None) -> str:
     """The command line of this run, for a shell, with --resume; argv as `main` got it."""
     command = sys.orig_argv if argv is None else ["python", "train.py", *argv]
+    if rank_and_world()[2] > 1:
+        nodes, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
+        command = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes, *sys.argv]
     return shlex.join([word for word in command if word != "--resume"] + ["--resume"])
 
 
@@ -115,7 +125,9 @@ def resume_command(argv: list[str] | None) -> str:
 
 
 class RestOfEpoch:
-    """A batch sampler that leaves out the batches that a stopped run has seen; their data are not read again.
+    """A batch sampler that leaves out the batches that a stopped run has seen, and the videos of other processes.
+
+    Neither are read. A process's share of a batch is as the batch: first half abnormal, second half normal.
 
     Args:
         batches: Batch sampler of whole epochs, with `set_epoch(epoch)`.
@@ -133,7 +145,10 @@ class RestOfEpoch:
         return len(self.batches)
 
     def __iter__(self):
-        return islice(self.batches, self.num_seen, None)
+        rank, _, world_size = rank_and_world()
+        for batch in islice(self.batches, self.num_seen, None):
+            share = len(batch) // 2 // world_size
+            yield [video for half in (0, len(batch) // 2) for video in batch[half + rank * share:half + (rank + 1) * share]]
 
 
 def rng_state(device: str) -> dict:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import InputError, read_meta, write_atomically
+from data import read_meta
+from files import InputError, write_atomically
 
 DEMO_CLASSES = ("Alpha", "Beta", "Gamma", "Delta")
 DEMO_COUNTS = {"train": (48, 12), "test": (16, 6)}  # normal videos, videos of each anomaly class

@@ -1,6 +1,7 @@
 """Tests of data.py and synthetic.py."""
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -360,6 +361,58 @@ def test_second_features_show_the_same_frames(tmp_path, crops):
         assert torch.equal(other, (fine // 16 * 16).clamp(max=176))
         if crops == 2:  # the same crop of both
             assert torch.equal(sample["features"][..., 0] >= 1000, sample["temporal_features"][..., 0] >= 1000)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape, crops", [((200, 5), 1), ((7, 5), 1), ((60, 5), 3), ((20, 3, 5), 1), ((20, 3, 5), 3)])
+def test_samples_are_those_of_files_loaded_whole(tmp_path, shape, crops, order, dtype):
+    """(7, 5): repeated from its start. Every kind of file twice: the second time it is known."""
+    array = random_array(*shape, dtype=dtype)
+    np.save(tmp_path / "v.npy", np.asarray(array, order=order))
+    whole = array.reshape(-1, shape[1] if len(shape) == 3 else crops, 5)
+    dataset = SegmentDataset([Video("v", 0)], FeatureFolder(tmp_path, crops=crops), 4, 3)
+    for seed in (1, 2, 1):
+        rng = np.random.default_rng(seed)
+        rows = training_rows(len(whole), 4, 3, rng)
+        sample = dataset[0, seed]["features"]
+        expected = whole[rows, rng.integers(whole.shape[1])]
+        assert sample.dtype == torch.float32 and torch.equal(sample, torch.from_numpy(expected).float())
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="needs reads at a place of a file")
+def test_a_known_file_costs_one_read_a_segment(tmp_path, monkeypatch):
+    write_features(tmp_path, {"v": random_array(500, 5)})
+    dataset = SegmentDataset([Video("v", 0)], FeatureFolder(tmp_path), 4, 3)
+    dataset[0, 0]
+    reads, preadv = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, parts, place: reads.append(len(parts[0])) or preadv(file, parts, place))
+    monkeypatch.setattr(np, "load", lambda *args, **kwargs: pytest.fail("the file was looked at again"))
+    dataset[0, 1]
+    assert reads == [3 * 5 * 4] * 4  # bytes
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="needs reads at a place of a file")
+@pytest.mark.parametrize("num_rows", (3, 500))
+def test_a_file_that_changes_while_it_is_used_is_told(tmp_path, num_rows):
+    write_features(tmp_path, {"v": random_array(500, 5)})
+    dataset = SegmentDataset([Video("v", 0)], FeatureFolder(tmp_path), 4, 3)
+    dataset[0, 0]
+    write_features(tmp_path, {"v": random_array(num_rows, 5, seed=1)})
+    os.utime(tmp_path / "v.npy", (1, 1))
+    with pytest.raises(InputError, match="v.npy: has been changed since it was first read"):
+        dataset[0, 1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files")
+def test_no_file_stays_open(tmp_path):
+    names = [f"v{i}" for i in range(5)]
+    write_features(tmp_path, {name: random_array(50, 5) for name in names})
+    dataset = SegmentDataset([Video(name, 0) for name in names], FeatureFolder(tmp_path), 4, 3)
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(5):
+        dataset[i, 0]
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs sparse files")

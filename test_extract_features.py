@@ -1,6 +1,8 @@
 """Tests of extract_features.py; the comparisons with OpenCV need opencv-python-headless and are skipped without it."""
 import json
 import os
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 from functools import partial
@@ -15,7 +17,8 @@ from PIL import Image
 import clip_model
 import extract_features
 from data import InputError, run_script
-from extract_features import cut_crops, decode, jpeg_round_trip, reading_ahead, resize_like_opencv, to_image
+from extract_features import (cut_crops, decode, finished_videos, jpeg_round_trip, reading_ahead, resize_like_opencv,
+                              split_by_size, to_image)
 
 SHARED = Path(__file__).parent.parent / "shared"
 
@@ -313,6 +316,47 @@ def test_videos_read_at_once_are_not_mixed_up(tmp_path, custom):
         assert len(one) == 3 + 4 * i and np.array_equal(one, four)
 
 
+# ---------------------------------------------------------------- on the device
+
+
+@pytest.mark.parametrize("size", [(320, 240), (240, 320), (97, 65), (30, 20), (640, 360)])
+def test_preprocessing_on_the_device_gives_the_pixels_of_pil(size, clip_path):
+    encoder = extract_features.ClipEncoder(clip_path, "cpu")
+    seen = []
+    encoder.encode = lambda images: seen.append(images)
+    images = [Image.fromarray(picture(t, *size)) for t in range(3)]
+    on_device = extract_features.DevicePreprocessing(encoder)
+    on_device.encode(torch.stack([on_device.preprocess(image) for image in images]))
+    expected = torch.stack([encoder.preprocess(image) for image in images])
+    levels = (seen[0] - expected).abs() * 0.26 * 255  # the smallest of the three standard deviations
+    assert seen[0].shape == expected.shape and levels.max() <= 1.1 and levels.mean() <= 0.1
+
+
+@pytest.mark.parametrize("options", [(), ("--crops", 5), ("--jpeg", 90)])
+def test_features_preprocessed_on_the_device_are_within_a_thousandth(options, tmp_path, clip_path):
+    write_video(tmp_path / "in" / "a.mp4", num_frames=9, size=(80, 60))
+    for name, option in (("pil", "--no-device-preprocess"), ("device", "--device-preprocess")):
+        assert run(tmp_path / "in", tmp_path / name, "--clip", clip_path, "--batch", 4, option, *options) == 0
+    expected, found = (np.load(tmp_path / name / "a.npy").astype(float) for name in ("pil", "device"))
+    distance = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert found.shape == expected.shape and distance.max() <= 2e-3 and distance.mean() <= 1e-3  # float16 alone: up to 5e-4
+    with pytest.raises(InputError, match="features have preprocess device, now asked for preprocess None"):
+        run(tmp_path / "in", tmp_path / "device", "--clip", clip_path, *options)
+
+
+def test_a_users_preprocess_does_not_move_to_the_device(tmp_path, custom):
+    with pytest.raises(InputError, match="--device-preprocess: found --encoder"):
+        run(tmp_path, tmp_path / "out", "--encoder", f"{custom}:MeanColour", "--device-preprocess")
+
+
+def test_frames_of_another_size_begin_another_batch(tmp_path):
+    shapes = iter([(3, 4, 4)] * 3 + [(3, 6, 4)] * 3)
+    path = write_video(tmp_path / "a.mp4", num_frames=6)
+    *batches, info = extract_features.read_batches(path, lambda image: [torch.zeros(next(shapes))], 1, 2, pin_memory=False)
+    assert [tuple(batch.shape) for batch in batches] == [(2, 3, 4, 4), (1, 3, 4, 4), (2, 3, 6, 4), (1, 3, 6, 4)]
+    assert info["frames"] == 6
+
+
 # ---------------------------------------------------------------- encoders
 
 
@@ -472,6 +516,133 @@ def test_a_folder_without_videos_is_refused(tmp_path, custom):
 def test_options_that_make_no_sense_are_refused(options, message, tmp_path):
     with pytest.raises(InputError, match=message):
         run(tmp_path, tmp_path / "out", *options)
+
+
+# ---------------------------------------------------------------- several processes
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 8])
+def test_shares_are_balanced_where_the_videos_allow(num_parts):
+    lengths = np.random.default_rng(0).lognormal(7.5, 1.0, 400).astype(int) + 1
+    sizes = {f"{i}": (int(n), 1000 * int(n)) for i, n in enumerate(lengths)}
+    parts = split_by_size(sizes, num_parts)
+    assert sorted(key for part in parts for key in part) == sorted(sizes)
+    totals = [sum(sizes[key][0] for key in part) for part in parts]
+    assert max(totals) <= 1.05 * min(totals)
+    assert max(totals) - min(totals) <= lengths.max()
+
+
+def test_a_video_whose_header_tells_no_length_counts_by_its_bytes():
+    sizes = {"a": (100, 1000), "b": (0, 4000), "c": (300, 3000), "d": (0, 10)}  # a tenth of a frame each byte
+    assert split_by_size(sizes, 2) == [["b", "d"], ["c", "a"]]
+    assert split_by_size({"a": (0, 5), "b": (0, 7), "c": (0, 1)}, 2) == [["b"], ["a", "c"]]
+    assert split_by_size({"a": (1, 1)}, 3) == [["a"], [], []]
+    assert split_by_size({}, 2) == [[], []]
+
+
+def test_a_note_that_was_cut_off_does_not_count(tmp_path):
+    for key in "ab":
+        (tmp_path / f"{key}.npy").touch()
+    (tmp_path / ".done-0").write_bytes(b'{"a": {"frames": 3}}\n{"gone": {"frames": 2}}\n')
+    (tmp_path / ".done-1").write_bytes(b'{"b": {"fra')
+    assert finished_videos(tmp_path) == {"a": {"frames": 3}}
+
+
+def torchrun(num_restarts, videos, out, *options):
+    """Two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts",
+               num_restarts, extract_features.__file__, "--videos", videos, "--out", out, "--device", "cpu", *options]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+DYING = """
+        import os, signal, time
+        time.sleep(0.02)
+        if os.environ.get("RANK") == "{rank}" and (batch.std() > 0) and os.path.exists("{fuse}"):
+            MeanColour.calls = getattr(MeanColour, "calls", 0) + 1
+            if MeanColour.calls == 6:
+                os.remove("{fuse}")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return batch.mean"""
+
+
+@pytest.fixture
+def six_videos(tmp_path):
+    for i in range(6):
+        write_video(tmp_path / "in" / "ab"[i % 2] / f"{i}.mp4", num_frames=10 + 2 * i, codec="mpeg4", size=(32, 32), seed=i)
+    return tmp_path / "in"
+
+
+def assert_same_folders(found, expected):
+    files = [{path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+             for out in (found, expected)]
+    assert files[0] == files[1]
+
+
+def test_two_processes_write_what_one_writes(tmp_path, six_videos, custom):
+    options = ("--encoder", f"{custom}:MeanColour", "--batch", 4, "--workers", 1)
+    assert run(six_videos, tmp_path / "one", *options) == 0
+    (six_videos / "broken.mp4").write_bytes(b"no video " * 1000)
+    done = torchrun(0, six_videos, tmp_path / "two", *options)
+    assert done.returncode == 1 and "6 of 7 videos written, 0 were there, 1 skipped; 90 frames" in done.stdout
+    assert done.stdout.count("videos written") == 1 and done.stderr.count("skipped ") == 1
+    assert_same_folders(tmp_path / "two", tmp_path / "one")
+
+
+def test_an_error_is_told_by_one_process(tmp_path, six_videos, custom):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").mkdir()
+    (tmp_path / "out" / "a" / "0.npy").write_bytes(b"precious")
+    for options, message in ((("--stride", 0), "error: --stride 0: expected"), ((), "found a/0.npy but no meta.json")):
+        done = torchrun(0, six_videos, tmp_path / "out", "--encoder", f"{custom}:MeanColour", *options)
+        assert done.returncode == 1 and done.stderr.count(message) == 1 and done.stderr.count("Traceback") <= 1  # its own
+    assert (tmp_path / "out" / "a" / "0.npy").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_what_a_killed_process_left_is_done_by_the_next_start(rank, restarts, tmp_path, six_videos, custom):
+    options = ("--encoder", f"{custom}:MeanColour", "--batch", 4, "--workers", 1)
+    assert run(six_videos, tmp_path / "one", *options) == 0
+    fuse, out = tmp_path / "fuse", tmp_path / "two"
+    fuse.touch()
+    custom.write_text(CUSTOM_ENCODER.replace("        return batch.mean", DYING.format(rank=rank, fuse=fuse)))
+    done = torchrun(restarts, six_videos, out, *options)
+    assert not fuse.exists()
+    assert (done.returncode == 0) == bool(restarts), done.stderr
+    for path in out.rglob("*.npy"):
+        assert len(np.load(path)) == len(np.load(tmp_path / "one" / path.relative_to(out)))
+    assert not restarts or "6 of 6" not in done.stdout  # the second start found what the first had done
+    if not restarts:
+        assert read_meta(out)["videos"].keys() < read_meta(tmp_path / "one")["videos"].keys()
+        assert run(six_videos, out, *options) == 0  # now with one process
+    assert_same_folders(out, tmp_path / "one")
+
+
+FAULTS = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+import memory, torch
+if {keep}:
+    memory.keep_freed_memory()
+def work():
+    x = torch.ones(13_000_000)
+    for _ in range(6):
+        x = x + 1
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="needs glibc")
+def test_freed_memory_comes_back_without_page_faults():
+    faults = [int(subprocess.run([sys.executable, "-c", FAULTS.format(folder=str(Path(__file__).parent), keep=keep)],
+                                 capture_output=True, text=True, check=True).stdout) for keep in (True, False)]
+    assert faults[0] <= faults[1] / 4, faults
 
 
 # ---------------------------------------------------------------- broken videos

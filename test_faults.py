@@ -196,7 +196,8 @@ def test_extraction_that_is_killed_30_times_ends_with_the_files_of_an_undisturbe
 
     def begin(out):
         return start("extract_features", ["--videos", str(tmp_path / "videos"), "--out", str(out), "--encoder",
-                                          f"{tmp_path / 'encoder.py'}:Sleepy", "--workers", "2", "--batch", "4"])
+                                          f"{tmp_path / 'encoder.py'}:Sleepy", "--workers", "2", "--batch", "4"],
+                     write_seconds=0.015)  # it writes few files: with less, few kills come while it does
 
     def check(out):
         files, expected = content(out), content(tmp_path / "whole")

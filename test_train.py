@@ -189,16 +189,16 @@ def test_four_epochs_equal_two_resumed_and_two_more_bit_for_bit(dataset, tmp_pat
 def test_a_run_stopped_in_a_step_goes_on_at_the_next_bit_for_bit(dataset, tmp_path, monkeypatch, capsys, number, step):
     options = ("--epochs", "3", "--batch-size", "4")  # 4 steps an epoch
     whole = run(dataset, tmp_path / "whole", *options)
-    steps, real = [], train.check_finite
+    steps, real = [], train.batch_losses
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
 
-    def signal_in_a_step(inputs, video_idx, videos):
-        steps.append(video_idx.tolist())
+    def signal_in_a_step(model, forward, batch, *others):
+        steps.append(batch["video_idx"].tolist())
         if len(steps) == step:
             signal.raise_signal(number)
-        real(inputs, video_idx, videos)
+        return real(model, forward, batch, *others)
 
-    monkeypatch.setattr(train, "check_finite", signal_in_a_step)
+    monkeypatch.setattr(train, "batch_losses", signal_in_a_step)
     arguments = ["--dataset", "custom", "--root", str(dataset), "--out", str(tmp_path / "parts"), "--directions", "direct", *SMALL]
     assert train.main([*arguments, *options]) == 128 + number
     assert f"stopped by {number.name}; go on with: python train.py --dataset custom" in capsys.readouterr().out

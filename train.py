@@ -4,6 +4,7 @@
     python train.py --dataset ucfcrime --root data/UCFCrime          # or shanghaitech, xdviolence
     python train.py --dataset custom --root data/mine --features features/mine --directions direct
     python train.py ... --out runs/x --resume                        # go on where runs/x/last.pt stopped
+    torchrun --nproc-per-node 8 --max-restarts 3 train.py ...        # 8 processes, one per GPU, train as one
 
 Writes OUT/last.pt after every epoch and a line per epoch to OUT/log.jsonl; evaluate.py reads last.pt. Ctrl-C or SIGTERM:
 it finishes the step, saves, tells how to go on there, and exits with status 130 or 143; a second Ctrl-C stops at once.
@@ -11,6 +12,7 @@ it finishes the step, saves, tells how to go on there, and exits with status 130
 import argparse
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -18,7 +20,9 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from data import InputError, run_script
+from distributed import any_rank, gather_videos, is_main, local_device, process_group, rank_and_world, same_for_all, split_model
+from files import InputError, check_device, run_script
+from memory import keep_freed_memory
 from runs import (NOT_BEGUN, RestOfEpoch, load_resumed, lock_folder, remove_temporary_files, restore, resume_command, save,
                   stop_signals, survive_one_signal, trim_log)
 
@@ -63,6 +67,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.out = args.out or f"runs/{args.dataset}"
+    args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun has started us anew
     check_args(args)
     return args
 
@@ -93,6 +98,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--root is missing: expected the folder with the lists of --dataset {args.dataset}")
     if args.batch_size < 2 or args.batch_size % 2:
         raise InputError(f"--batch-size {args.batch_size}: expected an even number, half of it normal videos")
+    if args.batch_size // 2 % rank_and_world()[2]:
+        raise InputError(f"--batch-size {args.batch_size}: expected a multiple of {2 * rank_and_world()[2]}, twice the processes")
     least = dict.fromkeys(("epochs", "frames_per_feature", "temporal_frames_per_feature", "crops"), 1) | {"seed": 0, "workers": 0}
     for name, smallest in least.items():
         if (value := getattr(args, name)) is not None and value < smallest:
@@ -179,6 +186,18 @@ def open_features(args, videos):
     return features, temporal
 
 
+def batch_losses(model, forward, batch: dict, device, amp: bool) -> dict:
+    """Losses of the whole batch, of which this process has a share: the same in all processes."""
+    import torch
+
+    inputs = [batch[k].to(device, non_blocking=True) for k in ("features", "temporal_features") if k in batch]
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=amp):
+        prediction = forward(*inputs)
+    labels = gather_videos(batch["label"].to(device))
+    prediction = type(prediction)(*(None if x is None else gather_videos(x) for x in prediction))
+    return model.losses(prediction, labels[:len(labels) // 2])
+
+
 def train_epoch(model, forward, loader, optimizer, schedule, epoch: int, begun: dict, signals: list, args, device) -> dict:
     """Goes on with an epoch from where it was begun (see NOT_BEGUN) to its end or the first signal; what is done by then."""
     import torch
@@ -187,23 +206,17 @@ def train_epoch(model, forward, loader, optimizer, schedule, epoch: int, begun: 
     start, steps, sums = time.perf_counter(), begun["steps"], dict(begun["sums"])
     loader.batch_sampler.set_epoch(epoch, steps)
     model.train()
-    bar = tqdm(loader, initial=steps, leave=False, unit="step", disable=not sys.stderr.isatty())
+    bar = tqdm(loader, initial=steps, leave=False, unit="step", disable=not (is_main() and sys.stderr.isatty()))
     for steps, batch in enumerate(bar, start=steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = schedule(epoch * len(loader) + steps - 1)
-        labels = batch["label"][:len(batch["label"]) // 2].to(device)
-        inputs = [batch[k] for k in ("features", "temporal_features") if k in batch]
-        check_finite(inputs, batch["video_idx"], loader.dataset.videos)
-        inputs = [x.to(device, non_blocking=True) for x in inputs]
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=args.amp):
-            prediction = forward(*inputs)
-        losses = model.losses(prediction, labels)
+        losses = batch_losses(model, forward, batch, device, args.amp)
         optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         optimizer.step()
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach()
-        if signals:
+        if any_rank(bool(signals)):
             break
     return {"steps": steps, "sums": sums, "seconds": begun["seconds"] + time.perf_counter() - start}
 
@@ -211,17 +224,8 @@ def train_epoch(model, forward, loader, optimizer, schedule, epoch: int, begun: 
 def mean_losses(done: dict) -> dict[str, float]:
     means = {name: float(value) / done["steps"] for name, value in done["sums"].items()}
     if not math.isfinite(means["total"]):
-        raise FloatingPointError(f"the loss became {means['total']} in this epoch; try a lower --lr")
+        raise FloatingPointError(f"the loss became {means['total']} in this epoch; try a lower --lr, or look at the features")
     return means
-
-
-def check_finite(inputs, video_idx, videos) -> None:
-    """Names the video whose features would spoil the training."""
-    for x in inputs:
-        finite = x.isfinite().flatten(1).all(dim=1)  # (B,)
-        if not finite.all():
-            name = videos[int(video_idx[~finite][0])].name
-            raise InputError(f"{name}: found features that are infinite or not a number, expected finite ones")
 
 
 def report(log: Path, record: dict, epochs: int, config) -> None:
@@ -269,18 +273,21 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
     from scoring import alarm_threshold
 
     lists, out, released = data[0], Path(args.out), config.variant == "released"
-    remove_temporary_files(out.iterdir())
+    if is_main():
+        remove_temporary_files(out.iterdir())
     checkpoint = load_resumed(out / "last.pt", config, extra)
     torch.manual_seed(args.seed)
-    model = build_model(config, clip, {} if checkpoint else make_prototypes(*data)).to(device)
+    prototypes = {} if checkpoint else make_prototypes(*data)
+    model = build_model(config, clip, prototypes).to(device)
     trainable = [p for p in model.parameters() if p.requires_grad]
     betas = (0.9, 0.999 if released else 0.98)  # the released code leaves PyTorch's default; App. B says 0.98
     optimizer = torch.optim.AdamW(trainable, lr=args.lr, betas=betas, eps=1e-8, weight_decay=0.2)
     first_epoch, begun = restore(checkpoint, model, optimizer, device) if checkpoint else (0, NOT_BEGUN)
-    trim_log(out / "log.jsonl", first_epoch)
+    if is_main():
+        trim_log(out / "log.jsonl", first_epoch)
 
     loader = make_loader(args, config, *data, device)
-    forward = torch.compile(model) if args.compile else model
+    forward = split_model(torch.compile(model) if args.compile else model, device)
     num_normal = sum(v.label < 0 for v in lists.train)
     print(f"{args.dataset}: {len(lists.train) - num_normal} abnormal and {num_normal} normal videos, {len(lists.classes)} "
           f"classes, {sum(p.numel() for p in trainable):,} trainable parameters, {len(loader)} steps an epoch on {device}")
@@ -292,27 +299,27 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
             losses, num_epochs = mean_losses(begun), epoch
             if begun["steps"] == len(loader):
                 record = {"epoch": epoch + 1, "lr": schedule(epoch * len(loader)), "seconds": begun["seconds"], "losses": losses}
-                report(out / "log.jsonl", record, args.epochs, config)
+                if is_main():
+                    report(out / "log.jsonl", record, args.epochs, config)
                 num_epochs, begun = epoch + 1, NOT_BEGUN
-            save(out / "last.pt", model, optimizer, num_epochs, begun, device, extra)
-            if signals:
-                return signals[0], f"{num_epochs} epochs and {begun['steps']} of {len(loader)} steps"
-    if first_epoch < args.epochs or "threshold" not in checkpoint:
+            if is_main():
+                save(out / "last.pt", model, optimizer, num_epochs, begun, device, extra)
+            if any_rank(bool(signals)):
+                number = signals[0] if signals else signal.SIGTERM  # of another process
+                return number, f"{num_epochs} epochs and {begun['steps']} of {len(loader)} steps"
+    if is_main() and (first_epoch < args.epochs or "threshold" not in checkpoint):
         extra = extra | {"threshold": alarm_threshold(model, *data)}
         save(out / "last.pt", model, optimizer, args.epochs, NOT_BEGUN, device, extra)
     return 0, f"{args.epochs} epochs"
 
 
-def main(argv=None) -> int | None:
-    """Returns the exit status: 128 and the signal that stopped the training, if one did."""
-    args = parse_args(argv)
+def prepare(args) -> tuple:
+    """Config, data, CLIP and what else the checkpoint holds: everything that can be wrong with the input shows here."""
     from annotations import load_lists  # only now: bad arguments are told at once
-    from data import check_device
     from synthetic import write_demo
 
-    device, last = check_device(args.device), Path(args.out) / "last.pt"
     if args.dataset == "demo":
-        write_demo(args.root)
+        same_for_all(lambda: write_demo(args.root) if is_main() else None)
         print(f"demo: synthetic features with planted directions, not real video, in {args.root}")
     lists = load_lists("custom" if args.dataset == "demo" else args.dataset, args.root, args.classes_csv)
     features, temporal = open_features(args, lists.train + lists.test)
@@ -320,12 +327,24 @@ def main(argv=None) -> int | None:
     clip, clip_sha256 = load_clip(args, config, features.encoder)
     extra = {"settings": vars(args), "lists": lists.to_plain(), "encoder": features.encoder,
              "temporal_encoder": temporal and temporal.encoder, "clip_sha256": clip_sha256}
-    with lock_folder(Path(args.out)):
-        number, done = fit(args, device, config, (lists, features, temporal), clip, extra)
+    return config, (lists, features, temporal), clip, extra
+
+
+def main(argv=None) -> int | None:
+    """Returns the exit status: 128 and the signal that stopped the training, if one did."""
+    keep_freed_memory()
+    args = parse_args(argv)
+    device, last = local_device(check_device(args.device)), Path(args.out) / "last.pt"
+    with process_group(device):
+        prepared = prepare(args)
+        with lock_folder(Path(args.out)):
+            number, done = fit(args, device, *prepared)
     print(f"checkpoint: {last}, after {done}")
     if number:
         print(f"stopped by {signal.Signals(number).name}; go on with: {resume_command(argv)}")
         return 128 + number
+    if not is_main():
+        return None
     if args.evaluate:
         import evaluate
 

@@ -1,0 +1,160 @@
+"""Several processes that work as one, started by torchrun: training and extraction read its variables here.
+
+    torchrun --nproc-per-node 8 --nnodes 4 ... train.py ...
+
+Outside torchrun there is one process, and every function does what is right for it: nothing.
+"""
+import os
+from contextlib import contextmanager
+
+from files import InputError
+
+
+def rank_and_world() -> tuple[int, int, int]:
+    """Number of this process among all, its number on this machine, and how many there are: (0, 0, 1) outside torchrun."""
+    return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints for all."""
+    return rank_and_world()[0] == 0
+
+
+def local_device(device: str) -> str:
+    """The accelerator of this process: of several on a machine each has its own, unless `device` names one."""
+    _, local_rank, world_size = rank_and_world()
+    return f"cuda:{local_rank}" if device == "cuda" and world_size > 1 else device
+
+
+@contextmanager
+def process_group(device: str, timeout=None):
+    """The processes are connected inside: by gloo on CPUs, by nccl on CUDA. One process alone needs no connection.
+
+    Args:
+        device: Of this process, see `local_device`.
+        timeout: timedelta after which a process waits no longer for the others (default: PyTorch's, 10 or 30 minutes).
+    """
+    if rank_and_world()[2] == 1:
+        yield
+        return
+    import torch  # here and below, so that a script answers --help without waiting for it
+    import torch.distributed as dist
+
+    if torch.device(device).type != "cpu":
+        torch.cuda.set_device(device)  # what nccl connects; without it all would take the first
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # one machine: torchrun restarts with the old store, dead addresses and all
+        store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=timeout, store=store, rank=rank,
+                            world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(tensor):
+    """Replaces the tensor by its sum over all processes, in its own precision, and returns it. No gradient passes."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(tensor.detach())
+    return tensor
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def gather(value) -> list:
+    """The values (anything that can be pickled) of all processes, in their order."""
+    world_size = rank_and_world()[2]
+    if world_size == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    import torch
+
+    return bool(sum_over_ranks(torch.tensor(float(flag))) > 0)
+
+
+def same_for_all(work):
+    """What `work()` returns here; an InputError that it raises in any process is raised in all, so that none waits for another."""
+    if rank_and_world()[2] == 1:
+        return work()
+    result, message = None, None
+    try:
+        result = work()
+    except InputError as error:
+        message = str(error)
+    for message in filter(None, gather(message)):
+        raise InputError(message)
+    return result
+
+
+def all_gather(x):
+    """The tensors of all processes, (ranks, ...), all of one shape; the gradient of each is the sum over the processes."""
+    import torch
+    import torch.distributed as dist
+
+    class AllGather(torch.autograd.Function):  # torch.distributed.nn.functional.all_gather is deprecated
+        @staticmethod
+        def forward(ctx, x):
+            parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, x)
+            return torch.stack(parts)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return sum_over_ranks(grad.clone(memory_format=torch.contiguous_format))[dist.get_rank()]
+
+    return AllGather.apply(x.contiguous())
+
+
+def gather_videos(x):
+    """The videos of all processes, (B / ranks, ...) of each -> (B, ...), in the order of one process; gradients go back.
+
+    Each process holds its share of a batch as the whole batch is: first half abnormal, second half normal.
+    """
+    if rank_and_world()[2] == 1:
+        return x
+    parts = all_gather(x).unflatten(1, (2, -1))  # (ranks, 2, B / ranks / 2, ...)
+    return parts.transpose(0, 1).flatten(0, 2)  # (B, ...)
+
+
+def split_model(model, device: str):
+    """The model to call on this process's share of a batch, so that all together do what one process does with the whole.
+
+    Batch normalisation sees the inputs of all processes. Gradients are averaged over the processes, which is the gradient
+    of the whole batch if each takes the same loss of all gathered predictions (`gather_videos`).
+    """
+    rank, _, world_size = rank_and_world()
+    if world_size == 1:
+        return model
+    import torch
+
+    def gather_input(module, inputs):
+        return all_gather(inputs[0]).flatten(0, 1) if module.training else None
+
+    def keep_own(module, inputs, output):
+        return output.chunk(world_size)[rank] if module.training else None
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):  # SyncBatchNorm knows CUDA alone
+            module.register_forward_pre_hook(gather_input)
+            module.register_forward_hook(keep_own)
+    is_cpu = torch.device(device).type == "cpu"
+    return torch.nn.parallel.DistributedDataParallel(
+        model, device_ids=None if is_cpu else [device],
+        find_unused_parameters=True)  # CLIP's temperature takes part with some settings only

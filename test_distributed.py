@@ -1,0 +1,100 @@
+"""Tests of training by several processes: torchrun with two gloo processes against one process."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from data import FeatureFolder, InputError
+from test_train import SMALL, write_dataset
+
+HERE = Path(__file__).parent
+WITHOUT_EFFECT = "temporal_model.body.non_local.2.out."  # MTN: a bias right before a batch normalisation has no gradient but noise
+STEPS_20 = ["--epochs", "10"]  # 8 normal and 8 abnormal videos in batches of 8
+
+
+def arguments(dataset: Path, out: Path, *options: str) -> list[str]:
+    return ["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *STEPS_20, *options]
+
+
+def torchrun(*script: str, processes: int = 2, options: tuple = ()) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options, *script]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HERE)
+
+
+def state_of(out: Path) -> dict:
+    checkpoint = torch.load(out / "last.pt", weights_only=True)
+    model = {k: v for k, v in checkpoint["model"].items() if k not in (WITHOUT_EFFECT + "0.bias", WITHOUT_EFFECT + "1.running_mean")}
+    return model | {"threshold": torch.tensor(checkpoint["threshold"])}
+
+
+def assert_close(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("options", [
+    (), ("--temporal-input", "both", "--variant", "released", "--selection", "magnitude"), ("--temporal", "mtn")])
+def test_two_processes_train_as_one(dataset, tmp_path, options):
+    """Batch normalisation, selection of segments, smoothness across videos and the prototype see the whole batch."""
+    run = torchrun("train.py", *arguments(dataset, tmp_path / "two", *options))
+    train.main(arguments(dataset, tmp_path / "one", *options))
+    printed = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, printed
+    assert printed.count("epoch 10/10") == 1 and printed.count("next: python evaluate.py") == 1
+    one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
+    assert one["batch_norm.num_batches_tracked"] == 20
+    assert_close(two, one)
+    assert (tmp_path / "two/log.jsonl").read_text().count("\n") == 10
+
+
+@pytest.mark.slow
+def test_a_killed_worker_starts_all_again_from_the_last_checkpoint(dataset, tmp_path):
+    script = (HERE / "train.py", *arguments(dataset, tmp_path / "two", "--epochs", "60"))
+    run = torchrun(*map(str, script), options=("--max-restarts", "3"))
+    while not (tmp_path / "two/last.pt").exists():
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.01)
+    workers = [int(p) for p in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
+    os.kill(workers[-1], signal.SIGKILL)
+    printed = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, printed
+    assert printed.count("custom: 8 abnormal and 8 normal videos") >= 2  # it did start again
+    train.main(arguments(dataset, tmp_path / "one", "--epochs", "60"))
+    assert_close(state_of(tmp_path / "two"), state_of(tmp_path / "one"))
+
+
+def test_input_errors_of_several_processes_are_told_once(dataset, tmp_path):
+    run = torchrun("train.py", *arguments(tmp_path / "none", tmp_path / "two"))
+    printed = run.communicate(timeout=300)[0]
+    assert run.returncode and printed.count("error: ") == 1 and "none" in printed
+    assert not (tmp_path / "two").exists()
+
+
+def test_an_error_in_one_process_is_raised_in_all(dataset, tmp_path):
+    """The second process finds a value that is no number in its share of the features, the first has none."""
+    broken = write_dataset(tmp_path / "data")
+    path = FeatureFolder(broken).paths("train01")[0]
+    with open(path, "r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x00\x7c")  # float16 infinity
+    run = torchrun("train.py", *arguments(broken, tmp_path / "two"))
+    printed = run.communicate(timeout=300)[0]
+    assert run.returncode and printed.count("error: ") == 1 and "train01: found features that are infinite" in printed
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="--batch-size 8: expected a multiple of 6, twice the processes"):
+        train.main(arguments(dataset, tmp_path / "three"))
