@@ -474,8 +474,7 @@ class AnomalyCLIP(nn.Module):
         losses["total"] = sum(getattr(self.config, f"lambda_{name}") * loss for name, loss in losses.items())
         return losses
 
-    # in these three, B counts the videos of one half
-
+    # in these three B counts the videos of one half
     def abnormal_losses(self, prediction: Prediction, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
         own = labels.view(-1, 1, 1, 1).expand(*prediction.likelihood.shape[:3], 1)
         own_likelihood = prediction.likelihood.gather(-1, own).squeeze(-1)  # (B, S, F)
@@ -628,8 +627,7 @@ class AnomalyCLIP(nn.Module):
         try:
             model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
         except TypeError as error:
-            text = " ".join(str(error).split())
-            raise ValueError(f"the checkpoint's config is not one of this version: {text}") from None
+            raise ValueError(f"the checkpoint's config is not one of this version: {' '.join(str(error).split())}") from None
         model.load_trained_state(checkpoint["model"])
         return model
 
@@ -653,8 +651,7 @@ def read_checkpoint(path, *needed: str) -> dict:
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         raise ValueError(f"{path}: found a file without {', '.join(sorted(needed))}, expected a checkpoint of train.py")
     if checkpoint["format"] > CHECKPOINT_FORMAT:
-        raise ValueError(f"{path}: found checkpoint format {checkpoint['format']}, expected at most {CHECKPOINT_FORMAT}; "
-                         "a newer version of this project wrote it")
+        raise ValueError(f"{path}: found checkpoint format {checkpoint['format']} of a newer version, expected {CHECKPOINT_FORMAT}")
     return checkpoint
 
 
@@ -671,12 +668,15 @@ def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size
 
 
 def auc_ap(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
-    """Area under ROC and average precision of one score; None where only one kind of frame is present."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
+    """Area under ROC and average precision of one score, as scikit-learn's; None where only one kind of frame is present."""
     if positive.all() or not positive.any():
         return {"AUC": None, "AP": None}
-    return {"AUC": float(roc_auc_score(positive, scores)), "AP": float(average_precision_score(positive, scores))}
+    levels, gains = np.unique(scores[positive], return_counts=True)  # ascending; positives with each score
+    negatives = np.sort(scores[~positive])
+    at_or_above, above = (len(negatives) - np.searchsorted(negatives, levels, side) for side in ("left", "right"))
+    true = gains[::-1].cumsum()[::-1]  # positives at or above each level
+    wins = (gains * (len(negatives) - (at_or_above + above) / 2)).sum()  # pairs in the right order, ties half
+    return {"AUC": float(wins / (true[0] * len(negatives))), "AP": float((gains * (true / (true + at_or_above))).sum() / true[0])}
 
 
 def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict:

@@ -12,9 +12,8 @@ import json
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from data import InputError, run_script, write_atomically
+from files import InputError, check_device, run_script, write_atomically
+from memory import keep_freed_memory
 from runs import lock_folder
 
 
@@ -88,40 +87,16 @@ def open_folders(args, checkpoint: dict):
     return folders
 
 
-def write_results(out: Path, results: dict, scores: dict) -> None:
-    arrays = {f"{name}.{key}": getattr(s, key) for name, s in scores.items() for key in ("p_A", "p_class")}
-    write_atomically(out / "scores.npz", lambda file: np.savez(file, **arrays))
-    write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
-
-
-def draw(out: Path, results: dict, scores: dict, lists, args) -> None:
-    import plots
-
-    p_A, p_class, labels = (np.concatenate(values) for values in zip(*scores.values()))
-    plots.roc_curves(out / "roc.png", p_A, p_class, labels, lists.classes)
-    plots.pr_curves(out / "pr.png", p_A, p_class, labels, lists.classes)
-    plots.confusion_matrix(out / "confusion.png", p_A, p_class, labels, lists.classes)
-    plots.reliability(out / "reliability.png", p_A, labels)
-    for key in ("AUC", "AP"):
-        plots.class_bars(out / f"class_{key.lower()}.png", results["per_class"], results["intervals"]["per_class"], key)
-    for name in plots.pick_videos(lists.test, args.timelines):
-        pictures = []
-        if args.videos:
-            from keyframes import key_frames
-
-            pictures = key_frames(args.videos, name, scores[name].p_A)
-        plots.timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes, pictures)
-
-
 def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
     """Everything about one checkpoint: files into `out`, a table on the screen, the results as a dict."""
     import torch
 
     import metrics
+    import plots
     import scoring
     import tables
     from annotations import VideoLists
-    from data import check_device, check_features
+    from data import check_features
 
     checkpoint, model = load_checkpoint(ckpt, args)
     model = model.to(check_device(args.device)).eval()
@@ -144,15 +119,17 @@ def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
     if args.vadclip_map:
         normal_segments = checkpoint["settings"].get("dataset") == "xdviolence"
         results["vadclip"] = metrics.vadclip_map(list(scores.values()), lists.classes, normal_segments=normal_segments)
-    write_results(out, results, scores)
+    scoring.write_scores(out / "scores.npz", scores)
+    write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
     print(f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, per cent with "
           f"95% intervals\n{tables.summary(results)}")
-    draw(out, results, scores, lists, args)
+    plots.draw_all(out, results, scores, lists, num_timelines=args.timelines, videos=args.videos)
     print(f"metrics, scores and pictures: {out}\n")
     return results
 
 
 def main(argv=None) -> None:
+    keep_freed_memory()
     args = parse_args(argv)
     if args.convert:
         import torch

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVELS_AT_ONCE = 1024  # rows of the (levels, R) matrices of the bootstrap: 8 MB each at 1,000 draws
+LEVELS_AT_ONCE = 128  # rows of the (levels, R) matrices of the bootstrap: 1 MB each at 1,000 draws
 MERGE_GAP = 1.0  # seconds
 MIN_LENGTH = 1.0  # seconds
 PROPOSAL_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -20,15 +20,21 @@ NUM_CANDIDATES = 200  # thresholds tried, at most
 
 # Bootstrap over videos
 
-def counts_by_level(level: np.ndarray, column: np.ndarray, num_columns: int):
-    """Function of (a, b): how many items each column has at each of the levels a to b - 1, (b - a, num_columns)."""
-    order = np.argsort(level, kind="stable")
-    level, column = level[order], column[order]
+def sums_by_level(level: np.ndarray, video_idx: np.ndarray, num_levels: int, weights):
+    """Function of (a, b): summed weights (V, R) of the items at each of the levels a to b - 1, (b - a, R) float64.
 
-    def between(a: int, b: int) -> np.ndarray:
-        first, last = np.searchsorted(level, (a, b))
-        keys = (level[first:last] - a) * num_columns + column[first:last]
-        return np.bincount(keys, minlength=(b - a) * num_columns).reshape(b - a, num_columns).astype(float)
+    Args:
+        level: Of each item, (items,), in [0, num_levels); those beyond are left out. video_idx: Of each item, (items,).
+    """
+    import torch
+
+    order = np.argsort(level, kind="stable")
+    ends = np.searchsorted(level[order], np.arange(num_levels + 1))
+    items, ends = torch.from_numpy(video_idx[order]), torch.from_numpy(ends)
+
+    def between(a: int, b: int):
+        first, last = ends[a], ends[b]
+        return torch.nn.functional.embedding_bag(items[first:last], weights, ends[a:b] - first, mode="sum").double()
 
     return between
 
@@ -36,9 +42,8 @@ def counts_by_level(level: np.ndarray, column: np.ndarray, num_columns: int):
 def weighted_auc_ap(p: np.ndarray, positive: np.ndarray, video_idx: np.ndarray, weights: np.ndarray):
     """AUC and AP for many weightings of the videos at once, equal to scikit-learn's with sample_weight.
 
-    Both metrics need the frames above (and level with) a positive frame alone, so negatives are counted per video and
-    distinct positive score. The AUC of a draw is then the quadratic form w' U w, U[v, u] the wins of positives of v over
-    negatives of u; its AP comes from the true and false positives at each level, matrix products as well.
+    Scores are sorted once. Both metrics need the frames above (and level with) a positive frame alone, so a level is a distinct
+    positive score. All weightings run down the levels together, a few levels at a time, so that they stay in the cache.
 
     Args:
         p: Scores, (N,). positive: (N,), bool. video_idx: Video of each frame, (N,), in [0, V).
@@ -46,39 +51,30 @@ def weighted_auc_ap(p: np.ndarray, positive: np.ndarray, video_idx: np.ndarray, 
     Returns:
         AUC (R,) and AP (R,); NaN where a draw has no positive or no negative frame.
     """
-    num_videos, most = weights.shape[1], (weights @ np.bincount(video_idx, minlength=weights.shape[1])).max()
-    exact = np.float32 if most < 2**24 else np.float64  # holds the whole numbers up to the frames of any draw, half the time
-    videos, column = np.unique(video_idx[positive], return_inverse=True)  # those with positives
+    import torch  # its embedding_bag adds rows of a matrix at the speed of the cache
+
+    num_draws, num_videos = weights.shape
+    exact = np.float32 if (weights @ np.bincount(video_idx, minlength=num_videos)).max(initial=0) < 2**24 else np.float64
+    by_video = torch.from_numpy(np.ascontiguousarray(weights.T, dtype=exact))  # (V, R); holds the frames of any draw exactly
     levels, level = np.unique(p[positive], return_inverse=True)  # ascending
     rank = np.searchsorted(levels, p[~positive], side="right")  # levels at or below each negative
     tied = (rank > 0) & (levels[np.maximum(rank, 1) - 1] == p[~positive]) if len(levels) else rank > 0
-    negative_idx = video_idx[~positive]
-    positives = counts_by_level(len(levels) - 1 - level, column, len(videos))  # levels are descending from here on
-    negatives = counts_by_level(len(levels) - rank, negative_idx, num_videos)
-    ties = counts_by_level((len(levels) - rank)[tied], negative_idx[tied], num_videos)
+    L, negative_idx = len(levels), video_idx[~positive]
+    positives = sums_by_level(L - 1 - level, video_idx[positive], L, by_video)  # levels are descending from here on
+    negatives = sums_by_level(L - rank, negative_idx, L, by_video)
+    ties = sums_by_level((L - rank)[tied], negative_idx[tied], L, by_video)
 
-    total = np.bincount(negative_idx, minlength=num_videos)
-    every = np.ascontiguousarray(weights.T, dtype=exact)  # (V, R)
-    own = every[videos]  # (videos with positives, R)
-    wins, area = np.zeros((len(videos), num_videos)), np.zeros(len(weights))
-    above, tp = np.zeros(num_videos), np.zeros(len(weights), exact)
-    for a in range(0, len(levels), LEVELS_AT_ONCE):
-        b = min(a + LEVELS_AT_ONCE, len(levels))
-        found = positives(a, b)  # (levels, videos with positives)
-        cumulative = above + np.cumsum(negatives(a, b), axis=0)  # (levels, V)
-        v, at = np.nonzero(found.T)  # sorted by video; faster than a product with found, which is nearly empty
-        first = np.flatnonzero(np.diff(v, prepend=-1))
-        won = (total - cumulative + ties(a, b) / 2)[at] * found[at, v][:, None]
-        wins[v[first]] += np.add.reduceat(won, first, axis=0)
-        gain = found.astype(exact) @ own  # (levels, R)
-        hits = tp + np.cumsum(gain, axis=0)
-        alarms = np.maximum(hits + cumulative.astype(exact) @ every, 1)
-        area += np.einsum("lr,lr->r", gain, np.divide(hits, alarms, dtype=float))
-        above, tp = cumulative[-1], hits[-1]
-    num_negatives = weights @ total
-    with np.errstate(invalid="ignore", divide="ignore"):
-        auc = np.einsum("vr,vr->r", own, wins @ weights.T) / (tp.astype(float) * num_negatives)
-        return auc, np.where(num_negatives > 0, area / tp, np.nan)
+    totals = [weights @ np.bincount(video_idx[mask], minlength=num_videos).astype(float) for mask in (positive, ~positive)]
+    num_positives, num_negatives = map(torch.from_numpy, totals)
+    wins, area, hits, alarms = torch.zeros(4, num_draws, dtype=torch.float64)
+    for a in range(0, L, LEVELS_AT_ONCE):
+        b = min(a + LEVELS_AT_ONCE, L)
+        gain = positives(a, b)  # (levels, R)
+        true, false = hits + gain.cumsum(0), alarms + negatives(a, b).cumsum(0)  # at or above each level
+        hits, alarms = true[-1], false[-1]
+        wins = wins + (gain * (num_negatives - false)).sum(0) + (gain * ties(a, b)).sum(0) / 2
+        area = area + (gain * true).div_((true + false).clamp_(min=1)).sum(0)
+    return (wins / (num_positives * num_negatives)).numpy(), (area / num_positives).where(num_negatives > 0, torch.nan).numpy()
 
 
 def interval(values: np.ndarray) -> list[float] | None:
@@ -145,6 +141,37 @@ def reduce_runs(ufunc, p: np.ndarray, intervals: np.ndarray) -> np.ndarray:
     return ufunc.reduceat(np.append(p, 0), intervals.ravel())[::2] if len(intervals) else np.zeros(0)
 
 
+def join_videos(curves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves of all videos as one, -inf behind each, which no event reaches over: (frames + V,), and where each starts (V,)."""
+    sizes = [len(p) + 1 for p in curves]
+    return np.concatenate([part for p in curves for part in (p, [-np.inf])]).astype(float), np.cumsum([0, *sizes[:-1]])
+
+
+def find_runs(p: np.ndarray, high: float, low: float) -> np.ndarray:
+    """Maximal runs of p >= low of which one frame at least has p >= high, (E, 2); p ends with -inf."""
+    found = runs(p >= low)
+    return found[np.maximum.reduceat(p, found.ravel())[::2] >= high] if len(found) else found
+
+
+def close_gaps(p: np.ndarray, found: np.ndarray, starts: np.ndarray, most: np.ndarray) -> Events:
+    """Runs of a video at most `most` frames apart (one number per video) become one event each; p as join_videos gives it."""
+    video_idx = np.searchsorted(starts, found[:, 0], side="right") - 1
+    apart = (found[1:, 0] - found[:-1, 1] > most[video_idx[1:]]) | (video_idx[1:] != video_idx[:-1])
+    ends = np.ones(min(len(found), 1), bool)
+    found = np.stack([found[np.append(ends, apart), 0], found[np.append(apart, ends), 1]], axis=1)
+    sums = np.add.reduceat(p, found.ravel())[::2] if len(found) else np.zeros(0)
+    return Events(found, sums / (found[:, 1] - found[:, 0]))
+
+
+def cut_joined(p: np.ndarray, starts: np.ndarray, rates: np.ndarray, high: float, low: float, merge_gap: float,
+               min_length: float) -> Events:
+    """cut_events of all videos at once; p and starts as join_videos gives them, one rate per video."""
+    events = close_gaps(p, find_runs(p, high, low), starts, merge_gap * rates)
+    least = min_length * rates[np.searchsorted(starts, events.intervals[:, 0], side="right") - 1]
+    kept = events.intervals[:, 1] - events.intervals[:, 0] >= least
+    return Events(events.intervals[kept], events.scores[kept])
+
+
 def cut_events(p: np.ndarray, fps: float, *, high: float = 0.5, low: float | None = None, merge_gap: float = MERGE_GAP,
                min_length: float = MIN_LENGTH) -> Events:
     """Cuts events out of one probability per frame.
@@ -157,35 +184,75 @@ def cut_events(p: np.ndarray, fps: float, *, high: float = 0.5, low: float | Non
     Args:
         p: (N,). fps: Frames per second. high, low: Thresholds, low is high / 2 if not given. merge_gap, min_length: Seconds.
     """
-    p = np.asarray(p, float)
-    found = runs(p >= (high / 2 if low is None else low))
-    found = found[reduce_runs(np.maximum, p, found) >= high]
-    apart = found[1:, 0] - found[:-1, 1] > merge_gap * fps
-    ends = np.ones(min(len(found), 1), bool)
-    found = np.stack([found[np.append(ends, apart), 0], found[np.append(apart, ends), 1]], axis=1)
-    found = found[found[:, 1] - found[:, 0] >= min_length * fps]
-    return Events(found, reduce_runs(np.add, p, found) / (found[:, 1] - found[:, 0]))
+    p, starts = join_videos([p])
+    return cut_joined(p, starts, np.array([fps]), high, high / 2 if low is None else low, merge_gap, min_length)
 
 
 def interval_iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Temporal IoU of one interval (2,) with others (E, 2): (E,)."""
-    inter = np.maximum(np.minimum(one[1], others[:, 1]) - np.maximum(one[0], others[:, 0]), 0)
-    return inter / (one[1] - one[0] + others[:, 1] - others[:, 0] - inter)
+    """Temporal IoU of one interval (2,), or of one each (E, 2), with others (E, 2): (E,)."""
+    inter = np.maximum(np.minimum(one[..., 1], others[:, 1]) - np.maximum(one[..., 0], others[:, 0]), 0)
+    return inter / (one[..., 1] - one[..., 0] + others[:, 1] - others[:, 0] - inter)
 
 
-def propose_events(p: np.ndarray, fps: float) -> Events:
-    """Events of p at several thresholds, as one threshold would bind the mAP to it; see event_map."""
-    parts = [cut_events(p, fps, high=high, merge_gap=gap, min_length=0)
-             for high in PROPOSAL_THRESHOLDS if p.max(initial=0) >= high for gap in (0, MERGE_GAP)]
-    if not parts:
-        return Events(np.zeros((0, 2), int), np.zeros(0))
-    intervals, first = np.unique(np.concatenate([e.intervals for e in parts]), axis=0, return_index=True)
-    scores = np.concatenate([e.scores for e in parts])[first]
-    order, kept = np.argsort(-scores, kind="stable"), []  # ties: earlier start, then earlier end
-    while len(order):
-        kept.append(order[0])
-        order = order[1:][interval_iou(intervals[order[0]], intervals[order[1:]]) <= NMS_IOU]
-    return Events(intervals[kept], scores[kept])
+def overlapping_pairs(intervals: np.ndarray, iou: float) -> np.ndarray:
+    """All pairs of intervals, sorted by their start, whose IoU is over the given one, (pairs, 2), the earlier first.
+
+    The lengths of such a pair differ by a factor below 1 / iou, so only intervals of one power of it and the next are compared;
+    and the later starts before 1 - iou of the earlier is over.
+    """
+    starts, lengths = intervals[:, 0], intervals[:, 1] - intervals[:, 0]
+    power, pairs = np.floor(np.log(lengths) / -np.log(iou) + 1e-9).astype(int), [np.zeros((0, 2), int)]
+    for least in np.unique(power):
+        group = np.flatnonzero((power == least) | (power == least + 1))
+        first = np.arange(len(group) - 1)
+        for step in range(1, len(group)):
+            first = first[first + step < len(group)]
+            first = first[starts[group[first + step]] - starts[group[first]] < (1 - iou) * lengths[group[first]] + 1e-6]
+            if not len(first):
+                break
+            pair = np.stack([group[first], group[first + step]], axis=1)
+            pair = pair[power[pair].min(axis=1) == least]  # two of the next power come with that
+            pairs.append(pair[interval_iou(intervals[pair[:, 0]], intervals[pair[:, 1]]) > iou])
+    return np.concatenate(pairs)
+
+
+def suppress(events: Events, iou: float) -> Events:
+    """Non-maximum suppression: best first, each removes what overlaps it by more than `iou`; of equal ones the earlier stays.
+
+    In rounds, all at once: what no better one overlaps any more stays, and removes others.
+
+    Args:
+        events: Sorted by start, then end.
+    """
+    rank = np.empty(len(events.scores), int)
+    rank[np.argsort(-events.scores, kind="stable")] = np.arange(len(rank))
+    pairs, alive = overlapping_pairs(events.intervals, iou), np.ones(len(rank), bool)
+    better, worse = np.where((rank[pairs[:, 0]] < rank[pairs[:, 1]])[:, None], pairs, pairs[:, ::-1]).T
+    while len(better):
+        blocked = np.zeros(len(rank), bool)
+        blocked[worse] = True
+        alive[worse[~blocked[better]]] = False
+        left = alive[better] & alive[worse]
+        better, worse = better[left], worse[left]
+    return Events(events.intervals[alive], events.scores[alive])
+
+
+def propose_events(curves: list[np.ndarray], rates) -> tuple[np.ndarray, Events]:
+    """Events of each video's curve at several thresholds, as one threshold would bind the mAP to it; see event_map.
+
+    Returns:
+        Video of each event (E,), and the events by video, start and end.
+    """
+    p, starts = join_videos(curves)
+    parts, gap = [Events(np.zeros((0, 2), int), np.zeros(0))], MERGE_GAP * np.asarray(rates)
+    for high in PROPOSAL_THRESHOLDS:
+        found = find_runs(p, high, high / 2)
+        parts += [close_gaps(p, found, starts, most) for most in (0 * gap, gap)]
+    intervals, scores = (np.concatenate(values) for values in zip(*parts))
+    first = np.unique(intervals[:, 0] * len(p) + intervals[:, 1], return_index=True)[1]
+    events = suppress(Events(intervals[first], scores[first]), NMS_IOU)
+    video_idx = np.searchsorted(starts, events.intervals[:, 0], side="right") - 1
+    return video_idx, Events(events.intervals - starts[video_idx, None], events.scores)
 
 
 def match_events(video_idx, intervals: np.ndarray, truths: list[np.ndarray], min_iou: float) -> np.ndarray:
@@ -212,15 +279,27 @@ def average_precision(hits: np.ndarray, scores: np.ndarray, num_truths: int) -> 
     return float((np.diff(tp, prepend=0) * tp / (ends + 1)).sum() / num_truths)
 
 
-def ap_by_iou(events: list[Events], truths: list[np.ndarray], ties_as_one: bool) -> np.ndarray:
+def best_ious(video_idx: np.ndarray, intervals: np.ndarray, truths: list[np.ndarray]) -> np.ndarray:
+    """Largest IoU of each detection with a ground truth of its video, (E,)."""
+    best = np.zeros(len(intervals))
+    for v, truth in enumerate(truths):
+        at = np.flatnonzero(video_idx == v) if len(truth) else ()
+        for one in truth if len(at) else ():
+            best[at] = np.maximum(best[at], interval_iou(one, intervals[at]))
+    return best
+
+
+def ap_by_iou(video_idx: np.ndarray, events: Events, truths: list[np.ndarray], ties_as_one: bool) -> np.ndarray:
     """AP of the detections of all videos at each of IOUS, (5,). Ties are ordered by video, start and end."""
-    video_idx = np.repeat(np.arange(len(events)), [len(e.scores) for e in events])
-    intervals, scores = (np.concatenate(parts) for parts in zip(*events))
-    order = np.lexsort((intervals[:, 1], intervals[:, 0], video_idx, -scores))
-    ranking = scores[order] if ties_as_one else np.arange(len(order))
-    num_truths = sum(map(len, truths))
-    return np.array([average_precision(match_events(video_idx[order], intervals[order], truths, iou), ranking, num_truths)
-                     for iou in IOUS])
+    order = np.lexsort((events.intervals[:, 1], events.intervals[:, 0], video_idx, -events.scores))
+    video_idx, intervals, scores = video_idx[order], events.intervals[order], events.scores[order]
+    ranking, num_truths, aps = scores if ties_as_one else np.arange(len(order)), sum(map(len, truths)), []
+    near = np.flatnonzero(best_ious(video_idx, intervals, truths) >= min(IOUS))  # few: the others hit nothing
+    for iou in IOUS:
+        hits = np.zeros(len(order), bool)
+        hits[near] = match_events(video_idx[near], intervals[near], truths, iou)
+        aps.append(average_precision(hits, ranking, num_truths))
+    return np.array(aps)
 
 
 def named_aps(aps: np.ndarray | None, prefix: str) -> dict[str, float | None]:
@@ -249,7 +328,7 @@ def event_map(scores, fps, classes: tuple[str, ...]) -> dict:
         num_truths = sum(map(len, truths))
         aps = None
         if num_truths:
-            aps = ap_by_iou([propose_events(s.p_class[:, c], rate) for s, rate in zip(scores, rates)], truths, True)
+            aps = ap_by_iou(*propose_events([s.p_class[:, c] for s in scores], rates), truths, True)
             present.append(aps)
         per_class[name] = named_aps(aps, "AP") | {"events": num_truths}
     return named_aps(np.mean(present, axis=0) if present else None, "mAP") | {"per_class": per_class}
@@ -276,18 +355,22 @@ def vadclip_map(scores, classes: tuple[str, ...], *, normal_segments: bool) -> d
         mAP (mean of the five), mAP@0.1 to mAP@0.5.
     """
     normal_truths = [runs(np.full(len(s.labels), normal_segments and (s.labels < 0).all())) for s in scores]
-    aps = [ap_by_iou([vadclip_events(1 - s.p_A) for s in scores], normal_truths, False)]
-    for c in range(len(classes)):
-        truths = [runs(s.labels == c) for s in scores]
-        aps.append(ap_by_iou([vadclip_events(s.p_class[:, c]) for s in scores], truths, False))
+    cases = [([1 - s.p_A for s in scores], normal_truths)]
+    cases += [([s.p_class[:, c] for s in scores], [runs(s.labels == c) for s in scores]) for c in range(len(classes))]
+    aps = []
+    for curves, truths in cases:
+        parts = [vadclip_events(p) for p in curves]
+        video_idx = np.repeat(np.arange(len(parts)), [len(e.scores) for e in parts])
+        aps.append(ap_by_iou(video_idx, Events(*map(np.concatenate, zip(*parts))), truths, False))
     return named_aps(np.mean(aps, axis=0), "mAP")
 
 
 # Operating points
 
-def false_alarm_rate(normal: list[np.ndarray], rates, threshold: float) -> float:
-    """Events of cut_events per hour of the p_A of normal videos."""
-    alarms = sum(len(cut_events(p, fps, high=threshold).scores) for p, fps in zip(normal, rates))
+def false_alarm_rate(normal: list[np.ndarray], rates, threshold: float, joined=None) -> float:
+    """Events of cut_events per hour of the p_A of normal videos; `joined`: join_videos(normal), for many thresholds."""
+    rates, (p, starts) = np.asarray(rates, float), joined or join_videos(normal)
+    alarms = len(cut_joined(p, starts, rates, threshold, threshold / 2, MERGE_GAP, MIN_LENGTH).scores)
     return float(alarms / sum(len(p) / fps / 3600 for p, fps in zip(normal, rates)))
 
 
@@ -298,10 +381,10 @@ def quiet_threshold(normal: list[np.ndarray], rates) -> float:
     falls, for they merge, so the first threshold with too many ends the search. Just above the highest score if none does.
     """
     pooled = np.sort(np.concatenate(normal).astype(float))[::-1]
-    quiet = float(np.nextafter(pooled[0], np.inf))
+    quiet, joined = float(np.nextafter(pooled[0], np.inf)), join_videos(normal)
     ranks = np.unique(np.geomspace(1, len(pooled), NUM_CANDIDATES).astype(int)) - 1
     for threshold in np.unique(pooled[ranks])[::-1]:
-        if false_alarm_rate(normal, rates, threshold) > FALSE_ALARMS_PER_HOUR:
+        if false_alarm_rate(normal, rates, threshold, joined) > FALSE_ALARMS_PER_HOUR:
             break
         quiet = float(threshold)
     return quiet

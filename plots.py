@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from data import write_atomically
+from files import write_atomically
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend that needs no screen)
@@ -33,32 +33,50 @@ def class_curves(path: Path, curve, p_A, p_class, labels, classes, *, title: str
     looks = itertools.product(STYLES, COLOURS)
     for i, ((name, positive, scores), (style, colour)) in enumerate(zip(cases, itertools.cycle(looks))):
         x, y, area = curve(positive, scores)
-        axes.plot(x, y, style, color=colour, lw=3 if i == 0 else 1.5, label=f"{name}  {100 * area:.1f}")
+        shown = visible(x, y)
+        axes.plot(x[shown], y[shown], style, color=colour, lw=3 if i == 0 else 1.5, label=f"{name}  {100 * area:.1f}")
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", title="area, %")
     save(figure, path)
 
 
+def counts_at_levels(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts at each distinct score of a positive frame from the highest: true positives, false ones above it and with it."""
+    levels, gain = np.unique(scores[positive], return_counts=True)
+    negatives = np.sort(scores[~positive])
+    above, false = (len(negatives) - np.searchsorted(negatives, levels[::-1], side) for side in ("right", "left"))
+    return gain[::-1].cumsum(), above, false
+
+
+def roc_curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """False and true positive rates at all thresholds, corners alone, and the area below."""
+    true, above, false = counts_at_levels(positive, scores)
+    x = np.append(np.stack([above, false], axis=1), (~positive).sum()) / (~positive).sum()
+    y = np.append(np.stack([np.append(0, true[:-1]), true], axis=1), true[-1]) / true[-1]
+    return x, y, float((np.diff(x) * (y[1:] + y[:-1])).sum() / 2)
+
+
+def pr_curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Recall and precision at each distinct score of a positive frame, and the average precision."""
+    true, _, false = counts_at_levels(positive, scores)
+    recall, precision = true / true[-1], true / (true + false)
+    return recall, precision, float((np.diff(recall, prepend=0) * precision).sum())
+
+
+def visible(x: np.ndarray, y: np.ndarray, steps: int = 2000) -> np.ndarray:
+    """Which points of a curve in [0, 1] x [0, 1] a picture of so many dots shows: first and last in each dot, (points,) bool."""
+    moves = np.diff(np.round(x * steps) * (steps + 1) + np.round(y * steps)) != 0
+    return np.append(True, moves) | np.append(moves, True)
+
+
 def roc_curves(path: Path, p_A, p_class, labels, classes) -> None:
-    from sklearn.metrics import auc, roc_curve
-
-    def curve(positive, scores):
-        false_positive_rate, true_positive_rate, _ = roc_curve(positive, scores)
-        return false_positive_rate, true_positive_rate, auc(false_positive_rate, true_positive_rate)
-
-    class_curves(path, curve, p_A, p_class, labels, classes, title="ROC by frame, each class against all other frames",
+    class_curves(path, roc_curve, p_A, p_class, labels, classes, title="ROC by frame, each class against all other frames",
                  xlabel="false positive rate", ylabel="true positive rate")
 
 
 def pr_curves(path: Path, p_A, p_class, labels, classes) -> None:
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
-    def curve(positive, scores):
-        precision, recall, _ = precision_recall_curve(positive, scores, drop_intermediate=True)
-        return recall, precision, average_precision_score(positive, scores)
-
-    class_curves(path, curve, p_A, p_class, labels, classes, title="Precision and recall by frame, each class against all others",
+    class_curves(path, pr_curve, p_A, p_class, labels, classes, title="Precision and recall by frame, each class against all others",
                  xlabel="recall", ylabel="precision")
 
 
@@ -168,3 +186,26 @@ def draw_strip(axes, predicted: np.ndarray, classes, figure) -> None:
     axes.set_ylim(0, 1)
     if found:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right lower", fontsize=8, title="predicted")
+
+
+def draw_all(out: Path, results: dict, scores: dict, lists, *, num_timelines: int, videos: str | None) -> None:
+    """All pictures of an evaluation.
+
+    Args:
+        results: What metrics.json holds. scores: scoring.Scores of each video.
+        videos: Folder of the video files, for key frames in the timelines.
+    """
+    p_A, p_class, labels = (np.concatenate(values) for values in zip(*scores.values()))
+    roc_curves(out / "roc.png", p_A, p_class, labels, lists.classes)
+    pr_curves(out / "pr.png", p_A, p_class, labels, lists.classes)
+    confusion_matrix(out / "confusion.png", p_A, p_class, labels, lists.classes)
+    reliability(out / "reliability.png", p_A, labels)
+    for key in ("AUC", "AP"):
+        class_bars(out / f"class_{key.lower()}.png", results["per_class"], results["intervals"]["per_class"], key)
+    for name in pick_videos(lists.test, num_timelines):
+        pictures = []
+        if videos:
+            from keyframes import key_frames
+
+            pictures = key_frames(videos, name, scores[name].p_A)
+        timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes, pictures)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import InputError
+from files import InputError, write_atomically
 
 
 class Scores(NamedTuple):
@@ -37,6 +37,12 @@ def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
         scores[video.name] = Scores(p_A[row_of_frame], None if p_class is None else p_class[row_of_frame],
                                     frame_labels(video, num_frames))
     return scores
+
+
+def write_scores(path, scores: dict[str, Scores]) -> None:
+    """As a .npz file with NAME.p_A and NAME.p_class of each video."""
+    arrays = {f"{name}.{key}": getattr(s, key) for name, s in scores.items() for key in ("p_A", "p_class")}
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def frame_metrics(scores: dict[str, Scores], classes) -> dict:

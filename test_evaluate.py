@@ -2,16 +2,20 @@
 import csv
 import json
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import sklearn.metrics
 
 import evaluate
 import keyframes
 import plots
 import tables
-from data import InputError
+from files import InputError
 from test_train import run, write_dataset
 
 
@@ -89,6 +93,35 @@ def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):
     assert keyframes.key_frames(str(tmp_path), "broken", p_A) == [] and "no key frames of" in capsys.readouterr().err
     plots.timeline(tmp_path / "t.png", "v", p_A, p_A[:, None] * 0.5, np.full(30, -1), ("fire",), pictures)
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("decimals", (1, 8))
+def test_curves_and_their_areas_equal_scikit_learn(decimals):
+    rng = np.random.default_rng(3)
+    scores, positive = rng.random(400).round(decimals), rng.random(400) < 0.2
+    x, y, area = plots.roc_curve(positive, scores)
+    expected_x, expected_y, _ = sklearn.metrics.roc_curve(positive, scores, drop_intermediate=False)
+    at = expected_x[1:-1]
+    np.testing.assert_allclose(np.interp(at, x, y), np.interp(at, expected_x, expected_y), atol=1e-12)
+    assert area == pytest.approx(sklearn.metrics.roc_auc_score(positive, scores), abs=1e-12)
+    recall, precision, area = plots.pr_curve(positive, scores)
+    expected = set(zip(*(v.round(9).tolist() for v in sklearn.metrics.precision_recall_curve(positive, scores)[1::-1])))
+    assert set(zip(recall.round(9).tolist(), precision.round(9).tolist())) <= expected
+    assert area == pytest.approx(sklearn.metrics.average_precision_score(positive, scores), abs=1e-12)
+
+
+def test_a_picture_gets_the_points_that_it_can_show():
+    y = np.linspace(0, 1, 10**6)
+    shown = plots.visible(y**2, y)
+    assert shown[[0, -1]].all() and shown.sum() < 10**4
+    assert np.abs(np.interp(y, y[shown], y[shown]**2) - y**2).max() < 1 / 2000
+    assert plots.visible(np.array([0, 0, 1.0]), np.array([0, 1.0, 1])).all()
+
+
+def test_help_does_not_wait_for_numpy_and_torch():
+    code = "import sys, evaluate; sys.exit(sorted({'numpy', 'torch', 'matplotlib'} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(evaluate.__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(runs, tmp_path, monkeypatch):

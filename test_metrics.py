@@ -8,8 +8,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 import metrics
 from metrics import (IOUS, NMS_IOU, PROPOSAL_THRESHOLDS, average_precision, bootstrap_metrics, choose_threshold, cut_events,
-                     equal_error_rate, event_map, false_alarm_rate, match_events, operating_points, propose_events,
-                     quiet_threshold, runs, vadclip_events, vadclip_map, weighted_auc_ap)
+                     equal_error_rate, event_map, false_alarm_rate, interval_iou, match_events, operating_points,
+                     overlapping_pairs, propose_events, quiet_threshold, runs, suppress, vadclip_events, vadclip_map,
+                     weighted_auc_ap)
 
 CLASSES = ("fire", "fall", "theft", "riot")  # no video has the last
 FPS = 5.0
@@ -220,6 +221,47 @@ def test_event_map_equals_the_slow_reference_per_class():
         assert result[f"mAP{key}"] == pytest.approx(np.mean([result["per_class"][n][f"AP{key}"] for n in CLASSES[:3]]))
 
 
+def random_events(seed: int) -> metrics.Events:
+    """Lengths from 1 to 300, so that intervals nest, touch and nearly coincide; scores that tie."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 600, 400)
+    intervals = np.unique(np.stack([first, first + np.exp(rng.uniform(0, 5.7, 400)).astype(int)], axis=1), axis=0)
+    return metrics.Events(intervals, rng.integers(0, 12, len(intervals)) / 12)
+
+
+@pytest.mark.parametrize("iou", (0.3, NMS_IOU, 0.9))
+@pytest.mark.parametrize("seed", range(3))
+def test_overlapping_pairs_are_all_there_once(seed, iou):
+    intervals = random_events(seed).intervals
+    expected = [(i, j) for i in range(len(intervals)) for j in range(i + 1, len(intervals))
+                if interval_iou(intervals[i], intervals[j:j + 1])[0] > iou]
+    assert expected and sorted(map(tuple, overlapping_pairs(intervals, iou).tolist())) == expected
+
+
+@pytest.mark.parametrize("iou", (0.3, NMS_IOU, 0.9))
+@pytest.mark.parametrize("seed", range(3))
+def test_suppression_in_rounds_equals_one_event_after_the_other(seed, iou):
+    intervals, scores = events = random_events(seed)
+    order, kept = np.argsort(-scores, kind="stable"), []
+    while len(order):
+        kept.append(order[0])
+        order = order[1:][interval_iou(intervals[order[0]], intervals[order[1:]]) <= iou]
+    assert 1 < len(kept) < len(scores)
+    np.testing.assert_array_equal(suppress(events, iou).intervals, intervals[sorted(kept)])
+    np.testing.assert_array_equal(suppress(events, iou).scores, scores[sorted(kept)])
+
+
+def test_proposals_of_many_videos_are_those_of_each():
+    """Also where one video ends and the next begins inside an event, and for a video of one frame."""
+    curves, rates = [v.p_A for v in noisy_videos(6)] + [np.ones(7), np.ones(1), np.ones(9)], np.linspace(2, 9, 12)
+    video_idx, events = propose_events(curves, rates)
+    assert set(video_idx) == set(range(12))
+    for v, (p, fps) in enumerate(zip(curves, rates)):
+        expected = sorted(slow_proposals(p.astype(float), fps))
+        assert [tuple(interval) for interval in events.intervals[video_idx == v].tolist()] == [(s, e) for s, e, _ in expected]
+        np.testing.assert_allclose(events.scores[video_idx == v], [score for *_, score in expected])
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_perfect_oracle_scores_exactly_one(seed):
     """Also with events of a single frame, neighbours of other classes and gaps of a single frame."""
@@ -239,7 +281,7 @@ def test_event_map_without_anomalies_is_absent_and_without_detections_zero():
 def test_event_map_reads_the_rate_of_each_video():
     p = np.repeat([1.0, 0, 1], (8, 2, 8))[:, None]
     video = SimpleNamespace(p_A=p[:, 0], p_class=p, labels=np.zeros(18, int))
-    merged, apart = (len(propose_events(p[:, 0], fps).scores) for fps in (2, 1))
+    merged, apart = (len(propose_events([p[:, 0]], [fps])[0]) for fps in (2, 1))
     assert (merged, apart) == (3, 2)
     # The halves (score 1) overlap the truth by 8 / 18; both together (score 16 / 18) are the truth, where the gap lasts 1 s.
     assert event_map([video, video], 2, ("fire",))["mAP@0.5"] == pytest.approx(2 / 6)
