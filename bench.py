@@ -1,0 +1,101 @@
+"""Measures this project beside what people use today: same inputs, same threads, taking turns, and the outputs compared.
+
+    python bench.py --markdown bench.md                # every row at full size; hours on two cores, so choose --rows
+    python bench.py --quick                            # every row small, under five minutes: do all run and agree?
+    python bench.py --rows text train --device cuda
+    python bench.py --growth docs                      # time and memory against frames, videos, classes and batch
+
+The packages to compare with are in requirements-peers.txt; a row whose package is missing says so. A figure is the median of
+the rounds, with the smallest and largest in brackets; a ratio is that of the times of the same round, above 1 where we are
+faster. Exit status 1: outputs differ by more than they may, or a row failed. Letters as in anomalyclip.py.
+"""
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from bench_peers import MissingPeer
+from bench_rows import ROWS
+from bench_tools import Line, pick, spread
+from files import InputError, check_device, run_script, write_atomically
+
+
+def markdown(lines: list[Line], args) -> str:
+    """The table, under a line on date, machine and versions."""
+    head = ["work", "ours", "compared with", "ratio", "goal", "outputs differ by", "remarks"]
+    rows = [head, ["---"] * len(head)] + [
+        [line.work, line.ours, line.peer, spread(line.ratios, "x") if line.ratios else "",
+         line.goal and f"{line.goal}: {'yes' if line.reached else 'no'}",
+         "" if line.difference is None else f"{line.difference:.1e} (may {line.tolerance:g}){' WRONG' if line.wrong else ''}",
+         ("FAILED " if line.failed else "") + line.note] for line in lines]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows)
+    return f"{machine(args)}\n\n{table}\n"
+
+
+def machine(args) -> str:
+    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    size = "small sizes (--quick): the ratios say nothing" if args.quick else "full sizes"
+    return (f"{time.strftime('%Y-%m-%d')}, {device}, {name}, {torch.backends.cpu.get_cpu_capability()}, "
+            f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds, {size}")
+
+
+def run_row(name: str, args) -> list[Line]:
+    try:
+        return ROWS[name](args)
+    except MissingPeer as error:
+        return [Line(name, note=f"needs {error}")]
+    except Exception as error:  # the other rows are still worth having
+        return [Line(name, note=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", failed=True)]
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table (default: all)")
+    add("--quick", action="store_true", help="small models and inputs: a check that every row runs and agrees")
+    add("--rounds", type=int, help="rounds of every comparison (default: 5, 2 with --quick)")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    add("--threads", type=int, help="threads of torch, for all alike (default: as torch chooses)")
+    add("--markdown", help="write the table into this file as well")
+    add("--growth", metavar="FOLDER", help="instead measure growth: FOLDER/growth.md and FOLDER/growth.png")
+    args = parser.parse_args(argv)
+    args.rounds = pick(args, 2, 5) if args.rounds is None else args.rounds
+    for name in ("rounds", "threads"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise InputError(f"--{name} {value}: expected at least 1")
+    args.device = check_device(args.device)
+    return args
+
+
+def main(argv=None) -> int:
+    """Returns the exit status: 1 if a row failed or gave another output than its peer."""
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.growth:
+        import bench_growth
+
+        return bench_growth.run(args)
+    torch.backends.cudnn.allow_tf32 = False  # as the scripts do
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        args.folder = Path(folder)
+        for name in args.rows:
+            start = time.perf_counter()
+            lines += run_row(name, args)
+            if args.markdown:  # after every row, so that a long run that is stopped leaves what it has
+                write_atomically(args.markdown, lambda file: file.write(markdown(lines, args).encode()))
+            print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    print(markdown(lines, args))
+    return int(any(line.wrong for line in lines))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,150 @@
+"""Time and memory against size, for bench.py --growth: each point in a process of its own, a table and a picture.
+
+A curve is called linear between two neighbouring points where the time grows with an exponent of 0.8 to 1.2: 1 is twice the
+time for twice the size, 0 no more time, 2 four times.
+"""
+import math
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from bench_rows import SMALL, VIT_B16, evaluate_ours, make_step, random_clip, random_scores, write_features
+from bench_tools import gib, in_subprocess, peak_memory, take_turns
+from files import write_atomically
+
+LINEAR = (0.8, 1.2)
+SIZES = {"frames": (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6), "videos": (10, 30, 100, 300, 1000), "classes": (1, 2, 5, 10, 20, 50),
+         "batch": (2, 4, 8, 16, 32, 64)}
+QUICK = {"frames": (1e3, 1e4), "videos": (10, 30), "classes": (1, 5), "batch": (2, 8)}
+WORK = {"frames": "one video of so many frames, features to metrics.json; 13 classes, E 32",
+        "videos": "frame metrics and bootstrap with 100 draws, videos of 1,000 frames, 6 classes",
+        "classes": "text tower of ViT-B/16, forward and backward",
+        "batch": "training step with so many videos, S 32, F 16, E 64"}
+
+
+def classes_named(count: int) -> tuple[str, ...]:
+    return tuple(f"Class{chr(65 + i // 26)}{chr(65 + i % 26)}" for i in range(count))
+
+
+def small_model(device: str, **settings):
+    from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+
+    torch.manual_seed(0)
+    config = AnomalyCLIPConfig(classes=classes_named(13), directions="direct", **settings)
+    return AnomalyCLIP(config, prototype=torch.randn(config.feature_dim)).to(device)
+
+
+def frames_work(count: int, quick: bool, device: str, folder: Path):
+    model = small_model(device, embed_dim=32).eval()
+    videos = write_features(folder, [count], model.config.feature_dim, np.float16)
+    videos = [replace(videos[0], label=0, intervals=((count // 4, count // 2),))]
+    return lambda: evaluate_ours(model, videos, folder)
+
+
+def videos_work(count: int, quick: bool, device: str, folder: Path):
+    import metrics
+    import scoring
+
+    scores = random_scores(count, 1000, 6)
+    named = {str(i): s for i, s in enumerate(scores)}
+    classes = tuple("ABCDEF")
+    return lambda: (scoring.frame_metrics(named, classes), metrics.bootstrap_metrics(scores, classes, num_draws=100))
+
+
+def classes_work(count: int, quick: bool, device: str, folder: Path):
+    import clip_model
+    from anomalyclip import AnomalyCLIPConfig, PromptLearner
+
+    sizes = SMALL if quick else VIT_B16
+    config = AnomalyCLIPConfig(classes=classes_named(count), feature_dim=sizes["embed_dim"])
+    prompts = PromptLearner(config, random_clip(sizes), clip_model.tokenize).to(device)
+    return lambda: prompts().square().sum().backward()
+
+
+def batch_work(count: int, quick: bool, device: str, folder: Path):
+    model = small_model(device, embed_dim=64)
+    return make_step(SimpleNamespace(device=device), model, model.losses, model.config, count)
+
+
+def point(curve: str, count: int, quick: bool, device: str, threads: int) -> tuple[float, int]:
+    """Median seconds and peak bytes of a piece of work of one size, in this process."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        work = globals()[f"{curve}_work"](count, quick, device, Path(folder))
+        _, seconds = take_turns({"work": work}, 1, device)  # after one to warm up
+        if seconds["work"][0] < 2:
+            _, seconds = take_turns({"work": work}, 5, device)
+    return float(np.median(seconds["work"])), peak_memory(device)
+
+
+def exponents(sizes, values) -> list[float]:
+    """Between neighbouring points: the exponent with which the value grows."""
+    return [math.log(values[i + 1] / values[i]) / math.log(sizes[i + 1] / sizes[i]) for i in range(len(sizes) - 1)]
+
+
+def verdict(sizes, seconds) -> str:
+    """Where the time is linear in the size, where it grows slower and where faster."""
+    parts = []
+    for i, exponent in enumerate(exponents(sizes, seconds)):
+        kind = "slower" if exponent < LINEAR[0] else "faster" if exponent > LINEAR[1] else "linear"
+        if parts and parts[-1][0] == kind:
+            parts[-1][2:] = [sizes[i + 1], [*parts[-1][3], exponent]]
+        else:
+            parts.append([kind, sizes[i], sizes[i + 1], [exponent]])
+    words = {"slower": "slower than the size", "linear": "linear", "faster": "faster than the size"}
+    return "; ".join(f"{words[kind]} from {first:,.0f} to {last:,.0f} (exponent {np.mean(found):.2f})"
+                     for kind, first, last, found in parts)
+
+
+def markdown(curves: dict[str, list]) -> str:
+    texts = []
+    for name, points in curves.items():
+        sizes, seconds, memory = zip(*points)
+        rows = [[name, *(f"{n:,.0f}" for n in sizes)], ["---"] * (len(sizes) + 1), ["seconds", *(f"{s:.3g}" for s in seconds)],
+                ["peak memory", *map(gib, memory)]]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        texts.append(f"{name}: {WORK[name]}\n\n{table}\n\nThe time grows {verdict(sizes, seconds)}.\n")
+    return "\n".join(texts)
+
+
+def draw(path: Path, curves: dict[str, list]) -> None:
+    """Time (left) and peak memory (right) of each curve, logarithmic, with the straight line through the last point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(curves), figsize=(4 * len(curves), 6), squeeze=False, layout="constrained")
+    for column, (name, points) in zip(axes.T, curves.items()):
+        sizes, seconds, memory = map(np.array, zip(*points))
+        column[0].loglog(sizes, seconds, "o-")
+        column[0].loglog(sizes, seconds[-1] * sizes / sizes[-1], ":", color="grey", label="linear")
+        column[0].set(title=name, ylabel="seconds")
+        column[0].legend(frameon=False)
+        column[1].semilogx(sizes, memory / 2**30, "o-")
+        column[1].set(xlabel=name, ylabel="peak memory of the process, GiB", ylim=(0, None))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=80))
+    plt.close(figure)
+
+
+def run(args) -> int:
+    """Measures all curves and writes growth.md and growth.png into the folder of --growth."""
+    curves, folder = {}, Path(args.growth)
+    for name, sizes in (QUICK if args.quick else SIZES).items():
+        start = time.perf_counter()
+        common = (args.quick, args.device, torch.get_num_threads())
+        curves[name] = [(n, *in_subprocess("bench_growth", "point", name, int(n), *common)) for n in sizes]
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    from bench import machine
+
+    text = f"{machine(args)}\n\n{markdown(curves)}"
+    write_atomically(folder / "growth.md", lambda file: file.write(text.encode()))
+    draw(folder / "growth.png", curves)
+    print(text)
+    return 0
