@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+import winograd
 from bench_rows import SMALL, VIT_B16, evaluate_ours, make_step, random_clip, random_scores, write_features
 from bench_tools import gib, in_subprocess, peak_memory, take_turns
 from files import write_atomically
@@ -37,7 +38,9 @@ def small_model(device: str, **settings):
 
     torch.manual_seed(0)
     config = AnomalyCLIPConfig(classes=classes_named(13), directions="direct", **settings)
-    return AnomalyCLIP(config, prototype=torch.randn(config.feature_dim)).to(device)
+    model = AnomalyCLIP(config, prototype=torch.randn(config.feature_dim)).to(device)
+    winograd.accelerate(model)
+    return model
 
 
 def frames_work(count: int, quick: bool, device: str, folder: Path):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import bench_peers as peers
+import winograd
 from bench_peers import MissingPeer
 from bench_tools import HERE, Line, against, gib, in_subprocess, peak_memory, pick, rates, relative, spread, take_turns
 from files import write_atomically
@@ -136,7 +137,9 @@ def our_model(args):
 
     clip, config = random_clip(pick(args, SMALL, VIT_B16)), preset(args)
     prototype = torch.randn(config.feature_dim)
-    return AnomalyCLIP(config, clip=clip, tokenize=clip_model.tokenize, prototype=prototype).to(args.device)
+    model = AnomalyCLIP(config, clip=clip, tokenize=clip_model.tokenize, prototype=prototype).to(args.device)
+    winograd.accelerate(model)
+    return model
 
 
 def released_model(args):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from distributed import rank_and_world, same_for_all, sum_over_ranks
-from files import InputError, check_device, check_inside, read_lines, run_script, write_atomically  # noqa: F401 (re-exported)
+from files import InputError, check_inside
 
 VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
                   ".ogv", ".ts", ".vob", ".webm", ".wmv"}

@@ -90,7 +90,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def same_for_all(work):
-    """What `work()` returns here; an InputError that it raises in any process is raised in all, so that none waits for another."""
+    """What `work()` returns here; an InputError in any process is raised in all, so that none waits for another."""
     if rank_and_world()[2] == 1:
         return work()
     result, message = None, None

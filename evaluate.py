@@ -55,6 +55,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def load_checkpoint(ckpt: str, args) -> tuple:
     """The checkpoint's dict and its model, of this project's making or of the authors'."""
     from anomalyclip import AnomalyCLIP, read_checkpoint
+    from winograd import accelerate
 
     try:
         if args.dataset:
@@ -63,10 +64,12 @@ def load_checkpoint(ckpt: str, args) -> tuple:
             checkpoint = released.load(ckpt, args.dataset, args.root, args.features)
         else:
             checkpoint = read_checkpoint(ckpt, "lists", "settings", "encoder", "epoch")
-        return checkpoint, AnomalyCLIP.from_dict(checkpoint)
+        model = AnomalyCLIP.from_dict(checkpoint)
     except ValueError as error:
         text = " ".join(str(error).splitlines())  # names inside a hostile file may hold line ends
         raise InputError(text if str(ckpt) in text else f"{ckpt}: {text}") from None
+    accelerate(model)
+    return checkpoint, model
 
 
 def open_folders(args, checkpoint: dict):

@@ -47,7 +47,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import clip_model
-from data import VIDEO_SUFFIXES, InputError, check_device, read_meta, run_script, write_atomically
+from data import VIDEO_SUFFIXES, read_meta
+from files import InputError, check_device, run_script, write_atomically
 from distributed import gather, is_main, local_device, process_group, rank_and_world, same_for_all, wait_for_all
 from memory import keep_freed_memory
 from runs import lock_folder, remove_temporary_files
@@ -314,11 +315,10 @@ class Record:
         self.next_write = time.monotonic() + 20 * (time.monotonic() - start)
 
 
-def save_features(path: Path, batches: list[np.ndarray], num_crops: int) -> None:
+def join_batches(batches: list[np.ndarray], num_crops: int) -> np.ndarray:
+    """Features of a video, (rows, D), or with several crops (rows, crops, D)."""
     features = np.concatenate(batches)  # (rows * crops, D)
-    if num_crops > 1:
-        features = features.reshape(-1, num_crops, features.shape[1])  # (rows, crops, D)
-    write_atomically(path, lambda file: np.save(file, features))
+    return features.reshape(-1, num_crops, features.shape[1]) if num_crops > 1 else features
 
 
 # ---------------------------------------------------------------- work
@@ -363,10 +363,11 @@ def own_share(todo: dict[str, Path]) -> dict[str, Path]:
     return {key: todo[key] for key in split_by_size(sizes, world_size)[rank]}
 
 
-def read_batches(path: Path, to_inputs, stride: int, batch_size: int, pin_memory: bool):
+def read_batches(path: Path, to_inputs, stride: int, batch_size: int, pin_memory: bool, times: list | None = None):
     """Yields the encoder's inputs of a video, (n, 3, n_px, n_px), and at last {"frames": count, "fps": frames/s}.
 
     Frames that go to the encoder as they are have the video's size, (n, 3, H, W); where that changes, a batch ends.
+    `times`, if given, gets the second from the start of the file at which each frame is shown, None where it does not tell.
     """
     def stack(images):
         batch = torch.stack(images)
@@ -374,8 +375,11 @@ def read_batches(path: Path, to_inputs, stride: int, batch_size: int, pin_memory
 
     with av.open(str(path)) as container:
         stream, reformatter = video_stream(container), VideoReformatter()
+        start = (container.start_time or 0) / av.time_base
         images, num_frames = [], 0
         for num_frames, frame in enumerate(decode(stream), start=1):
+            if times is not None:
+                times.append(None if frame.time is None else frame.time - start)
             if (num_frames - 1) % stride:
                 continue
             inputs = to_inputs(to_image(frame, reformatter))
@@ -434,27 +438,40 @@ def to_float16(features: Tensor, description: str) -> np.ndarray:
     return array
 
 
-def extract(videos: dict[str, Path], record: Record, encoder, read, num_workers: int, bar: tqdm) -> None:
-    """Encodes the videos; each one's file is written, and `record` extended, when its last frame is done."""
-    meta = record.meta
+def encode_videos(videos: dict[str, Path], encoder, description: str, read, num_workers: int, num_crops: int, bar: tqdm):
+    """Yields (key, float16 features or None, what `read` gave at last) of each video, in the order in which they end.
+
+    An unreadable video has no features; what it gives at last is the exception.
+    """
     batches = defaultdict(list)
     with reading_ahead(videos, read, num_workers) as next_item:
         num_open = len(videos)
         while num_open:
             key, item = next_item()
             if isinstance(item, Tensor):
-                batches[key].append(to_float16(encoder.encode(item), meta["encoder"]))
-                bar.update(len(item) // meta["crops"])
+                batches[key].append(to_float16(encoder.encode(item), description))
+                bar.update(len(item) // num_crops)
                 continue
             num_open -= 1
             done = batches.pop(key, None)
-            if isinstance(item, BROKEN):
-                bar.write(f"skipped {videos[key]}: {getattr(item, 'strerror', None) or item}", file=sys.stderr)
-            elif isinstance(item, Exception):
+            if isinstance(item, Exception) and not isinstance(item, BROKEN):
                 raise item
-            else:
-                save_features(record.out / f"{key}.npy", done, meta["crops"])
-                record.add(key, item)
+            yield key, None if isinstance(item, BROKEN) else join_batches(done, num_crops), item
+
+
+def why_skipped(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def extract(videos: dict[str, Path], record: Record, encoder, read, num_workers: int, bar: tqdm) -> None:
+    """Encodes the videos; each one's file is written, and `record` extended, when its last frame is done."""
+    meta = record.meta
+    for key, features, info in encode_videos(videos, encoder, meta["encoder"], read, num_workers, meta["crops"], bar):
+        if features is None:
+            bar.write(f"skipped {videos[key]}: {why_skipped(info)}", file=sys.stderr)
+            continue
+        write_atomically(record.out / f"{key}.npy", partial(np.save, arr=features))
+        record.add(key, info)
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -14,7 +14,8 @@ from torch import Tensor
 import clip_model
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from annotations import CLASS_NAMES, VideoLists, load_lists
-from data import FeatureFolder, InputError, normality_prototype
+from data import FeatureFolder, normality_prototype
+from files import InputError
 
 NUM_HEADS = 8  # of the published models; the weights do not tell
 NAMES = (  # theirs -> ours, replaced in this order

@@ -10,7 +10,8 @@ import torch
 
 import annotations
 from annotations import Video, VideoLists, frame_labels, load_lists
-from data import FeatureFolder, InputError, check_features
+from data import FeatureFolder, check_features
+from files import InputError
 
 SHARED = Path(__file__).parent.parent / "shared"
 ANNOTATIONS = SHARED / "data" / "annotations"

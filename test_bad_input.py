@@ -24,13 +24,15 @@ from hypothesis import strategies as st
 
 import annotations
 import data
+import files
 import evaluate
 import extract_features
 import fuzz
 import train
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, Prediction, inference_rows, select_segments
 from annotations import Video, frame_labels, load_lists
-from data import BalancedBatches, FeatureFolder, InputError, check_features, load_array, training_rows
+from data import BalancedBatches, FeatureFolder, check_features, load_array, training_rows
+from files import InputError
 from test_extract_features import CUSTOM_ENCODER, assert_same_frames, our_frames, write_video
 from test_train import SMALL, write_dataset
 
@@ -283,7 +285,7 @@ def test_a_disk_that_takes_nothing_ends_training_with_one_line_and_status_1(root
         raise OSError(code, os.strerror(code))
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SystemExit) as exit_:
-        data.run_script(lambda: train_on(root))
+        files.run_script(lambda: train_on(root))
     line, = capsys.readouterr().err.splitlines()
     assert exit_.value.code == 1 and os.strerror(code) in line and str(root.parent / "run") in line
     assert not [name for name in files_in(root.parent / "run") if not name.endswith("lock")]
@@ -305,9 +307,9 @@ def tiny_disk(tmp_path):
     lambda file: torch.save({"a": torch.zeros(10**6)}, file), lambda file: np.save(file, np.zeros(10**6)),
     lambda file: np.savez(file, a=np.zeros(10**6)), lambda file: file.write(bytes(10**6))])
 def test_a_full_disk_is_told_with_the_file_and_keeps_the_old_one(tiny_disk, write):
-    data.write_atomically(tiny_disk / "x", lambda file: file.write(b"old"))
+    files.write_atomically(tiny_disk / "x", lambda file: file.write(b"old"))
     with pytest.raises(OSError, match=r"x: cannot be written \(.*\)$") as error:
-        data.write_atomically(tiny_disk / "x", write)
+        files.write_atomically(tiny_disk / "x", write)
     assert "\n" not in str(error.value) and (tiny_disk / "x").read_bytes() == b"old" and files_in(tiny_disk) == ["x"]
 
 
@@ -318,7 +320,7 @@ def test_read_only_and_full_output_end_extraction_with_one_line(tiny_disk, tmp_p
     (tiny_disk / "filler").write_bytes(bytes(196 * 1024))  # leaves a page for meta.json
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     with pytest.raises(SystemExit) as exit_:
-        data.run_script(lambda: extract_features.main(command))
+        files.run_script(lambda: extract_features.main(command))
     line, = capsys.readouterr().err.splitlines()
     assert exit_.value.code == 2 and "Read-only file system" in line and files_in(tiny_disk) == ["filler"]
 

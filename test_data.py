@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import data
+import files
 import synthetic
 from annotations import Video, frame_labels, load_lists
-from data import (BalancedBatches, FeatureFolder, InputError, SegmentDataset, check_features, matching_rows,
-                  normality_prototype, training_rows)
+from data import BalancedBatches, FeatureFolder, SegmentDataset, check_features, matching_rows, normality_prototype, training_rows
+from files import InputError
 
 SHARED = Path(__file__).parent.parent / "shared"
 RELEASED = SHARED / "reference" / "checkpoint"
@@ -40,7 +41,7 @@ def random_array(*shape, dtype=np.float32, seed=0):
 @pytest.mark.parametrize("status, code", [(None, None), (0, 0), (1, 1)])
 def test_a_script_exits_with_the_status_of_main(status, code):
     with pytest.raises(SystemExit) as exit_info:
-        data.run_script(lambda: status)
+        files.run_script(lambda: status)
     assert exit_info.value.code == code
 
 
@@ -51,7 +52,7 @@ def test_a_failing_run_is_one_line_and_its_own_status(capsys, error, code, line)
     def main():
         raise error
     with pytest.raises(SystemExit) as exit_:
-        data.run_script(main)
+        files.run_script(main)
     assert exit_.value.code == code and capsys.readouterr().err == f"{line}\n"
 
 
@@ -59,23 +60,23 @@ def test_bad_input_is_one_line_and_status_2(capsys):
     def main():
         raise InputError("list.txt, line 3: found x, expected y")
     with pytest.raises(SystemExit) as exit_info:
-        data.run_script(main)
+        files.run_script(main)
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == "error: list.txt, line 3: found x, expected y\n"
 
 
 def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
     path = tmp_path / "new folder" / "file"
-    data.write_atomically(path, lambda file: file.write(b"old"))
+    files.write_atomically(path, lambda file: file.write(b"old"))
 
     def fail(file):
         file.write(b"half")
         assert path.read_bytes() == b"old"  # nothing shows before the end
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        data.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
-    data.write_atomically(path, lambda file: file.write(b"new"))
+    files.write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import train
-from data import FeatureFolder, InputError
+from data import FeatureFolder
+from files import InputError
 from test_train import SMALL, write_dataset
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ from PIL import Image
 
 import clip_model
 import extract_features
-from data import InputError, run_script
+from files import InputError, run_script
 from extract_features import (cut_crops, decode, finished_videos, jpeg_round_trip, reading_ahead, resize_like_opencv,
                               split_by_size, to_image)
 

@@ -23,7 +23,7 @@ import torch
 
 import runs
 import train
-from data import InputError
+from files import InputError
 from test_extract_features import write_video
 from test_train import SMALL, equal, write_dataset
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import evaluate
-from data import InputError
+from files import InputError
 from released import load, read_state
 
 REFERENCE = Path(__file__).parent.parent / "shared" / "reference" / "checkpoint"

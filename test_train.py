@@ -15,7 +15,7 @@ import clip_model
 import evaluate
 import train
 from anomalyclip import AnomalyCLIP, metrics
-from data import InputError
+from files import InputError
 from metrics import choose_threshold, false_alarm_rate
 from runs import stop_signals
 from testdata.tiny_clip import tiny_clip_state_dict

@@ -200,7 +200,6 @@ def batch_losses(model, forward, batch: dict, device, amp: bool) -> dict:
 
 def train_epoch(model, forward, loader, optimizer, schedule, epoch: int, begun: dict, signals: list, args, device) -> dict:
     """Goes on with an epoch from where it was begun (see NOT_BEGUN) to its end or the first signal; what is done by then."""
-    import torch
     from tqdm import tqdm
 
     start, steps, sums = time.perf_counter(), begun["steps"], dict(begun["sums"])
@@ -271,6 +270,7 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
     import torch
 
     from scoring import alarm_threshold
+    from winograd import accelerate
 
     lists, out, released = data[0], Path(args.out), config.variant == "released"
     if is_main():
@@ -279,6 +279,7 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
     torch.manual_seed(args.seed)
     prototypes = {} if checkpoint else make_prototypes(*data)
     model = build_model(config, clip, prototypes).to(device)
+    accelerate(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     betas = (0.9, 0.999 if released else 0.98)  # the released code leaves PyTorch's default; App. B says 0.98
     optimizer = torch.optim.AdamW(trainable, lr=args.lr, betas=betas, eps=1e-8, weight_decay=0.2)
@@ -326,7 +327,8 @@ def prepare(args) -> tuple:
     config = make_config(args, lists.classes, features.dim, temporal and temporal.dim)
     clip, clip_sha256 = load_clip(args, config, features.encoder)
     extra = {"settings": vars(args), "lists": lists.to_plain(), "encoder": features.encoder,
-             "temporal_encoder": temporal and temporal.encoder, "clip_sha256": clip_sha256}
+             "frames_per_feature": features.frames_per_feature, "temporal_encoder": temporal and temporal.encoder,
+             "clip_sha256": clip_sha256}
     return config, (lists, features, temporal), clip, extra
 
 

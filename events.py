@@ -1,0 +1,105 @@
+"""Scores of frames -> events with names and times, and the files that hold them: JSON, CSV and subtitles.
+
+An event is one of metrics.cut_events on p_A, the rule that every number of evaluate.py is made with; report.html has it once
+more, so that its slider works without Python, and a test compares the two.
+
+Shapes: N frames of a video, C anomaly classes.
+"""
+import csv
+import html
+import io
+from typing import NamedTuple
+
+import numpy as np
+
+from metrics import cut_events
+
+CSV_COLUMNS = ("start_seconds", "end_seconds", "start_frame", "end_frame", "start", "end", "class", "p_class", "confidence",
+               "second", "p_second", "third", "p_third")
+
+
+class FrameScores(NamedTuple):
+    """A video's probabilities frame by frame, and when each frame is shown."""
+
+    p_A: np.ndarray  # (N,) float32
+    p_class: np.ndarray  # (N, C) float32
+    times: np.ndarray  # (N,) float64, seconds from the start of the file, ascending
+    fps: float  # mean frames per second
+
+    @property
+    def duration(self) -> float:
+        """Seconds up to the end of the last frame."""
+        return float(self.times[-1] + 1 / self.fps)
+
+
+def frame_times(found: list, fps: float | None) -> tuple[np.ndarray, float]:
+    """When the frames are shown, (N,) float64 ascending seconds, and their mean rate, frames/s to three decimals.
+
+    Args:
+        found: Time stamps, None where the file has none: such a frame comes 1 / fps after the one before.
+        fps: Rate that the file's header names, or None: 25 frames/s are assumed where it is needed.
+    """
+    step, times, last = 1 / (fps or 25), [], None
+    for time in found:
+        if time is None:
+            time = 0.0 if last is None else last + step
+        last = time if last is None else max(time, last)
+        times.append(last)
+    span = times[-1] - times[0]
+    return np.array(times), round((len(times) - 1) / span if span > 0 else 1 / step, 3)
+
+
+def count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'s' * (number != 1)}"
+
+
+def clock(seconds: float) -> str:
+    """hh:mm:ss.mmm"""
+    milliseconds = round(max(seconds, 0) * 1000)
+    minutes, rest = divmod(milliseconds, 60000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest / 1000:06.3f}"
+
+
+def highest_classes(means: np.ndarray, classes: tuple[str, ...]) -> list[dict]:
+    """The three classes of highest mean p_class, (C,), best first."""
+    return [{"class": classes[c], "p_class": float(means[c])} for c in np.argsort(-means, kind="stable")[:3]]
+
+
+def find_events(scores: FrameScores, classes: tuple[str, ...], threshold: float) -> list[dict]:
+    """Events of p_A in the order of time, as plain values.
+
+    Returns:
+        Of each event: start, end (seconds), start_frame, end_frame (first frame and the one behind the last),
+        start_time, end_time (hh:mm:ss.mmm), class (highest mean p_class), p_class (that mean), confidence (mean p_A) and
+        others, the next two classes with their mean p_class.
+    """
+    ends, result = np.append(scores.times[1:], scores.duration), []
+    found = cut_events(scores.p_A, scores.fps, high=threshold)
+    for (first, behind), confidence in zip(found.intervals.tolist(), found.scores.tolist()):
+        means = scores.p_class[first:behind].mean(axis=0, dtype=np.float64)  # (C,)
+        best, *others = highest_classes(means, classes)
+        start, end = float(scores.times[first]), float(ends[behind - 1])
+        result.append({"start": start, "end": end, "start_frame": first, "end_frame": behind, "start_time": clock(start),
+                       "end_time": clock(end), **best, "confidence": confidence, "others": others})
+    return result
+
+
+def to_csv(events: list[dict]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for event in events:
+        others = [value for other in event["others"] for value in (other["class"], f"{other['p_class']:.4f}")]
+        writer.writerow([f"{event['start']:.3f}", f"{event['end']:.3f}", event["start_frame"], event["end_frame"],
+                         event["start_time"], event["end_time"], event["class"], f"{event['p_class']:.4f}",
+                         f"{event['confidence']:.4f}", *others, *[""] * (4 - len(others))])
+    return file.getvalue()
+
+
+def to_vtt(events: list[dict]) -> str:
+    """Subtitles (WebVTT): name and confidence of the event that is on."""
+    cues = ["WEBVTT\n"]
+    for number, event in enumerate(events, 1):
+        name = html.escape(" ".join(event["class"].split()), quote=False)  # a blank line would end the cue
+        cues.append(f"{number}\n{event['start_time']} --> {event['end_time']}\n{name} {event['confidence']:.0%}\n")
+    return "\n".join(cues)

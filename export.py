@@ -1,0 +1,46 @@
+"""The model in formats that other programs read: ONNX, and PyTorch's own exported programs."""
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from files import InputError, write_atomically
+
+
+class Probabilities(nn.Module):
+    """Selector and Temporal model: features (1, S, F, D) -> p_A (1, S, F) and p_class (1, S, F, C)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor, temporal_features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        prediction = self.model(features, temporal_features)
+        p_A = prediction.anomaly_logits.sigmoid()
+        return p_A, p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
+
+
+def example_inputs(config) -> dict[str, Tensor]:
+    """Inputs of the right shapes by name; the second one only where the Temporal model has features of its own."""
+    dims = {"features": config.feature_dim, "temporal_features": config.temporal_feature_dim}
+    return {name: torch.randn(1, config.num_segments, config.num_frames, dim) for name, dim in dims.items() if dim}
+
+
+def write(path: Path, model) -> int:
+    """Writes the model; which rows of a long video make up the (S, F) grid, anomalyclip.inference_rows tells."""
+    wrapped, inputs = Probabilities(model.cpu()).eval(), example_inputs(model.config)
+    file = io.BytesIO()
+    if path.suffix == ".pt2":
+        torch.export.save(torch.export.export(wrapped, tuple(inputs.values())), file)
+    else:
+        try:
+            program = torch.onnx.export(wrapped, tuple(inputs.values()), dynamo=True, verbose=False,
+                                        input_names=list(inputs), output_names=["p_A", "p_class"])
+        except ImportError as error:
+            raise InputError(f"--export {path}: found no package {error.name}; pip install onnx onnxscript") from error
+        file.write(program.model_proto.SerializeToString())
+    write_atomically(path, lambda target: target.write(file.getvalue()))
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+    print(f"exported: {path}, {shapes} -> p_A, p_class")
+    return 0

@@ -1,0 +1,332 @@
+"""Anomaly events of a camera or stream as they happen: `python predict.py --ckpt CKPT --live SOURCE`.
+
+A thread reads the stream and picks frames, rows, at the spacing in time that the model was trained with. The main thread
+encodes them into a ring of the last S * F rows and runs the model on it after every F new ones (before the ring is full it is
+repeated, as AnomalyCLIP.predict does with short videos); the newest rows' scores count. Their events are those of
+metrics.cut_events, each written as JSON lines on standard output when it begins, goes on and ends.
+
+Latency from a frame to its line: up to F rows that wait for each other, and the time that encoder and model take. An event
+begins once it is as long as metrics.MIN_LENGTH, and ends once it can no longer be joined by another (metrics.MERGE_GAP).
+
+Rows that are missing (the encoder was too slow, the camera is slower than the training videos were, the stream broke for a
+moment) show what the last one did, so that time runs as in training. A longer break ends the open event and empties the ring.
+Memory does not grow: ring, queue and statistics have fixed sizes.
+
+Shapes: S segments of F rows, T = S * F rows in the ring, D feature size, C anomaly classes, n new rows.
+"""
+import json
+import queue
+import time
+from collections import deque
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+
+from events import highest_classes
+from files import InputError
+from extract_features import input_size, prepare, to_float16, to_image
+from metrics import MERGE_GAP, MIN_LENGTH
+from runs import stop_signals
+from streams import Reader, find_source
+from webhook import Webhook, note
+
+GAP = 10.0  # seconds without a frame that end the open event
+REPORT = 60.0  # seconds between two notes on dropped frames
+
+
+# ---------------------------------------------------------------- events
+
+
+class Event(NamedTuple):
+    start: int  # row
+    end: int  # row behind the last
+    p_A: float  # mean, closed gaps included
+    p_class: np.ndarray  # mean, (C,)
+
+
+class EventRule:
+    """metrics.cut_events for rows that come one by one: an event has ended when no later row can change it.
+
+    Args:
+        rate: Rows per second.
+        high: Threshold on p_A that an event has to reach; it lasts as long as p_A is at least half of that.
+        num_classes: C.
+    """
+
+    def __init__(self, rate: float, high: float, num_classes: int):
+        self.high, self.merge_gap, self.min_length = high, MERGE_GAP * rate, MIN_LENGTH * rate
+        self.nothing = np.zeros(1 + num_classes)
+        self.forget()
+
+    def forget(self) -> None:
+        self.start = self.end = self.run = None  # rows: of the event so far, of the current run of rows above high / 2
+        self.reached = self.begun = False  # the run reached high; the event was told
+        self.total = self.later = self.nothing  # sums of p_A and p_class: of the event, of what is behind it
+
+    def add(self, row: int, p_A: float, p_class: np.ndarray) -> tuple[str, Event] | None:
+        """Returns ("begin" or "end", event) if that is what this row tells."""
+        self.later = self.later + np.concatenate([[p_A], p_class])
+        if p_A >= self.high / 2:
+            self.run = row if self.run is None else self.run
+            self.reached |= bool(p_A >= self.high)
+        else:
+            self.run, self.reached = None, False
+        if self.reached:
+            return self.extend(row)
+        if self.run is None and self.start is None:
+            self.later = self.nothing
+        elif self.run is None and row + 1 - self.end > self.merge_gap:
+            return self.finish()
+
+    def extend(self, row: int) -> tuple[str, Event] | None:
+        self.start = self.run if self.start is None else self.start
+        self.total, self.later, self.end = self.total + self.later, self.nothing, row + 1
+        if not self.begun and self.end - self.start >= self.min_length:
+            self.begun = True
+            return "begin", self.event()
+
+    def event(self) -> Event | None:
+        """The one that is open, None without."""
+        if self.begun:
+            p_A, *p_class = self.total / (self.end - self.start)
+            return Event(self.start, self.end, float(p_A), np.array(p_class))
+
+    def finish(self) -> tuple[str, Event] | None:
+        """Ends the open event, if any: no more rows."""
+        event = self.event()
+        self.forget()
+        return event and ("end", event)
+
+
+# ---------------------------------------------------------------- rows
+
+
+class RowRing:
+    """The newest rows of a stream in one piece; each is stored twice, so that any T of them lie side by side.
+
+    Args:
+        num_rows: T. shape: Of a row, (crops, D).
+    """
+
+    def __init__(self, num_rows: int, shape: tuple[int, ...]):
+        self.rows, self.num_rows, self.count = np.zeros((2 * num_rows, *shape), np.float32), num_rows, 0
+
+    def push(self, row: np.ndarray) -> None:
+        place = self.count % self.num_rows
+        self.rows[[place, place + self.num_rows]] = row
+        self.count += 1
+
+    def newest(self) -> np.ndarray:
+        """Up to T rows, the newest last; a view, good until the next push."""
+        end = (self.count - 1) % self.num_rows + 1 + self.num_rows
+        return self.rows[end - min(self.count, self.num_rows):end]
+
+
+class Watch:
+    """Rows in, events out: ring, model and event rule of one stream.
+
+    Args:
+        model: AnomalyCLIP.
+        rate: Rows per second.
+        threshold: Of `EventRule`.
+        num_crops: Crops of a row.
+        tell: Called with "begin", "update" or "end", the number of the event, the event and the latency, seconds.
+    """
+
+    def __init__(self, model, *, rate: float, threshold: float, num_crops: int, tell):
+        config, self.model, self.tell = model.config, model, tell
+        num_rows, self.num_frames = config.num_segments * config.num_frames, config.num_frames
+        self.ring = RowRing(num_rows, (num_crops, config.feature_dim))
+        self.rule = EventRule(rate, threshold, len(config.classes))
+        self.max_missing = max(min(int(GAP * rate), num_rows - self.num_frames), 1)  # what is filled has to fit into the ring
+        self.arrivals = []  # of the rows without scores yet, seconds
+        self.next_row = self.features = self.arrival = None  # behind the last row; of the last row
+        self.num_events = 0
+        self.latencies = deque(maxlen=4096)  # of the oldest new row at each run of the model, seconds
+
+    def add(self, features: np.ndarray, row: int, arrival: float) -> None:
+        """Takes a row, (crops, D), by its number, greater than that of the one before; missing ones repeat that one."""
+        if self.next_row is not None and row - self.next_row > self.max_missing:
+            self.finish()
+        for missing in range(row - (row if self.next_row is None else self.next_row), -1, -1):
+            self.ring.push(self.features if missing else features)
+            self.arrivals.append(arrival)
+        self.next_row, self.features, self.arrival = row + 1, features, arrival
+        if len(self.arrivals) >= self.num_frames:
+            self.score()
+
+    def score(self) -> None:
+        """Runs the model and tells what the new rows' scores, (n,) and (n, C), begin, continue and end."""
+        num_new, numbers = len(self.arrivals), []
+        p_A, p_class = (p[-num_new:] for p in self.model.predict(self.ring.newest()))
+        self.latencies.append(time.monotonic() - self.arrivals[0])
+        first = self.next_row - num_new
+        for i in range(num_new):
+            if news := self.rule.add(first + i, float(p_A[i]), p_class[i]):
+                self.announce(*news, self.arrivals[i])
+                numbers.append(self.num_events)
+        if (event := self.rule.event()) and self.num_events not in numbers and event.end > first:
+            self.announce("update", event, self.arrivals[0])
+        self.arrivals.clear()
+
+    def announce(self, kind: str, event: Event, arrival: float) -> None:
+        self.num_events += kind == "begin"
+        self.tell(kind, self.num_events, event, time.monotonic() - arrival)
+
+    def finish(self) -> None:
+        """Scores what is left, ends the open event and starts anew."""
+        if self.next_row is None:
+            return
+        if self.arrivals:
+            self.score()
+        if news := self.rule.finish():
+            self.announce(*news, self.arrival)
+        self.next_row, self.ring.count = None, 0
+
+
+# ---------------------------------------------------------------- telling
+
+
+class Teller:
+    """Writes events as JSON lines to standard output and to the webhook.
+
+    Args:
+        reader: Knows the source's name, its rate and when it began.
+        classes: C names.
+    """
+
+    def __init__(self, reader: Reader, classes: tuple[str, ...], webhook: Webhook | None):
+        self.reader, self.classes, self.webhook = reader, classes, webhook
+
+    def __call__(self, kind: str, number: int, event: Event, latency: float) -> None:
+        best, *others = (found | {"p_class": round(found["p_class"], 4)} for found in highest_classes(event.p_class, self.classes))
+        (start, end), zero = (row / self.reader.rate for row in (event.start, event.end)), self.reader.start_time
+        record = {"event": kind, "number": number, "source": self.reader.source.name, "time": iso(time.time()),
+                  "start": round(start, 3), "end": round(end, 3), "start_time": iso(zero + start), "end_time": iso(zero + end),
+                  **best, "confidence": round(event.p_A, 4), "others": others, "latency": round(latency, 3)}
+        print(json.dumps(record), flush=True)
+        if self.webhook:
+            self.webhook.post(record)
+
+
+def iso(seconds: float) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def drop_report(reader: Reader, rows: int, dropped: int, seconds: float) -> str:
+    return (f"{reader.source.name}: the encoder is too slow: {dropped} of {rows} rows dropped in the last {seconds:.0f} s, "
+            f"evenly ({(rows - dropped) / seconds:.1f} of {rows / seconds:.1f} rows/s encoded)")
+
+
+def summary(reader: Reader, watch: Watch | None, seconds: float) -> str:
+    text = (f"{reader.source.name}: {reader.num_frames} frames, {reader.num_rows} rows in {seconds:.0f} s, "
+            f"{reader.num_dropped} rows dropped, {reader.num_breaks} breaks, {watch.num_events if watch else 0} events")
+    if watch and watch.latencies:
+        text += "; latency median {:.2f} s, 95 % {:.2f} s".format(*np.percentile(watch.latencies, (50, 95)))
+    return text
+
+
+# ---------------------------------------------------------------- work
+
+
+def follow(reader: Reader, encode, make_watch, signals: list) -> Watch | None:
+    """Encodes what the reader gives until the stream ends or a signal comes; the open event is ended."""
+    watch, last, busy = None, time.monotonic(), reader.seconds_per_row
+    reported, rows, dropped = last, 0, 0
+    while not signals:
+        try:
+            sample = reader.samples.get(timeout=0.2)
+        except queue.Empty:
+            if watch and time.monotonic() - last > GAP:
+                watch.finish()
+            continue
+        if sample is None:
+            break
+        last = time.monotonic()
+        watch = watch or make_watch()
+        watch.add(encode(sample.frame), sample.row, sample.arrival)
+        busy += 0.05 * (time.monotonic() - last - busy)  # of encoder and model, mean over about 20 rows
+        reader.seconds_per_row = busy
+        if last - reported > REPORT:
+            if reader.num_dropped > dropped:
+                note(drop_report(reader, reader.num_rows - rows, reader.num_dropped - dropped, last - reported))
+            reported, rows, dropped = last, reader.num_rows, reader.num_dropped
+    if watch:
+        watch.finish()
+    return watch
+
+
+def warm_up(model, encoder) -> float:
+    """Seconds that encoder and model take for a row, all buffers being there: the first rows need not wait for them."""
+    config = model.config
+    rows, seconds = np.zeros((config.num_segments * config.num_frames, config.feature_dim), np.float32), 0.0
+    for _ in range(2):
+        begun = time.monotonic()
+        input_size(encoder, "--live")
+        encoded = time.monotonic()
+        model.predict(rows)
+        seconds = (encoded - begun) + (time.monotonic() - encoded) / config.num_frames
+    return seconds
+
+
+def check_model(model, encoder, threshold: float) -> None:
+    if model.config.temporal_feature_dim is not None:
+        raise InputError("--live: the checkpoint needs features of two encoders, expected one that needs one")
+    if encoder.dim != model.config.feature_dim:
+        raise InputError(f"--live: the encoder's features have {encoder.dim} values, expected {model.config.feature_dim} as "
+                         "the checkpoint was trained with")
+    if not 0 < threshold <= 1:
+        raise InputError(f"--threshold {threshold}: expected a value above 0, at most 1")
+
+
+def run(source: str, model, encoder, *, threshold: float, stride: int = 1, crops: int = 1, jpeg: int | None = None,
+        n_px: int, fps: float | None = None, webhook: str | None = None) -> int:
+    """Watches a stream until it ends (a file, standard input) or a signal comes; JSON lines on standard output.
+
+    Args:
+        source: Camera index ("0"), rtsp:// or any other URL that PyAV opens, a file, or "-" for standard input.
+        model: AnomalyCLIP with its directions, on the device where it is to run.
+        encoder: As extract_features.load_encoder gives it: dim, preprocess, encode.
+        threshold: Events begin at p_A >= threshold; the rule is that of metrics.cut_events.
+        stride, crops, jpeg: As the features were made that the model was trained with.
+        n_px: Side of the encoder's input, pixels (extract_features.input_size).
+        fps: Frames per second of the training videos, so that rows are fps / stride a second; None: the source's own rate.
+        webhook: http(s) URL that each event is posted to as well.
+    Returns:
+        Exit status: 0 at the end of the stream, 128 and the number of the signal that stopped it, if one did.
+    Raises:
+        InputError: If the source or the webhook is none that can be opened.
+    """
+    check_model(model, encoder, threshold)
+    found, hook = find_source(source), Webhook(webhook) if webhook else None
+    av.logging.set_level(None)  # FFmpeg's lines hold addresses
+    reader, reformatter = Reader(found, fps and fps / stride, stride), VideoReformatter()
+    reader.seconds_per_row = warm_up(model, encoder)
+
+    def encode(frame: av.VideoFrame) -> np.ndarray:
+        images = prepare(to_image(frame, reformatter), encoder.preprocess, crops, jpeg, n_px)
+        return to_float16(encoder.encode(torch.stack(images)), "--live")  # (crops, D), rounded as feature files are
+
+    def make_watch() -> Watch:
+        tell = Teller(reader, model.config.classes, hook)
+        return Watch(model, rate=reader.rate, threshold=threshold, num_crops=crops, tell=tell)
+
+    with stop_signals() as signals:
+        begun = time.monotonic()
+        reader.start()
+        try:
+            watch = follow(reader, encode, make_watch, signals)
+        finally:
+            reader.stopping.set()
+            if hook:
+                hook.close()
+        if reader.error and not signals:
+            raise reader.error
+        note(summary(reader, watch, time.monotonic() - begun))
+        reader.join(1)
+    return 128 + signals[0] if signals else 0

@@ -1,0 +1,201 @@
+"""The page of a video (report.html) and the list of several (report_index.html), filled in.
+
+Shapes: N frames of a video, C anomaly classes.
+"""
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, quote_from_bytes
+
+import av
+import numpy as np
+
+from events import FrameScores, clock, count
+from metrics import MERGE_GAP, MIN_LENGTH
+
+HERE = Path(__file__).parent
+EMBEDDED_BYTES = 64 * 2**20  # a larger video is linked, not put into the page
+MEDIA_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/x-matroska",
+               ".ogv": "video/ogg"}
+NUM_STRETCHES, NUM_EVENT_PICTURES = 10, 12
+PICTURE_SIDE = 480  # pixels, at most
+SEEK_GAP = 10.0  # seconds; what is nearer is reached by decoding on
+SPARK_POINTS = 160
+INDEX_ROW = """<li class="{{kind}}"><a href="{{link}}/report.html"><span class="picture">{{picture}}</span>
+<span class="name">{{name}}</span><span class="facts">{{facts}}</span>{{spark}}<span class="best">{{best}}</span></a></li>"""
+
+
+# ---------------------------------------------------------------- key frames
+
+
+class KeyFrame(NamedTuple):
+    time: float  # seconds
+    score: float  # p_A
+    jpeg: bytes
+
+
+def key_frame_numbers(scores: FrameScores, events: list[dict]) -> list[int]:
+    """The highest frame of each of ten equal stretches and of the surest events, ascending."""
+    borders = np.linspace(0, len(scores.p_A), NUM_STRETCHES + 1).astype(int)
+    surest = sorted(events, key=lambda event: -event["confidence"])[:NUM_EVENT_PICTURES]
+    parts = [*zip(borders[:-1], borders[1:]), *((event["start_frame"], event["end_frame"]) for event in surest)]
+    return sorted({int(a + scores.p_A[a:b].argmax()) for a, b in parts if b > a})
+
+
+def frames_at(container, stream, times: list[float]):
+    """Yields (place in `times`, frame) of the first frame at or after each of some ascending times, seconds from the start."""
+    from extract_features import decode
+
+    start, shown, frames = (container.start_time or 0) / av.time_base, None, decode(stream)
+    for place, time in enumerate(times):
+        if shown is None or time - shown > SEEK_GAP:
+            container.seek(int((time + start) * av.time_base))
+            frames = decode(stream)
+        for frame in frames:
+            shown = None if frame.time is None else frame.time - start
+            if shown is not None and shown >= time - 1e-4:
+                yield place, frame
+                break
+
+
+def key_frames(video: Path, scores: FrameScores, events: list[dict]) -> list[KeyFrame]:
+    """Pictures for browsers that cannot play the video; fewer, or none, where the file cannot be sought in."""
+    from extract_features import BROKEN, VideoReformatter, to_image, video_stream
+
+    numbers, pictures, reformatter = key_frame_numbers(scores, events), [], VideoReformatter()
+    try:
+        with av.open(str(video)) as container:
+            for place, frame in frames_at(container, video_stream(container), [scores.times[i] for i in numbers]):
+                image, file = to_image(frame, reformatter), io.BytesIO()
+                image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+                image.save(file, "JPEG", quality=80)
+                i = numbers[place]
+                pictures.append(KeyFrame(float(scores.times[i]), float(scores.p_A[i]), file.getvalue()))
+    except BROKEN:
+        pass
+    return pictures
+
+
+# ---------------------------------------------------------------- a page
+
+
+def base64_text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def relative_url(path: Path, folder: Path) -> str:
+    """A link from a page in `folder` to a file."""
+    try:
+        return quote_from_bytes(os.fsencode(Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()))
+    except ValueError:  # Windows: another drive
+        return path.absolute().as_uri()
+
+
+def codec_of(video: Path) -> str:
+    from extract_features import BROKEN
+
+    try:
+        with av.open(str(video)) as container:
+            return container.streams.video[0].codec_context.name
+    except (*BROKEN, IndexError):
+        return "unknown codec"
+
+
+def video_data(video: Path | None, folder: Path) -> dict | None:
+    """What the page plays: the file itself up to a size, else a link to it."""
+    if video is None:
+        return None
+    kind, size = MEDIA_TYPES.get(video.suffix.lower(), "video/mp4"), video.stat().st_size
+    embedded = size <= EMBEDDED_BYTES
+    source = f"data:{kind};base64,{base64_text(video.read_bytes())}" if embedded else relative_url(video, folder)
+    return {"src": source, "type": kind, "embedded": embedded, "bytes": size, "codec": codec_of(video), "suffix": video.suffix}
+
+
+def fill(template: str, values: dict[str, str]) -> str:
+    """The template with each {{name}} replaced, in one pass: what is put in is not looked at again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def script_json(data) -> str:
+    """JSON that can stand in a <script> element: no `<`, so nothing in it ends the element."""
+    return json.dumps(data).replace("<", "\\u003c")
+
+
+def script_hash(template: str) -> str:
+    """For the page's Content-Security-Policy, so that no script but the template's own runs."""
+    script = re.search(r"<script>(.*?)</script>", template, re.S)[1]
+    return f"sha256-{base64_text(hashlib.sha256(script.encode()).digest())}"
+
+
+def page(result: dict, scores: FrameScores, video: Path | None, pictures: list[KeyFrame], folder: Path, checkpoint: str) -> str:
+    """report.html: everything in one file, which needs no network.
+
+    Args:
+        result: As in events.json. pictures: Key frames, ascending. folder: Where the page will lie.
+        checkpoint: Name of the checkpoint, for the reader.
+    """
+    template = (HERE / "report.html").read_text(encoding="utf-8")
+    data = {key: result[key] for key in ("video", "fps", "duration", "threshold", "classes")} | {
+        "checkpoint": checkpoint, "merge_gap": MERGE_GAP, "min_length": MIN_LENGTH, "source": video_data(video, folder),
+        "p_A": base64_text(scores.p_A.astype("<f4").tobytes()),  # exact, so that the page finds the very same events
+        "p_class": base64_text(np.round(scores.p_class * 65535).astype("<u2").tobytes()),
+        "times": base64_text(scores.times.astype("<f8").tobytes()),
+        "pictures": [{"time": p.time, "src": f"data:image/jpeg;base64,{base64_text(p.jpeg)}"} for p in pictures]}
+    return fill(template, {"title": html.escape(result["video"]), "data": script_json(data), "script": script_hash(template)})
+
+
+# ---------------------------------------------------------------- the list
+
+
+def peaks(p: np.ndarray, num_points: int) -> np.ndarray:
+    """The maximum of each of up to num_points equal parts, so that no peak is lost."""
+    return np.maximum.reduceat(p, np.linspace(0, len(p), min(num_points, len(p)), endpoint=False).astype(int))
+
+
+def sparkline(scores_file: Path) -> str:
+    try:
+        with np.load(scores_file, allow_pickle=False) as arrays:
+            high = peaks(arrays["p_A"], SPARK_POINTS)
+    except (OSError, ValueError, KeyError):
+        return ""
+    points = " ".join(f"{100 * (i + 0.5) / len(high):.2f},{30 - 28 * p:.1f}" for i, p in enumerate(high))
+    return (f'<svg class="spark" viewBox="0 0 100 32" preserveAspectRatio="none" aria-hidden="true"><polygon '
+            f'points="0,32 {points} 100,32"/><polyline points="{points}"/></svg>')
+
+
+def index_row(name: str, result: dict, out: Path) -> str:
+    link, has_events = quote(name, errors="surrogateescape"), bool(result["events"])
+    has_picture = (out / name / "key_frame.jpg").is_file()
+    values = {"name": html.escape(result["video"]), "link": link, "spark": sparkline(out / name / "scores.npz"),
+              "kind": "hit" if has_events else "quiet",
+              "facts": f"{clock(result['duration'])[:-4]}, {count(len(result['events']), 'event')}",
+              "picture": f'<img src="{link}/key_frame.jpg" alt="" loading="lazy">' if has_picture else "",
+              "best": f"highest p_A {result['highest_p_A']:.2f}"}
+    if has_events:
+        best = max(result["events"], key=lambda event: event["confidence"])
+        values["best"] = (f"<b>{html.escape(best['class'].replace('_', ' '))}</b> {best['confidence']:.2f} "
+                          f"<small>at {best['start_time'][:-4]}</small>")
+    return fill(INDEX_ROW, values)
+
+
+def index(results: dict[str, dict], failed: dict[str, str], out: Path) -> str:
+    """index.html: all videos, that of the surest event first, then those without events by their highest p_A.
+
+    Args:
+        results: events.json of each video by name. failed: Why each of the others could not be read. out: Folder of the page.
+    """
+    def rank(item):
+        return max((event["confidence"] for event in item[1]["events"]), default=0), item[1]["highest_p_A"]
+
+    rows = [index_row(name, result, out) for name, result in sorted(results.items(), key=rank, reverse=True)]
+    broken = "".join(f"<li><b>{html.escape(name)}</b> {html.escape(why)}</li>" for name, why in failed.items())
+    with_events = sum(bool(result["events"]) for result in results.values())
+    return fill((HERE / "report_index.html").read_text(encoding="utf-8"), {
+        "rows": "\n".join(rows), "summary": f"{count(len(results), 'video')}, {with_events} with events",
+        "failed": f"<h2>Could not be read</h2><ul class=\"failed\">{broken}</ul>" if failed else ""})

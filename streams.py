@@ -1,0 +1,209 @@
+"""Cameras and streams: a thread that reads one, again and again if it breaks, and picks the frames that are rows.
+
+Addresses hold passwords. They are shown as webhook.public_name gives them, and of FFmpeg's errors only what went wrong: their
+texts have the whole address.
+"""
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+
+from files import InputError
+from extract_features import BROKEN, video_stream
+from webhook import note, public_name
+
+TIMEOUT = 10.0  # seconds without data after which a stream counts as broken
+BACK_OFF = (1.0, 30.0)  # seconds before the first and at most before a further attempt to connect, doubled each time
+MAX_DRIFT = 5.0  # seconds that time stamps and clock may differ: more is a jump of the time stamps
+QUEUE_FRAMES = 16  # frames waiting for the encoder: 50 MB of 1080p; enough for the time that the model takes
+MARGIN = 1.05  # frames are thinned out to a little fewer than the encoder can take, so that the queue empties
+MAX_DAMAGED = 250  # packets in a row that cannot be decoded before the stream counts as broken
+USUAL_RATE = 25.0  # frames/s of a source that does not tell, or nothing sensible
+NO_TIMESTAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: MJPEG over HTTP, raw H.264; theirs would be 25 frames/s by assumption
+CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation")}  # file and format by system
+
+
+class Source(NamedTuple):
+    name: str  # for messages: without credentials
+    options: dict  # of av.open
+    ends: bool  # a file or standard input: not opened again
+    bursts: bool  # may come faster than it was filmed, as files and the segments of HLS do, and is slowed down
+
+
+def find_source(text: str) -> Source:
+    """What --live names.
+
+    Raises:
+        InputError: If it is a camera or file that does not exist.
+    """
+    if text == "-":
+        return Source("standard input", {"file": "pipe:0"}, True, True)
+    if "://" in text:
+        options = {"rtsp_flags": "prefer_tcp"} if text.startswith(("rtsp://", "rtsps://")) else {}
+        return Source(public_name(text), {"file": text, "timeout": (TIMEOUT, TIMEOUT), "options": options}, False,
+                      text.startswith("http"))
+    if text.isdigit():
+        if sys.platform not in CAMERAS:
+            raise InputError(f"--live {text}: cameras are not read by number on this system, expected an address")
+        file, format = CAMERAS[sys.platform]
+        if sys.platform == "linux" and not Path(file.format(text)).exists():
+            raise InputError(f"--live {text}: found no camera {file.format(text)}, expected one")
+        options = {"file": file.format(text), "format": format, "timeout": (TIMEOUT, TIMEOUT)}
+        return Source(f"camera {text}", options, False, False)
+    if not Path(text).is_file():
+        raise InputError(f"--live {text}: no such file, expected a file, an address, the number of a camera, or - for standard "
+                         "input")
+    return Source(text, {"file": f"file:{text}"}, True, True)  # FFmpeg would take the name "a:b" for an address
+
+
+def sensible_rate(stream: av.VideoStream) -> float:
+    """Frames per second of the header; some cameras tell none, or the 90,000 ticks of RTP."""
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    return rate if 1 <= rate <= 240 else USUAL_RATE
+
+
+def decode_patiently(container: av.container.InputContainer, stream: av.VideoStream):
+    """Yields frames; damage costs the frames that it hits, as is usual where one joins a stream or packets are lost."""
+    num_damaged = 0
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            num_damaged += 1
+            if num_damaged > MAX_DAMAGED:
+                raise
+            continue
+        num_damaged = 0 if frames else num_damaged
+        yield from frames
+
+
+class Sample(NamedTuple):
+    row: int
+    arrival: float  # time.monotonic()
+    frame: av.VideoFrame
+
+
+class Reader(threading.Thread):
+    """Reads a stream, again and again if it breaks, and puts the frames that are rows into a short queue.
+
+    Time is that of the frames' time stamps, tied to the clock when the stream begins, breaks or jumps. Where the encoder
+    takes longer than a row (`seconds_per_row`, set from outside), rows are left out evenly: the next is the first one due.
+
+    Args:
+        source: From `find_source`.
+        rate: Rows per second; None: one for each `stride` frames of the source.
+        stride: Frames per row.
+    """
+
+    def __init__(self, source: Source, rate: float | None, stride: int):
+        super().__init__(daemon=True)  # FFmpeg may wait for a camera when the program ends
+        self.source, self.rate, self.stride = source, rate, stride
+        self.samples, self.stopping, self.error = queue.Queue(QUEUE_FRAMES), threading.Event(), None
+        self.start_time = self.began = self.offset = None
+        self.row, self.due, self.seconds_per_row, self.is_away = -1, 0.0, 0.0, False
+        self.num_frames = self.num_rows = self.num_dropped = self.num_breaks = 0
+
+    def run(self) -> None:
+        try:
+            self.read_again_and_again()
+        except Exception as error:  # for the main thread
+            self.error = error
+        while not self.stopping.is_set():  # the end of the stream, behind the last frame
+            try:
+                return self.samples.put(None, timeout=0.1)
+            except queue.Full:
+                pass
+
+    def read_again_and_again(self) -> None:
+        delay = BACK_OFF[0]
+        while not self.stopping.is_set():
+            num_before, reason = self.num_frames, "ended"
+            try:
+                self.read()
+            except (av.error.ProtocolNotFoundError, av.error.DemuxerNotFoundError) as error:
+                raise InputError(f"--live {self.source.name}: {self.reason(error)}, expected an address that FFmpeg "
+                                 "knows") from None
+            except BROKEN as error:
+                reason = self.reason(error)
+            if self.stopping.is_set():
+                return
+            if self.source.ends:
+                return self.end(reason)
+            if self.num_frames > num_before:
+                delay, self.num_breaks = BACK_OFF[0], self.num_breaks + 1
+            self.is_away = True
+            note(f"{self.source.name}: {reason}; trying again in {delay:.0f} s")
+            self.stopping.wait(delay)
+            delay = min(2 * delay, BACK_OFF[1])
+
+    def reason(self, error: Exception) -> str:
+        """Never the error's own text, in which FFmpeg shows the address and its password."""
+        if isinstance(error, av.error.ExitError):
+            return f"nothing came for {TIMEOUT:.0f} s"
+        return (error.strerror or type(error).__name__) if isinstance(error, OSError | av.FFmpegError) else str(error)
+
+    def end(self, reason: str) -> None:
+        if not self.num_frames:
+            raise InputError(f"--live {self.source.name}: {reason}, expected a video")
+        if reason != "ended":
+            note(f"{self.source.name}: {reason}; ended there")
+
+    def read(self) -> None:
+        """From connecting to the end."""
+        with av.open(**self.source.options) as container:
+            stream = video_stream(container)
+            frame_rate = sensible_rate(stream)
+            self.rate = self.rate or frame_rate / self.stride
+            if self.is_away:
+                note(f"{self.source.name}: connected")
+            self.is_away = False
+            self.offset, early = None, min(0.5 / frame_rate, 0.5 / self.rate)  # time stamps of cameras tremble
+            invented = not self.source.ends and bool(container.format.flags & NO_TIMESTAMPS)
+            for frame in decode_patiently(container, stream):
+                if self.stopping.is_set():
+                    return
+                stamp = frame.time
+                if stamp is None and self.source.ends:
+                    stamp = self.num_frames / frame_rate
+                self.num_frames += 1
+                self.sample(frame, None if invented else stamp, early)
+
+    def sample(self, frame: av.VideoFrame, stamp: float | None, early: float) -> None:
+        """Puts a frame into the queue if a row is due and the encoder can take it, at its time.
+
+        Args:
+            stamp: Time stamp, seconds from anywhere; None: the time is now.
+            early: How much too early a frame may be for a row, seconds.
+        """
+        now = time.monotonic()
+        if self.began is None:
+            self.began, self.start_time = now, time.time()
+        seconds = self.stream_time(stamp, now - self.began)
+        ahead = seconds - (now - self.began)
+        if self.source.bursts:
+            self.stopping.wait(max(ahead, 0))
+        elif ahead > 0:  # those before it had waited, in the server or while FFmpeg looked at the stream: it began earlier
+            self.began, self.start_time = self.began - ahead, self.start_time - ahead
+        row = int((seconds + early) * self.rate)
+        if row <= self.row:
+            return
+        self.row, self.num_rows = row, self.num_rows + 1
+        try:
+            if seconds < self.due:
+                raise queue.Full
+            self.samples.put_nowait(Sample(row, time.monotonic(), frame))
+            self.due = max(self.due, seconds - 1 / self.rate) + MARGIN * self.seconds_per_row
+        except queue.Full:
+            self.num_dropped += 1
+
+    def stream_time(self, stamp: float | None, clock: float) -> float:
+        """Seconds since the first frame, by time stamps where they go with the clock."""
+        if stamp is None:
+            return clock
+        if self.offset is None or abs(stamp + self.offset - clock) > MAX_DRIFT:
+            self.offset = clock - stamp
+        return stamp + self.offset

@@ -1,0 +1,340 @@
+"""Tests of predict.py, events.py, annotate.py and export.py on small videos whose anomalies are colours."""
+import csv
+import json
+import re
+import os
+from fractions import Fraction
+from pathlib import Path
+from urllib.parse import unquote
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import events
+import predict
+import recogniser
+from anomalyclip import AnomalyCLIP
+from files import InputError
+from metrics import cut_events
+from test_released import REFERENCE, ROOT, needs_reference
+
+RED, BLUE = (200, 60, 60), (60, 60, 200)
+
+FILES = {"report.html", "events.json", "events.csv", "events.vtt", "scores.npz", "timeline.png", "key_frame.jpg"}
+
+
+def write_clip(path: Path, num_frames: int = 100, coloured=((50, 75, RED),), times=None, codec: str = "libx264",
+               rate: int = 25) -> Path:
+    """A video of grey noise, some frames [start, end) of which have a colour; `times`: when frames are shown, seconds."""
+    rng = np.random.default_rng(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 1000)
+        for i in range(num_frames):
+            base = next((colour for start, end, colour in coloured if start <= i < end), (110, 110, 110))
+            blocks = np.clip(np.array(base) + rng.normal(0, 26, (8, 8, 1)), 0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(blocks.repeat(8, 0).repeat(8, 1), format="rgb24")
+            frame.pts, frame.time_base = round(1000 * (i / rate if times is None else times[i])), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def read_events(folder: Path) -> dict:
+    return json.loads((folder / "events.json").read_text())
+
+
+# ---- videos
+
+
+def test_a_video_gives_its_events_with_names_and_times_in_every_file(planted, tmp_path, capsys):
+    video = write_clip(tmp_path / "v.mp4", 200, [(50, 90, RED), (140, 180, BLUE)])
+    assert predict.main([*planted.options, str(video), "--out", str(tmp_path / "out"), "--threshold", "0.5"]) == 0
+    result = read_events(tmp_path / "out")
+    assert [event["class"] for event in result["events"]] == ["fire", "fall"]
+    for event, (start, end) in zip(result["events"], [(50, 90), (140, 180)]):
+        assert abs(event["start_frame"] - start) <= 2 and abs(event["end_frame"] - end) <= 2
+        assert [event["start"], event["end"]] == pytest.approx([event["start_frame"] / 25, event["end_frame"] / 25])
+    assert result["frames"] == 200 and result["fps"] == 25
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    rows = list(csv.DictReader((tmp_path / "out" / "events.csv").open()))
+    assert [row["class"] for row in rows] == ["fire", "fall"] and rows[0]["second"] == "fall" and rows[0]["third"] == ""
+    assert float(rows[0]["start_seconds"]) == pytest.approx(result["events"][0]["start"], abs=5e-4)
+    assert rows[0]["start"] == events.clock(result["events"][0]["start"])
+    cues = re.findall(r"(\S+) --> (\S+)\n(.*)\n", (tmp_path / "out" / "events.vtt").read_text())
+    assert [(start, end) for start, end, _ in cues] == [(row["start"], row["end"]) for row in rows]
+    assert "2 events" in capsys.readouterr().out
+
+
+def test_scores_equal_those_of_the_features_that_extract_features_writes(planted_spaced, tmp_path):
+    import extract_features
+
+    video = write_clip(tmp_path / "v.mp4", 101)
+    extract_features.main(["--videos", str(video), "--out", str(tmp_path / "features"), "--encoder", planted_spaced.options[3],
+                           "--device", "cpu", "--stride", "2"])
+    p_A, p_class = AnomalyCLIP.from_checkpoint(planted_spaced.checkpoint).predict(np.load(tmp_path / "features" / "v.npy"))
+    predict.main([*planted_spaced.options, str(video), "--out", str(tmp_path / "a")])
+    predict.main([*planted_spaced.options, "--features", str(tmp_path / "features" / "v.npy"), "--out", str(tmp_path / "b")])
+    for folder in "ab":
+        with np.load(tmp_path / folder / "scores.npz") as found:
+            assert np.array_equal(found["p_A"], p_A[np.arange(101) // 2])
+            assert np.array_equal(found["p_class"], p_class[np.arange(101) // 2])
+            assert np.allclose(found["time"], np.arange(101) / 25, atol=1e-6)
+
+
+def test_times_are_those_of_the_container_where_the_rate_varies(planted, tmp_path):
+    times = np.cumsum(np.where(np.arange(100) < 40, 0.04, 0.1)) - 0.04
+    video = write_clip(tmp_path / "v.mkv", 100, [(50, 75, RED)], times)
+    predict.main([*planted.options, str(video), "--out", str(tmp_path / "out"), "--threshold", "0.5"])
+    with np.load(tmp_path / "out" / "scores.npz") as found:
+        assert np.allclose(found["time"], times, atol=2e-3)
+    event, = read_events(tmp_path / "out")["events"]
+    assert event["start"] == pytest.approx(times[event["start_frame"]], abs=2e-3) and abs(event["start_frame"] - 50) <= 2
+    assert event["end"] == pytest.approx(times[event["end_frame"]], abs=2e-3)
+
+
+def test_a_stride_encodes_fewer_frames_and_finds_the_same_event(planted_spaced, tmp_path, monkeypatch):
+    import extract_features
+
+    encoded, original = [], extract_features.to_float16
+    monkeypatch.setattr(extract_features, "to_float16", lambda x, name: encoded.append(len(x)) or original(x, name))
+    video = write_clip(tmp_path / "v.mp4", 120, [(48, 80, RED)])
+    found = []
+    for stride in ("2", "8"):
+        predict.main([*planted_spaced.options, str(video), "--out", str(tmp_path / stride), "--stride", stride,
+                      "--threshold", "0.5"])
+        found.append(read_events(tmp_path / stride)["events"])
+        encoded.append("end")
+    rows = "".join(f" {n}" for n in encoded).split(" end")
+    assert sum(map(int, rows[0].split())) == 60 and sum(map(int, rows[1].split())) == 15
+    (one,), (other,) = found
+    assert one["class"] == other["class"] == "fire" and abs(one["start_frame"] - other["start_frame"]) <= 8
+
+
+def test_interpolation_is_linear_and_holds_the_last_row():
+    features = np.array([[0.0], [4.0], [8.0]], np.float16)  # of frames 0, 4, 8
+    rows = recogniser.interpolate(features, 4, 2, 12)
+    assert rows[:, 0].tolist() == [0, 2, 4, 6, 8, 8] and rows.dtype == np.float16
+    crops = recogniser.interpolate(np.stack([features, features + 1], axis=1), 4, 3, 9)
+    assert crops[:, 1, 0].tolist() == [1, 4, 7] and recogniser.interpolate(features, 4, 4, 12) is features
+
+
+def test_a_folder_names_broken_videos_goes_on_and_lists_the_surest_first(planted, tmp_path, capsys):
+    write_clip(tmp_path / "in" / "quiet.mp4", 60, [])
+    write_clip(tmp_path / "in" / "sub" / "<i>fire&.mp4", 100)
+    (tmp_path / "in" / "broken.mp4").write_bytes(b"no video")
+    command = [*planted.options, str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--threshold", "0.5"]
+    assert predict.main(command) == 1
+    told = capsys.readouterr()
+    assert "skipped" in told.err and "broken.mp4" in told.err and "2 of 3 videos done" in told.out
+    index = (tmp_path / "out" / "index.html").read_text()
+    assert index.index("&lt;i&gt;fire&amp;") < index.index('"name">quiet') < index.index("<b>broken</b>")
+    assert "<i>fire" not in index
+    links = re.findall(r'href="([^"]+)"', index)
+    assert all((tmp_path / "out" / unquote(link)).is_file() for link in links) and len(links) == 2
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("report.html")}
+    assert predict.main(command) == 1 and "0 of 3 videos done, 2 were there, 1 skipped" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert predict.main([*command[:-1], "0.6"]) == 1 and "2 of 3 videos done, 0 were there" in capsys.readouterr().out
+    assert predict.main([*command[:-1], "0.6", "--force"]) == 1
+    assert "2 of 3 videos done, 0 were there" in capsys.readouterr().out
+    (tmp_path / "out" / "quiet" / "events.json").unlink()  # as if killed on the way
+    assert predict.main([*command[:-1], "0.6"]) == 1 and "1 of 3 videos done, 1 were there" in capsys.readouterr().out
+
+
+def test_names_that_are_no_text_or_look_like_formulas_do_no_harm(planted, tmp_path, capsys):
+    names = [os.fsdecode(b"\xff\n\x1b.mp4"), r"$\frac$.mp4", " -->.mp4"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        write_clip(tmp_path / "w.mp4", 3).rename(tmp_path / "in" / name)
+    assert predict.main([*planted.options, str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert r"\xff" in told and "\x1b" not in told and r"\xff" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_results_within_the_input_folder_are_no_input(planted, tmp_path, capsys):
+    write_clip(tmp_path / "in" / "v.mp4", 30)
+    command = [*planted.options, str(tmp_path / "in"), "--out", str(tmp_path / "in" / "out"), "--annotate"]
+    assert predict.main(command) == 0 and predict.main(command) == 0
+    assert "0 of 1 videos done, 1 were there" in capsys.readouterr().out
+
+
+def test_the_threshold_is_the_checkpoints_own_unless_given(planted, tmp_path):
+    feature = str(next(planted.features.glob("*.npy")))
+    stored = torch.load(planted.checkpoint, weights_only=True)
+    for options, expected in (([], stored["threshold"]), (["--threshold", "0.25"], 0.25)):
+        predict.main(["--ckpt", planted.checkpoint, "--features", feature, "--out", str(tmp_path), "--device", "cpu", *options])
+        assert read_events(tmp_path)["threshold"] == expected
+    del stored["threshold"]  # as older checkpoints are
+    torch.save(stored, tmp_path / "old.pt")
+    predict.main(["--ckpt", str(tmp_path / "old.pt"), "--features", feature, "--out", str(tmp_path), "--device", "cpu"])
+    assert read_events(tmp_path)["threshold"] == 0.5
+
+
+def test_checkpoints_that_do_not_hold_the_spacing_take_it_from_the_features_folder(planted_spaced, tmp_path):
+    stored = torch.load(planted_spaced.checkpoint, weights_only=True)
+    assert stored.pop("frames_per_feature") == recogniser.frames_per_feature(stored) == 2
+    stored["settings"] |= {"features": str(tmp_path / "gone"), "root": str(tmp_path / "gone")}
+    assert recogniser.frames_per_feature(stored) == 1
+
+
+@needs_reference
+@pytest.mark.parametrize("converted", [False, True])
+def test_released_checkpoints_give_the_scores_of_the_released_code(tmp_path, converted):
+    options = ["--ckpt", str(REFERENCE / "last.ckpt"), "--dataset", "ucfcrime", "--root", ROOT]
+    if converted:
+        evaluate.main([*options, "--convert", str(tmp_path / "ours.pt")])
+        options = ["--ckpt", str(tmp_path / "ours.pt")]
+    paths = sorted(Path(ROOT).rglob("*_x264.npy"))[:2]
+    predict.main([*options, "--features", *map(str, paths), "--fps", "30", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    expected = np.load(REFERENCE / "expected.npz")
+    compared = [name for name in (path.stem for path in paths) if f"{name}.scores" in expected]
+    for name in compared:
+        with np.load(tmp_path / "out" / name / "scores.npz") as found:
+            assert np.abs(found["p_A"] - expected[f"{name}.scores"]).max() <= 5e-6
+    assert compared and (tmp_path / "out" / "index.html").is_file()
+
+
+def test_a_temporal_model_with_features_of_its_own_takes_them_from_a_folder(tmp_path):
+    from test_train import run, write_dataset
+
+    one, other = write_dataset(tmp_path / "a"), write_dataset(tmp_path / "b", dim=32)
+    run(one, tmp_path / "run", "--epochs", "1", "--temporal-features", str(other / "features"))
+    options = ["--ckpt", str(tmp_path / "run" / "last.pt"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="expected --features and --temporal-features"):
+        predict.main([*options, str(write_clip(tmp_path / "v.mp4", 3))])
+    predict.main([*options, "--features", str(one / "features" / "test00.npy"), "--temporal-features", str(other / "features")])
+    model = AnomalyCLIP.from_checkpoint(tmp_path / "run" / "last.pt")
+    p_A, _ = model.predict(*(np.load(root / "features" / "test00.npy") for root in (one, other)))
+    with np.load(tmp_path / "out" / "scores.npz") as found:
+        assert np.array_equal(found["p_A"], p_A)
+
+
+def test_the_annotated_copy_has_every_frame_at_its_time_and_shows_the_event(planted, tmp_path):
+    times = np.cumsum(np.where(np.arange(100) < 40, 0.04, 0.1)) - 0.04
+    video = write_clip(tmp_path / "v.mkv", 100, [(50, 75, RED)], times)
+    predict.main([*planted.options, str(video), "--out", str(tmp_path / "out"), "--threshold", "0.5", "--annotate"])
+    with av.open(str(tmp_path / "out" / "annotated.mp4")) as container:
+        stream = container.streams.video[0]
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+        assert stream.codec_context.name == "h264" and stream.width == 512 and stream.height > 512
+    assert np.allclose([time for time, _ in frames], times, atol=2e-3)
+    corner = [image[14:30, 10:60].max() for _, image in frames]  # the label is brighter than what it covers
+    assert corner[60] > 200 and corner[60] > corner[20]
+    playhead = [int(image[-30:-12].astype(int)[..., 0].mean(0).argmax()) for _, image in frames]
+    assert playhead[90] > playhead[10]
+
+
+# ---- events
+
+
+def test_times_without_stamps_follow_the_header_and_never_fall():
+    times, fps = events.frame_times([None, None, 0.5, 0.4, None], 10)
+    assert np.allclose(times, [0, 0.1, 0.5, 0.5, 0.6]) and fps == round(4 / 0.6, 3)
+    times, fps = events.frame_times([None] * 3, None)
+    assert np.allclose(times, [0, 0.04, 0.08]) and fps == 25
+    assert events.frame_times([1.5], 24)[1] == 24
+    assert events.frame_times([i * 1001 / 30000 for i in range(500)], None)[1] == 29.97
+
+
+def test_events_are_those_of_cut_events_named_by_their_highest_mean():
+    rng = np.random.default_rng(1)
+    p_A = np.convolve(rng.random(900), np.ones(30) / 30, "same").astype(np.float32)
+    p_class = (p_A[:, None] * rng.dirichlet(np.ones(4), 900)).astype(np.float32)
+    scores = events.FrameScores(p_A, p_class, np.arange(900) / 25, 25.0)
+    found = events.find_events(scores, ("a", "b", "c", "d"), 0.55)
+    expected = cut_events(p_A, 25.0, high=0.55)
+    assert [[e["start_frame"], e["end_frame"]] for e in found] == expected.intervals.tolist() and len(found) > 0
+    assert np.allclose([e["confidence"] for e in found], expected.scores)
+    for event in found:
+        means = dict(zip("abcd", p_class[event["start_frame"]:event["end_frame"]].mean(0)))
+        ranking = sorted(means, key=means.get, reverse=True)
+        assert [event["class"], *(other["class"] for other in event["others"])] == ranking[:3]
+
+
+def test_clock_carries_over():
+    assert [events.clock(s) for s in (0, 59.9996, 3599.9999, 3661.5, -1)] == \
+        ["00:00:00.000", "00:01:00.000", "01:00:00.000", "01:01:01.500", "00:00:00.000"]
+
+
+def test_subtitles_escape_names():
+    event = {"start_time": "a", "end_time": "b", "class": "x\n\n--> <i>&", "confidence": 0.5}
+    assert events.to_vtt([event]).endswith("a --> b\nx --&gt; &lt;i&gt;&amp; 50%\n")
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("options, message", [
+    ([], "found nothing to work on"), (["v.mp4"], "--out is missing"), (["v.mp4", "--live", "0"], "found videos and live"),
+    (["v.mp4", "--out", "o", "--threshold", "0"], "--threshold 0.0"), (["v.mp4", "--out", "o", "--stride", "0"], "--stride 0"),
+    (["--features", "x.npy", "--out", "o", "--fps", "nan"], "--fps nan"),
+    (["--features", "x.npy", "--out", "o", "--annotate"], "--annotate"),
+    (["v.mp4", "--out", "o", "--webhook", "http://x"], "--webhook goes"), (["--export", "model.txt"], "ends in .onnx or .pt2"),
+    (["v.mp4", "--out", "o", "--dataset", "ucfcrime"], "--dataset and --root"), (["v.mp4", "--out", __file__], "found a file")])
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        predict.main(["--ckpt", "missing.pt", *options])
+
+
+def test_what_does_not_go_with_the_checkpoint_is_told(planted, planted_spaced, tmp_path):
+    video, out = str(write_clip(tmp_path / "v.mp4", 5)), ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    with pytest.raises(InputError, match="was trained with features of Colours, expected --encoder FILE.py:CLASS"):
+        predict.main(["--ckpt", planted.checkpoint, video, *out])
+    with pytest.raises(InputError, match="--stride 1: expected at least 2"):
+        predict.main([*planted_spaced.options, video, *out, "--stride", "1"])
+    stored = torch.load(planted.checkpoint, weights_only=True)
+    stored["encoder"] |= {"weights_sha256": "0" * 64}
+    torch.save(stored, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="its weights did not make the features of .*other.pt"):
+        predict.main(["--ckpt", str(tmp_path / "other.pt"), *planted.options[2:], video, *out])
+    code = (planted.root / "colours.py").read_text()
+    code = code.replace("dim = 64", "dim = 32").replace("return features", "return features[:, :32]")
+    (tmp_path / "wide.py").write_text(code)
+    with pytest.raises(InputError, match="makes features of 32 values, expected 64"):
+        predict.main(["--ckpt", planted.checkpoint, "--encoder", f"{tmp_path / 'wide.py'}:Colours", video, *out])
+    with pytest.raises(InputError, match="nothing there"):
+        predict.main([*planted.options, str(tmp_path / "absent"), *out])
+    np.save(tmp_path / "x.npy", np.zeros((10, 64), np.float16))
+    with pytest.raises(InputError, match="nothing tells its frame rate, expected --fps"):
+        predict.main(["--ckpt", planted.checkpoint, "--features", str(tmp_path / "x.npy"), *out])
+    np.save(tmp_path / "x.npy", np.zeros((10, 32), np.float16))
+    with pytest.raises(InputError, match="features of size 32|features of 32 values"):
+        predict.main(["--ckpt", planted.checkpoint, "--features", str(tmp_path / "x.npy"), "--fps", "25", *out])
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_videos_of_one_name_are_told(planted, tmp_path):
+    for folder in "ab":
+        write_clip(tmp_path / folder / "v.mp4", 3)
+    with pytest.raises(InputError, match="would both give v"):
+        predict.main([*planted.options, str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
+
+
+# ---- export
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_the_exported_model_agrees(planted, tmp_path, suffix, capsys):
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    assert predict.main(["--ckpt", planted.checkpoint, "--export", str(path), "--device", "cpu"]) == 0
+    model = AnomalyCLIP.from_checkpoint(planted.checkpoint)
+    S, F, D = model.config.num_segments, model.config.num_frames, model.config.feature_dim
+    features = np.random.default_rng(3).normal(size=(S * F, D)).astype(np.float32)
+    p_A, p_class = model.predict(features)
+    grid = features.reshape(1, S, F, D)
+    if suffix == "onnx":
+        found = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"features": grid})
+    else:
+        found = [x.detach().numpy() for x in torch.export.load(path).module()(torch.from_numpy(grid))]
+    assert np.abs(found[0].ravel() - p_A).max() < 1e-4 and np.abs(found[1].reshape(S * F, -1) - p_class).max() < 1e-4
+    assert os.listdir(tmp_path) == [path.name]
