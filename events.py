@@ -25,6 +25,7 @@ class FrameScores(NamedTuple):
     p_class: np.ndarray  # (N, C) float32
     times: np.ndarray  # (N,) float64, seconds from the start of the file, ascending
     fps: float  # mean frames per second
+    likelihood: np.ndarray | None = None  # the Selector's, (N, C), where an explanation needs it
 
     @property
     def duration(self) -> float:

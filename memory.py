@@ -1,7 +1,7 @@
 """Memory that the system need not hand out again and again."""
 import ctypes
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -14,5 +14,5 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl and macOS have none; Windows cannot open None
         return
-    for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-        mallopt(threshold, 2**31 - 1)  # bytes, an int
+    mallopt(M_MMAP_MAX, 0)  # no block apart from the heap: such ones go back when they are freed
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # bytes, an int

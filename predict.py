@@ -4,6 +4,7 @@
     python predict.py --ckpt runs/mine/last.pt folder/ --out out --annotate # out/index.html lists all videos
     python predict.py --ckpt runs/mine/last.pt --features x.npy --fps 25 --out out
     python predict.py --ckpt released.ckpt --dataset ucfcrime --root data/UCFCrime video.mp4 --out out
+    python predict.py --ckpt runs/mine/last.pt video.mp4 --out out --classes "fire, person falling"  # never trained; README
     python predict.py --ckpt runs/mine/last.pt --export model.onnx
 
 For each video: report.html (one file, no network), events.json, events.csv, events.vtt (subtitles), scores.npz (per frame
@@ -40,6 +41,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--stride", type=int, help="encode every n-th frame and interpolate the features between them; faster, see the README "
         "for what it costs (default: as the checkpoint was trained)")
     add("--annotate", action="store_true", help="also annotated.mp4, an H.264 copy without sound with the scores drawn in")
+    add("--classes", metavar='"NAME, NAME"', help="also these classes, which were never trained; needs a checkpoint whose "
+        "classes share their contexts (train.py --shared-ctx)")
+    add("--explain", action="store_true", help="also explain.txt and explain.json: the vocabulary words nearest to the "
+        "learned contexts, and the segments that drove the score of each class")
     add("--force", action="store_true", help="do finished videos again")
     add = parser.add_argument_group("the checkpoint's features").add_argument
     add("--clip", help="CLIP weights, a name or a file (default: those of the training, else ViT-B/16)")
@@ -63,7 +68,21 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
+def class_names(text: str) -> tuple[str, ...]:
+    """The names of --classes, cleaned of surplus blanks."""
+    if odd := CONTROLS.search(text):
+        raise InputError(f"--classes: found the control character {odd[0]!r}, expected names")
+    names = tuple(" ".join(name.split()) for name in text.split(","))
+    if not all(name.replace("_", "").strip() for name in names):
+        raise InputError(f"--classes {text!r}: found an empty name, expected names with commas between them")
+    if len({name.replace("_", " ").lower() for name in names}) < len(names):
+        raise InputError(f"--classes {text!r}: found a name twice, expected different ones")
+    return names
+
+
 def check_args(args: argparse.Namespace) -> None:
+    if args.classes is not None:
+        args.classes = class_names(args.classes)
     asked = [name for name in ("videos", "features", "live", "export") if getattr(args, name)]
     if len(asked) != 1:
         raise InputError(f"found {' and '.join(asked) or 'nothing'} to work on, expected one of: videos, --features, --live, "
@@ -83,6 +102,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--annotate draws into videos: expected some")
     if args.stride and args.live:
         raise InputError("--stride does not go with --live, which leaves out what the encoder cannot follow by itself")
+    if args.explain and not (args.videos or args.features):
+        raise InputError("--explain tells of videos or --features: expected some")
     if args.webhook and not args.live:
         raise InputError("--webhook goes with --live")
     if (args.dataset is None) != (args.root is None):
@@ -100,7 +121,8 @@ def result_settings(args, recogniser, path: Path) -> dict:
     stat = path.stat()
     return {"checkpoint": recogniser.sha256, "threshold": recogniser.threshold, "frames_per_feature": recogniser.spacing,
             "stride": args.stride or recogniser.spacing, "annotate": args.annotate, "fps": args.fps,
-            "encoder": [args.clip, args.encoder], "source": [path.name, stat.st_size, stat.st_mtime_ns]}
+            "encoder": [args.clip, args.encoder], "new_classes": list(args.classes or ()), "explain": args.explain,
+            "source": [path.name, stat.st_size, stat.st_mtime_ns]}
 
 
 def read_result(folder: Path) -> dict | None:
@@ -126,7 +148,7 @@ def write_results(folder: Path, name: str, video: Path | None, scores: FrameScor
     events = find_events(scores, classes, threshold)
     result = {"video": as_text(name), "frames": len(scores.times), "fps": scores.fps, "duration": scores.duration,
               "threshold": threshold, "highest_p_A": float(scores.p_A.max()), "classes": list(classes), "events": events,
-              "settings": settings}
+              "new_classes": list(args.classes or ()), "settings": settings}
     arrays = {"p_A": scores.p_A, "p_class": scores.p_class, "time": scores.times, "classes": np.array(classes)}
     write_atomically(folder / "scores.npz", lambda file: np.savez(file, **arrays))
     no_truth = np.full(len(scores.p_A), -1)
@@ -140,11 +162,27 @@ def write_results(folder: Path, name: str, video: Path | None, scores: FrameScor
     if pictures:
         best = max(pictures, key=lambda picture: picture.score)
         write_atomically(folder / "key_frame.jpg", lambda file: file.write(best.jpeg))
+    if args.explain:
+        write_explanation(folder, result["video"], scores, recogniser)
     page = report.page(result, scores, video, pictures, folder, Path(args.ckpt).name)
     for file_name, text in (("events.csv", to_csv(events)), ("events.vtt", to_vtt(events)), ("report.html", page),
                             ("events.json", json.dumps(result, indent=1))):
         write_atomically(folder / file_name, partial(write_text, text=text))
     return result
+
+
+def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser) -> None:
+    from tqdm import tqdm
+
+    import explain
+
+    config = recogniser.model.config
+    segments = explain.driving_segments(scores, config.classes, config.num_frames * recogniser.spacing)
+    text = f"{video}: {explain.segments_text(segments)}"
+    found = json.dumps({"video": video, "contexts": recogniser.words, "segments": segments}, indent=1)
+    for name, content in (("explain.txt", f"{text}\n\n{explain.words_text(recogniser.words)}\n"), ("explain.json", found)):
+        write_atomically(folder / name, partial(write_text, text=content))
+    tqdm.write(text)
 
 
 def write_text(file, text: str) -> None:
@@ -214,7 +252,17 @@ def encoded(videos: dict[str, Path], args, recogniser):
                 continue
             rows = interpolate(features, stride, recogniser.spacing, info["frames"])
             p_A, p_class = score_frames(recogniser, name, rows, info["frames"])
-            yield name, FrameScores(p_A, p_class, info["times"], info["fps"])
+            of_frames = likelihood(args, recogniser, rows, info["frames"])
+            yield name, FrameScores(p_A, p_class, info["times"], info["fps"], of_frames)
+
+
+def likelihood(args, recogniser, rows, num_frames: int) -> np.ndarray | None:
+    """The Selector's likelihood by frame, (N, C), where --explain needs it."""
+    if not args.explain:
+        return None
+    import explain
+
+    return explain.likelihoods(recogniser.model, rows)[np.arange(num_frames) // recogniser.spacing]
 
 
 def write_index(out: Path, results: dict, failed: dict) -> None:
@@ -282,7 +330,8 @@ def predict_features(args, recogniser) -> int:
     for path, name, (rows, others, num_frames, fps) in zip(args.features, names, opened):
         p_A, p_class = score_frames(recogniser, name, rows, num_frames, *others)
         folder = args.out if len(names) == 1 else args.out / name
-        scores = FrameScores(p_A, p_class, np.arange(num_frames) / fps, fps)
+        of_frames = likelihood(args, recogniser, rows, num_frames)
+        scores = FrameScores(p_A, p_class, np.arange(num_frames) / fps, fps, of_frames)
         results[name] = write_results(folder, name, None, scores, recogniser, args, result_settings(args, recogniser, path))
         print(summary(folder, results[name]), flush=True)
     if len(names) > 1:
@@ -314,6 +363,10 @@ def main(argv=None) -> int:
     if args.stride and args.stride < loaded.spacing:
         raise InputError(f"--stride {args.stride}: expected at least {loaded.spacing}, the spacing that {args.ckpt} was "
                          "trained with")
+    if args.explain:
+        import explain
+
+        print(explain.words_text(loaded.words))
     if args.export:
         import export
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 import evaluate
+import openset
 from data import FeatureFolder
 from files import InputError
 from extract_features import input_size, load_encoder
@@ -25,6 +26,7 @@ class Recogniser(NamedTuple):
     spacing: int  # frames from one row of features to the next
     threshold: float
     sha256: str  # of the checkpoint file
+    words: dict | None = None  # near the learned contexts, see explain.nearest_words; None without --explain
 
 
 class Encoder(NamedTuple):
@@ -38,14 +40,15 @@ class Encoder(NamedTuple):
 
 
 def load(args) -> Recogniser:
-    """Of predict.py's options: ckpt, dataset, root, threshold, frames_per_feature, device."""
+    """Of predict.py's options: ckpt, dataset, root, threshold, frames_per_feature, device, clip, classes, explain."""
     asked = SimpleNamespace(dataset=args.dataset, root=args.root, features=None)
     checkpoint, model = evaluate.load_checkpoint(args.ckpt, asked)
     with open(args.ckpt, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     threshold = args.threshold if args.threshold is not None else checkpoint.get("threshold") or 0.5
     spacing = args.frames_per_feature or frames_per_feature(checkpoint)
-    return Recogniser(model.to(args.device).eval(), checkpoint, spacing, threshold, sha256)
+    model, words = openset.prepare(args, checkpoint, model)
+    return Recogniser(model.to(args.device).eval(), checkpoint, spacing, threshold, sha256, words)
 
 
 def frames_per_feature(checkpoint: dict) -> int:

@@ -16,7 +16,7 @@ from test_train import SMALL, write_dataset
 
 HERE = Path(__file__).parent
 WITHOUT_EFFECT = "temporal_model.body.non_local.2.out."  # MTN: a bias right before a batch normalisation has no gradient but noise
-STEPS_20 = ["--epochs", "10"]  # 8 normal and 8 abnormal videos in batches of 8
+STEPS_20 = ["--epochs", "10", "--lr", "1e-4"]  # 8 normal and 8 abnormal videos in batches of 8
 
 
 def arguments(dataset: Path, out: Path, *options: str) -> list[str]:

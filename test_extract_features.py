@@ -631,7 +631,7 @@ def work():
     x = torch.ones(13_000_000)
     for _ in range(6):
         x = x + 1
-work()
+work(), work()  # until the heap is as large as the work needs
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

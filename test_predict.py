@@ -15,6 +15,7 @@ import torch
 import evaluate
 import events
 import predict
+import winograd
 import recogniser
 from anomalyclip import AnomalyCLIP
 from files import InputError
@@ -211,6 +212,7 @@ def test_a_temporal_model_with_features_of_its_own_takes_them_from_a_folder(tmp_
         predict.main([*options, str(write_clip(tmp_path / "v.mp4", 3))])
     predict.main([*options, "--features", str(one / "features" / "test00.npy"), "--temporal-features", str(other / "features")])
     model = AnomalyCLIP.from_checkpoint(tmp_path / "run" / "last.pt")
+    winograd.accelerate(model)  # as predict.py does
     p_A, _ = model.predict(*(np.load(root / "features" / "test00.npy") for root in (one, other)))
     with np.load(tmp_path / "out" / "scores.npz") as found:
         assert np.array_equal(found["p_A"], p_A)

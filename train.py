@@ -257,6 +257,14 @@ def make_prototypes(lists, features, temporal) -> dict:
     return {name: normality_prototype(folder, lists.train) for name, folder in folders.items() if folder}
 
 
+def make_moments(config, lists, features) -> dict | None:
+    """What predict.py --classes needs to normalise new classes; None where there can be none, as contexts are not shared."""
+    from data import normal_moments
+
+    prompts_fit_any_class = config.shared_ctx and config.directions != "direct" or config.directions == "engineered"
+    return normal_moments(features, lists.train) if prompts_fit_any_class and config.likelihood == "projection" else None
+
+
 def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, str]:
     """Trains from the folder's checkpoint or from the start, to the end or a signal.
 
@@ -278,6 +286,8 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
     checkpoint = load_resumed(out / "last.pt", config, extra)
     torch.manual_seed(args.seed)
     prototypes = {} if checkpoint else make_prototypes(*data)
+    moments = checkpoint.get("normal_moments") if checkpoint else make_moments(config, *data[:2])
+    extra = extra | ({"normal_moments": moments} if moments else {})
     model = build_model(config, clip, prototypes).to(device)
     accelerate(model)
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -1,0 +1,174 @@
+"""Classes that were never trained (open set).
+
+A new class has a direction like the trained ones: its prompt, with the contexts that all classes share (or the engineered
+prompt), through CLIP's text tower, minus the normality prototype (Eq. 2). Its projection is batch-normalised (Eq. 4) by
+statistics that stand in for those of a training: see `projection_statistics`. The Temporal model never sees new classes, so p_A
+stays what it was, bit for bit; p_{c|A} is the softmax over trained and new classes.
+
+Shapes: B passes, S segments, F rows of a segment, C trained and n new classes, D feature size, N rows of a video.
+"""
+import textwrap
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import clip_model
+from anomalyclip import AnomalyCLIP, Prediction
+from files import InputError
+
+
+class OpenSetAnomalyCLIP(AnomalyCLIP):
+    """A trained model with classes added behind its own: `predict` gives (N,) and (N, C + n).
+
+    Args:
+        model: The trained model.
+        names: n names of new classes.
+        directions: Their directions, (n, D).
+        mean, var: Of their projections, see `projection_statistics`, (n,); None where likelihoods are cosines.
+    """
+
+    def __init__(self, model: AnomalyCLIP, names: tuple[str, ...], directions: Tensor, mean: Tensor | None, var: Tensor | None):
+        super().__init__(model.config)
+        self.load_trained_state({k: v for k, v in model.trained_state().items() if not k.startswith("prompt_learner.")})
+        self.temporal_model = model.temporal_model  # itself: what computes p_A stays what it is
+        self.config = replace(model.config, classes=model.config.classes + tuple(names))
+        self.register_buffer("new_directions", directions)
+        self.register_buffer("new_mean", mean)
+        self.register_buffer("new_var", var)
+
+    def forward(self, features: Tensor, temporal_features: Tensor | None = None) -> Prediction:
+        prediction = super().forward(features, temporal_features)
+        new = self.select_new(self.recentre(features, self.prototype))  # (B, S, F, n)
+        logits = new * self.logit_scale.exp() if self.config.likelihood == "cosine" else new
+        return prediction._replace(likelihood=torch.cat([prediction.likelihood, new], dim=-1),
+                                   class_logits=torch.cat([prediction.class_logits, logits.float()], dim=-1))
+
+    def select_new(self, x: Tensor) -> Tensor:
+        """As `select`, for the new classes: (B, S, F, n)."""
+        directions = F.normalize(self.new_directions, dim=-1)
+        if self.config.likelihood == "cosine":
+            return (F.normalize(x, dim=-1) @ directions.T).float()
+        lengths = (x @ directions.T).float()
+        return (lengths - self.new_mean) / (self.new_var + self.batch_norm.eps).sqrt()
+
+
+def projection_statistics(model: AnomalyCLIP, moments: dict, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance for the batch normalisation of projections on directions that were never trained, (n,) each.
+
+    The trained classes have running statistics over whole batches, half of which are abnormal videos; of a new class only the
+    projections of normal rows are known. Both are known of the trained classes, and that calibrates: the variance over normal
+    rows is multiplied by the geometric mean of the trained classes' ratios of running variance to variance over normal
+    rows; the mean is shifted by the mean of their shifts, counted in standard deviations over normal rows. So a new class is
+    normalised as an average trained one, whose anomalies took part; what holds for all of them alike is met exactly.
+
+    Args:
+        moments: data.normal_moments of the training features.
+        directions: (n, D), of any length.
+    """
+    def on_normal_rows(directions: Tensor) -> tuple[Tensor, Tensor]:
+        d = F.normalize(directions.double(), dim=-1)
+        centre = moments["sum"] / moments["count"]
+        covariance = moments["outer"] / moments["count"] - torch.outer(centre, centre)
+        return (centre - model.prototype.double()) @ d.T, ((d @ covariance) * d).sum(-1).clamp_min(1e-12)
+
+    mean, var = on_normal_rows(model.directions)  # of the trained classes, (C,)
+    running_mean, running_var = model.batch_norm.running_mean.double(), model.batch_norm.running_var.double()
+    ratio = (running_var.clamp_min(1e-12) / var).log().mean().exp()
+    shift = ((running_mean - mean) / var.sqrt()).mean()
+    mean, var = on_normal_rows(directions)  # of the new ones, (n,)
+    return (mean + shift * var.sqrt()).float(), (ratio * var).float()
+
+
+# ---------------------------------------------------------------- new classes
+
+
+def check_names(ckpt: str, names: tuple[str, ...], trained: tuple[str, ...]) -> None:
+    known = {as_prompted(name): name for name in trained}
+    for name in names:
+        if as_prompted(name) in known:
+            raise InputError(f"--classes {name!r}: is {known[as_prompted(name)]!r}, a trained class of {ckpt}, expected others")
+
+
+def as_prompted(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def are_moments(moments, dim: int) -> bool:
+    try:
+        return moments["count"] > 0 and moments["sum"].shape == (dim,) and moments["outer"].shape == (dim, dim)
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
+def check_open(ckpt: str, checkpoint: dict, model: AnomalyCLIP) -> None:
+    """Whether the checkpoint can have new classes."""
+    config, moments = model.config, checkpoint.get("normal_moments")
+    if config.directions == "direct":
+        raise InputError(f"{ckpt}: --classes needs directions that come from prompts, found --directions direct; train with "
+                         "--shared-ctx and another --directions")
+    if config.directions != "engineered" and not config.shared_ctx:
+        raise InputError(f"{ckpt}: --classes needs contexts that all classes share, found contexts of each class; train with "
+                         "--shared-ctx")
+    if config.likelihood == "projection" and not are_moments(moments, config.feature_dim):
+        raise InputError(f"{ckpt}: --classes needs the moments of the normal features, found none in this checkpoint; train it "
+                         "again with this version")
+
+
+def load_clip(ckpt: str, name: str | None, checkpoint: dict) -> torch.nn.Module:
+    """The CLIP whose text tower the training used: `name`, else as the checkpoint's settings name it."""
+    name, expected = name or checkpoint["settings"].get("clip"), checkpoint.get("clip_sha256")
+    if not (name and expected):
+        raise InputError(f"{ckpt}: --classes and --explain need the CLIP of the training, the checkpoint does not tell which")
+    try:
+        clip = clip_model.load(name)
+    except ValueError as error:
+        raise InputError(f"{ckpt}: --classes and --explain need the CLIP of the training, found none ({error}); give --clip "
+                         "FILE") from None
+    if (found := clip_model.weights_hash(clip)) != expected:
+        raise InputError(f"{name}: is another CLIP than that of {ckpt} (weights_sha256 {found}, expected {expected})")
+    return clip
+
+
+def new_directions(ckpt: str, checkpoint: dict, clip, model: AnomalyCLIP, names: tuple[str, ...]) -> Tensor:
+    """Directions (n, D) of new classes with the contexts and the text projection of the checkpoint."""
+    try:
+        prompted = AnomalyCLIP(replace(model.config, classes=names), clip=clip, tokenize=clip_model.tokenize,
+                               prototype=model.prototype)
+    except (ValueError, RuntimeError) as error:  # a prompt is too long
+        too_long = isinstance(error, RuntimeError) and "too long" in str(error)  # the tokenizer, which repeats the text
+        reason = "found a name of more than 77 tokens, expected a shorter one" if too_long else str(error).splitlines()[0]
+        raise InputError(f"--classes {textwrap.shorten(max(names, key=len), 60)}: {reason}") from None
+    learned = [name for name in ("ctx", "text_projection") if getattr(prompted.prompt_learner, name) is not None]
+    state = {name: checkpoint["model"].get(f"prompt_learner.{name}") for name in learned}
+    if any(value is None or value.shape != getattr(prompted.prompt_learner, name).shape for name, value in state.items()):
+        raise InputError(f"{ckpt}: found no {' and '.join(learned)} that fit this CLIP, expected a checkpoint of train.py")
+    prompted.prompt_learner.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        return prompted.class_directions()
+
+
+def add_classes(ckpt: str, checkpoint: dict, clip, model: AnomalyCLIP, names: tuple[str, ...]) -> OpenSetAnomalyCLIP:
+    directions, statistics = new_directions(ckpt, checkpoint, clip, model, names), (None, None)
+    if model.config.likelihood == "projection":
+        statistics = projection_statistics(model, checkpoint["normal_moments"], directions)
+    return OpenSetAnomalyCLIP(model, names, directions, *statistics).eval()
+
+
+def prepare(args, checkpoint: dict, model: AnomalyCLIP) -> tuple[AnomalyCLIP, dict | None]:
+    """The model with the classes of --classes, and for --explain what `explain.nearest_words` gives, else None.
+
+    Of predict.py's options: ckpt, clip, classes, explain. What is wrong with them shows before CLIP is read.
+    """
+    import explain
+
+    if args.classes:
+        check_open(args.ckpt, checkpoint, model)
+        check_names(args.ckpt, args.classes, model.config.classes)
+    ctx = checkpoint["model"].get("prompt_learner.ctx") if args.explain else None
+    clip = load_clip(args.ckpt, args.clip, checkpoint) if args.classes or ctx is not None else None
+    words = {} if args.explain else None
+    if ctx is not None:
+        words = explain.nearest_words(ctx, clip.token_embedding.weight, model.config.classes)
+    return add_classes(args.ckpt, checkpoint, clip, model, args.classes) if args.classes else model, words
