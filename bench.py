@@ -7,7 +7,7 @@
 
 The packages to compare with are in requirements-peers.txt; a row whose package is missing says so. A figure is the median of
 the rounds, with the smallest and largest in brackets; a ratio is that of the times of the same round, above 1 where we are
-faster. Exit status 1: outputs differ by more than they may, or a row failed. Letters as in anomalyclip.py.
+faster. All keep freed memory (memory.py), which makes the peers faster than they are by themselves. Exit status 1: outputs differ by more than they may, or a row failed. Letters as in anomalyclip.py.
 """
 import argparse
 import platform
@@ -22,6 +22,7 @@ from bench_peers import MissingPeer
 from bench_rows import ROWS
 from bench_tools import Line, pick, spread
 from files import InputError, check_device, run_script, write_atomically
+from memory import keep_freed_memory
 
 
 def markdown(lines: list[Line], args) -> str:
@@ -76,6 +77,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> int:
     """Returns the exit status: 1 if a row failed or gave another output than its peer."""
+    keep_freed_memory()
     args = parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
