@@ -2,6 +2,7 @@
 
 Bit for bit: a run that was stopped or killed, as often as you like, and gone on with gives what an undisturbed one gives.
 """
+import json
 import os
 import re
 import shlex
@@ -203,3 +204,12 @@ def trim_log(log: Path, num_epochs: int) -> None:
     """Keeps the lines of the first epochs: a run may have been stopped between its line and its checkpoint."""
     lines = log.read_bytes().splitlines(keepends=True)[:num_epochs] if log.exists() else []
     write_atomically(log, lambda file: file.writelines(lines))
+
+
+def report(log: Path, record: dict, epochs: int, config) -> None:
+    """One line on the screen, without the losses that weigh nothing, and one in log.jsonl."""
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in record["losses"].items()
+                       if getattr(config, f"lambda_{name}", 1))  # 'total' has no weight of its own
+    print(f"epoch {record['epoch']}/{epochs}  {losses}  lr {record['lr']:.2e}  {record['seconds']:.1f} s", flush=True)
+    with open(log, "a") as file:
+        file.write(json.dumps(record) + "\n")

@@ -10,7 +10,6 @@ Writes OUT/last.pt after every epoch and a line per epoch to OUT/log.jsonl; eval
 it finishes the step, saves, tells how to go on there, and exits with status 130 or 143; a second Ctrl-C stops at once.
 """
 import argparse
-import json
 import math
 import os
 import signal
@@ -23,8 +22,8 @@ from pathlib import Path
 from distributed import any_rank, gather_videos, is_main, local_device, process_group, rank_and_world, same_for_all, split_model
 from files import InputError, check_device, run_script
 from memory import keep_freed_memory
-from runs import (NOT_BEGUN, RestOfEpoch, load_resumed, lock_folder, remove_temporary_files, restore, resume_command, save,
-                  stop_signals, survive_one_signal, trim_log)
+from runs import (NOT_BEGUN, RestOfEpoch, load_resumed, lock_folder, remove_temporary_files, report, restore, resume_command,
+                  save, stop_signals, survive_one_signal, trim_log)
 
 PRESETS = {  # what differs from the config's defaults, which are those of UCF-Crime (App. A and B)
     "shanghaitech": {"depth": 2, "temporal_input": "both", "lr": 5e-4, "epochs": 100},
@@ -227,15 +226,6 @@ def mean_losses(done: dict) -> dict[str, float]:
     return means
 
 
-def report(log: Path, record: dict, epochs: int, config) -> None:
-    """One line on the screen, without the losses that weigh nothing, and one in log.jsonl."""
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in record["losses"].items()
-                       if getattr(config, f"lambda_{name}", 1))  # 'total' has no weight of its own
-    print(f"epoch {record['epoch']}/{epochs}  {losses}  lr {record['lr']:.2e}  {record['seconds']:.1f} s", flush=True)
-    with open(log, "a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
 def make_loader(args, config, lists, features, temporal, device: str):
     import torch
 
@@ -257,14 +247,6 @@ def make_prototypes(lists, features, temporal) -> dict:
     return {name: normality_prototype(folder, lists.train) for name, folder in folders.items() if folder}
 
 
-def make_moments(config, lists, features) -> dict | None:
-    """What predict.py --classes needs to normalise new classes; None where there can be none, as contexts are not shared."""
-    from data import normal_moments
-
-    prompts_fit_any_class = config.shared_ctx and config.directions != "direct" or config.directions == "engineered"
-    return normal_moments(features, lists.train) if prompts_fit_any_class and config.likelihood == "projection" else None
-
-
 def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, str]:
     """Trains from the folder's checkpoint or from the start, to the end or a signal.
 
@@ -277,6 +259,7 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
     """
     import torch
 
+    from openset import make_moments
     from scoring import alarm_threshold
     from winograd import accelerate
 
