@@ -61,13 +61,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     add = parser.add_argument
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table (default: all)")
     add("--quick", action="store_true", help="small models and inputs: a check that every row runs and agrees")
-    add("--rounds", type=int, help="rounds of every comparison (default: 5, 2 with --quick)")
+    add("--rounds", type=int, help="rounds of every comparison (default: 5, 1 with --quick)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     add("--threads", type=int, help="threads of torch, for all alike (default: as torch chooses)")
     add("--markdown", help="write the table into this file as well")
     add("--growth", metavar="FOLDER", help="instead measure growth: FOLDER/growth.md and FOLDER/growth.png")
     args = parser.parse_args(argv)
-    args.rounds = pick(args, 2, 5) if args.rounds is None else args.rounds
+    args.rounds = pick(args, 1, 5) if args.rounds is None else args.rounds
     for name in ("rounds", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise InputError(f"--{name} {value}: expected at least 1")
