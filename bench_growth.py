@@ -7,7 +7,6 @@ import math
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 import winograd
+from annotations import Video
 from bench_rows import SMALL, VIT_B16, evaluate_ours, make_step, random_clip, random_scores, write_features
 from bench_tools import gib, in_subprocess, peak_memory, take_turns
 from files import write_atomically
@@ -43,10 +43,14 @@ def small_model(device: str, **settings):
     return model
 
 
+def write_one(folder: str, count: int, dim: int) -> None:
+    write_features(Path(folder), [count], dim, np.float16)
+
+
 def frames_work(count: int, quick: bool, device: str, folder: Path):
     model = small_model(device, embed_dim=32).eval()
-    videos = write_features(folder, [count], model.config.feature_dim, np.float16)
-    videos = [replace(videos[0], label=0, intervals=((count // 4, count // 2),))]
+    in_subprocess("bench_growth", "write_one", str(folder), count, model.config.feature_dim)  # its memory is not the evaluation's
+    videos = [Video("0", 0, ((count // 4, count // 2),), count)]
     return lambda: evaluate_ours(model, videos, folder)
 
 
@@ -131,7 +135,10 @@ def draw(path: Path, curves: dict[str, list]) -> None:
         column[0].set(title=name, ylabel="seconds")
         column[0].legend(frameon=False)
         column[1].semilogx(sizes, memory / 2**30, "o-")
-        column[1].set(xlabel=name, ylabel="peak memory of the process, GiB", ylim=(0, None))
+        column[1].set(xlabel=name, ylabel="peak memory of the process, GiB", ylim=(0, 1.1 * memory.max() / 2**30))
+        for axis in column:
+            axis.set_xticks(sizes, [f"{n:,.0f}" if n < 1e4 else f"{n / 1e3:,.0f}k" for n in sizes], fontsize=8)
+            axis.minorticks_off()
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=80))
     plt.close(figure)
 
@@ -146,7 +153,7 @@ def run(args) -> int:
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     from bench import machine
 
-    text = f"{machine(args)}\n\n{markdown(curves)}"
+    text = f"# Growth of time and memory\n\n![the curves](growth.png)\n\n{machine(args)}\n\n{markdown(curves)}"
     write_atomically(folder / "growth.md", lambda file: file.write(text.encode()))
     draw(folder / "growth.png", curves)
     print(text)

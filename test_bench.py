@@ -185,7 +185,7 @@ def test_growth_writes_a_table_and_a_picture(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench_growth, "in_subprocess", lambda module, function, curve, count, *rest: (count / 1e3, 2**30))
     assert bench.main(["--growth", str(tmp_path), "--device", "cpu"]) == 0
     table = (tmp_path / "growth.md").read_text()
-    assert "| frames | 1,000 | 3,000 |" in table and table.count("The time grows linear from") == 4
+    assert "](growth.png)" in table and "| frames | 1,000 | 3,000 |" in table and table.count("The time grows linear from") == 4
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
