@@ -1,10 +1,9 @@
-"""Tests of data.py and synthetic.py."""
+"""Tests of data.py."""
 
 import json
 import os
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ import torch
 
 import data
 import files
-import synthetic
-from annotations import Video, frame_labels, load_lists
+from annotations import Video, load_lists
 from data import BalancedBatches, FeatureFolder, SegmentDataset, check_features, matching_rows, normality_prototype, training_rows
 from files import InputError
 
@@ -497,37 +495,3 @@ def test_a_batch_must_have_two_halves(batch_size):
 def test_batches_need_both_kinds(label):
     with pytest.raises(ValueError, match="got only one kind"):
         BalancedBatches([label] * 5, 2, seed=0)
-
-
-# ---------------------------------------------------------------- synthetic data
-
-
-def test_demo_needs_its_directions_to_be_solved(tmp_path):
-    from sklearn.metrics import roc_auc_score
-    directions = synthetic.write_demo(tmp_path / "a", seed=1)
-    lists, features = load_lists("custom", tmp_path / "a"), FeatureFolder(tmp_path / "a")
-    check_features(features, lists.train + lists.test)
-    assert features.encoder["encoder"] == "synthetic" and features.dim == 64 and len(lists.classes) == 4
-    assert Counter(v.label for v in lists.train) == {-1: 48, 0: 12, 1: 12, 2: 12, 3: 12}
-    assert Counter(v.label for v in lists.test) == {-1: 16, 0: 6, 1: 6, 2: 6, 3: 6}
-    frames = [np.asarray(features.open(v.name), np.float64)[:, 0] for v in lists.test]
-    assert all(300 <= len(x) == features.num_frames(v.name) <= 1200 for x, v in zip(frames, lists.test))
-    assert sum(path.stat().st_size for path in tmp_path.rglob("*.npy")) < 80e6
-    labels = np.concatenate([frame_labels(v, len(x)) for v, x in zip(lists.test, frames)])
-    centred = np.concatenate(frames) - normality_prototype(features, lists.train).numpy()
-    projections = centred @ directions.T
-    assert roc_auc_score(labels >= 0, projections.max(axis=1)) > 0.95
-    assert all(roc_auc_score(labels == label, projections[:, label]) > 0.95 for label in range(4))
-    assert roc_auc_score(labels >= 0, np.linalg.norm(centred, axis=1)) < 0.8
-    for x in frames:  # normal videos change as suddenly as abnormal ones: 5.6 or more, 4.0 or less without distractors
-        means = np.stack([x[i:i + 12].mean(axis=0) for i in range(len(x) - 12)])
-        assert np.linalg.norm(means[24:] - means[:-24], axis=1).max() > 5
-
-
-def test_demo_is_the_same_for_the_same_seed(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "DEMO_COUNTS", {"train": (2, 1), "test": (1, 1)})
-    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
-        synthetic.write_demo(tmp_path / folder, seed=seed)
-    contents = [{path.relative_to(tmp_path / folder): path.read_bytes()
-                 for path in (tmp_path / folder).rglob("*") if path.is_file()} for folder in "abc"]
-    assert contents[0] == contents[1] != contents[2]

@@ -77,7 +77,7 @@ def call_script(module: str, argv: list[str], write_seconds: float) -> None:
 def start():
     """Starts a script in a child process that is forked from one with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_faults", "torch._dynamo", "extract_features", "annotations", "synthetic", "anomalyclip"])
+    context.set_forkserver_preload(["test_faults", "torch._dynamo", "extract_features", "annotations", "anomalyclip"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(HERE))  # the server of Python 3.11 does not look into sys.path
         forkserver.ensure_running()

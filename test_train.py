@@ -301,13 +301,6 @@ def test_a_log_cut_off_before_its_checkpoint_is_trimmed(tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == ""
 
 
-def test_the_demo_leaves_other_peoples_folders_alone(tmp_path):
-    (tmp_path / "train.txt").write_text("mine")
-    with pytest.raises(InputError, match="found files of somebody else, expected a new folder"):
-        train.main(["--dataset", "demo", "--root", str(tmp_path), "--out", str(tmp_path / "run")])
-    assert (tmp_path / "train.txt").read_text() == "mine"
-
-
 def test_the_stored_threshold_keeps_the_normal_training_videos_quiet(trained, dataset):
     checkpoint = torch.load(trained, weights_only=True)
     model = AnomalyCLIP.from_checkpoint(trained)

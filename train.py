@@ -1,6 +1,6 @@
 """Trains AnomalyCLIP on per-frame features of videos that carry one label each.
 
-    python train.py --dataset demo                                   # synthetic features, half a minute, no files needed
+    python train.py --dataset demo                                   # rendered videos, three minutes, no files needed
     python train.py --dataset ucfcrime --root data/UCFCrime          # or shanghaitech, xdviolence
     python train.py --dataset custom --root data/mine --features features/mine --directions direct
     python train.py ... --out runs/x --resume                        # go on where runs/x/last.pt stopped
@@ -30,8 +30,8 @@ PRESETS = {  # what differs from the config's defaults, which are those of UCF-C
     "ucfcrime": {"lr": 1e-5, "epochs": 50},
     "xdviolence": {"embed_dim": 128, "lr": 5e-6, "epochs": 50},
     "custom": {"lr": 5e-4, "epochs": 100},  # as ShanghaiTech, the smallest of the three
-    "demo": {"lr": 2e-3, "epochs": 40, "batch_size": 32, "num_segments": 16, "num_frames": 8, "embed_dim": 32,
-             "directions": "direct", "evaluate": True, "root": "runs/demo-data"},
+    "demo": {"lr": 1e-3, "epochs": 15, "batch_size": 32, "num_frames": 2, "embed_dim": 32, "evaluate": True,
+             "root": "runs/demo-data"},
 }
 SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
 
@@ -66,6 +66,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.out = args.out or f"runs/{args.dataset}"
+    args.clip = args.clip or (str(Path(args.root, "clip.pt")) if args.dataset == "demo" else "ViT-B/16")
     args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun has started us anew
     check_args(args)
     return args
@@ -76,7 +77,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     from anomalyclip import AnomalyCLIPConfig
 
     add = parser.add_argument_group("model").add_argument
-    add("--clip", default="ViT-B/16", help="CLIP whose text tower gives the directions: a name or a file (default: ViT-B/16)")
+    add("--clip", help="CLIP whose text tower gives the directions: a name or a file (default: ViT-B/16; demo: its own)")
     weights = []
     for f in fields(AnomalyCLIPConfig):
         if f.name in SHAPE:
@@ -310,11 +311,11 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
 def prepare(args) -> tuple:
     """Config, data, CLIP and what else the checkpoint holds: everything that can be wrong with the input shows here."""
     from annotations import load_lists  # only now: bad arguments are told at once
-    from synthetic import write_demo
 
     if args.dataset == "demo":
-        same_for_all(lambda: write_demo(args.root) if is_main() else None)
-        print(f"demo: synthetic features with planted directions, not real video, in {args.root}")
+        from demo.dataset import write_dataset
+
+        same_for_all(lambda: is_main() and write_dataset(args.root, args.clip, local_device(check_device(args.device))))
     lists = load_lists("custom" if args.dataset == "demo" else args.dataset, args.root, args.classes_csv)
     features, temporal = open_features(args, lists.train + lists.test)
     config = make_config(args, lists.classes, features.dim, temporal and temporal.dim)
@@ -340,11 +341,15 @@ def main(argv=None) -> int | None:
         return 128 + number
     if not is_main():
         return None
-    if args.evaluate:
-        import evaluate
+    if not args.evaluate:
+        print(f"next: python evaluate.py --ckpt {last}")
+        return None
+    import evaluate
 
-        return evaluate.main(["--ckpt", str(last), "--device", device])
-    print(f"next: python evaluate.py --ckpt {last}")
+    evaluate.main(["--ckpt", str(last), "--device", device])
+    if args.dataset == "demo":
+        video = next(video for video in prepared[1][0].test if video.label >= 0)
+        print(f"next: python predict.py --ckpt {last} --clip {args.clip} {args.root}/{video.name}.mp4 --out {args.out}/report")
 
 
 if __name__ == "__main__":
