@@ -49,6 +49,7 @@ def process_group(device: str, timeout=None):
                             world_size=world_size)
     try:
         yield
+        dist.barrier()  # DistributedDataParallel keeps gloo's threads alive; one that frees a tensor while Python ends aborts it
     finally:
         dist.destroy_process_group()
 

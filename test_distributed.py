@@ -1,5 +1,6 @@
 """Tests of training by several processes: torchrun with two gloo processes against one process."""
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,26 @@ def assert_close(found: dict, expected: dict) -> None:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+LEAVING = """
+import time
+from distributed import is_main, process_group
+with process_group("cpu"):
+    if is_main():
+        time.sleep(1)
+        print("last:", time.monotonic(), flush=True)
+print("left:", time.monotonic(), flush=True)
+"""
+
+
+def test_all_processes_leave_the_group_together(tmp_path, monkeypatch):
+    """One that ended right after its last exchange could be aborted by a thread of gloo that still frees a tensor."""
+    (tmp_path / "script.py").write_text(LEAVING)
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    printed = torchrun(str(tmp_path / "script.py")).communicate(timeout=300)[0]
+    last, left = ([float(x) for x in re.findall(rf"{word}: (\S+)", printed)] for word in ("last", "left"))
+    assert len(left) == 2 and min(left) >= last[0], printed
 
 
 @pytest.mark.parametrize("options", [
