@@ -176,7 +176,7 @@ def assert_same_training(out: Path, expected: Path) -> None:
 @needs_posix
 def test_training_that_is_killed_30_times_ends_with_the_weights_of_an_undisturbed_one(dataset, tmp_path, start):
     def begin(out):
-        return start("train", train_options(dataset, out, "--epochs", "24", "--resume"))
+        return start("train", train_options(dataset, out, "--epochs", "24", "--resume"), write_seconds=0.02)
 
     assert finish(begin(tmp_path / "whole")) == 0
     folders = (tmp_path / str(i) for i in range(1000))
