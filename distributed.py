@@ -49,7 +49,7 @@ def process_group(device: str, timeout=None):
                             world_size=world_size)
     try:
         yield
-        dist.barrier()  # DistributedDataParallel keeps gloo's threads alive; one that frees a tensor while Python ends aborts it
+        wait_for_all()  # gloo's threads outlive DistributedDataParallel and abort a Python that ends while they free a tensor
     finally:
         dist.destroy_process_group()
 

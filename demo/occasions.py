@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from demo import actors as a
 from demo.actors import CENTRE, COLOURS, Overlay, Person, Thing, random_look, vary, wave
-from demo.events import fact, free_x, goes, part_of, seeds_for, spot, stays
+from demo.events import fact, free_x, goes, part_of, seeds_for, spot, stays, when
 
 BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple")
 
@@ -19,7 +19,7 @@ def bright(rng):
 
 def worker(rng, script, action):
     look = random_look(rng, shirt=vary(rng, COLOURS["orange"]), colour="orange", skirt=False)
-    return Person(look, script, lambda t: ("worker", "", action))
+    return Person(look, script, when(script, ("worker", "", action)))
 
 
 def stall(x, y, h, awning, goods):
@@ -47,10 +47,10 @@ def market(scene, rng, length):
         x, y = free_x(scene, rng, 30, 162), scene.ground[0] + rng.uniform(6, 20)
         h, looks = scene.size(y), [random_look(rng) for _ in range(2)]
         found.append(stall(x, y, h, bright(rng), [(rng.random(), bright(rng)) for _ in range(8)]))
-        found.append(Person(looks[0], stays(x + rng.uniform(-0.2, 0.2) * h, y - 2, h, 1, a.stand),
-                            lambda t, look=looks[0]: fact(look, "selling things")))
-        found.append(Person(looks[1], stays(x + rng.uniform(-0.5, 0.5) * h, y + 6, h, int(rng.choice((-1, 1))), a.reach),
-                            lambda t, look=looks[1]: fact(look, "buying things")))
+        sells = stays(x + rng.uniform(-0.2, 0.2) * h, y - 2, h, 1, a.stand)
+        buys = stays(x + rng.uniform(-0.5, 0.5) * h, y + 6, h, int(rng.choice((-1, 1))), a.reach)
+        for look, script, action in zip(looks, (sells, buys), ("selling things", "buying things")):
+            found.append(Person(look, script, when(script, fact(look, action))))
     return found
 
 
@@ -96,8 +96,7 @@ def parade(scene, rng, length):
                 pen.line((hand, py - 0.55 * h, hand, top), fill=(190, 180, 160), width=2)
                 pen.polygon([(hand, top), (hand - facing * (0.5 + 0.06 * wave(t)) * h, top + 0.08 * h),
                              (hand - facing * 0.48 * h, top + 0.36 * h), (hand, top + 0.32 * h)], fill=colour)
-        found += [Person(look, script, lambda t, look=look, script=script: script(t) and fact(look, "marching")),
-                  Overlay(y + 0.1, flag)]
+        found += [Person(look, script, when(script, fact(look, "marching"))), Overlay(y + 0.1, flag)]
     return found
 
 
@@ -118,7 +117,7 @@ def football(scene, rng, length):
         def script(t, rate=rate, phase=phase, foot=foot):
             facing = 1 if wave(rate * t + phase + 0.25) > 0 else -1
             return CENTRE + 72 * wave(rate * t + phase), foot, scene.size(foot), facing, a.run(1.3 * t + phase)
-        found.append(Person(look, script, lambda t, look=look: fact(look, "playing football")))
+        found.append(Person(look, script, when(script, fact(look, "playing football"))))
     return found
 
 
@@ -131,7 +130,7 @@ def delivery(scene, rng, length):
 
     def lift(t):
         return a.bend(t) if wave(rate * t) > 0 else a.Pose(0.1, (0.1, -0.1), (0, 0), (1.2, 1.3), (0.4, 0.3))
-    people = [worker(rng, stays(x + side * 0.95 * h, y + 1, h, -side, lift, start=0), "moving boxes") for side in (-1, 1)]
+    people = [worker(rng, stays(x + side * 0.95 * h, y + 1, h, -side, lift), "moving boxes") for side in (-1, 1)]
     return [*boxes, *people]
 
 
@@ -153,7 +152,7 @@ def barbecue(scene, rng, length):
     for k, dx in enumerate((-0.6, 0.65, 1.0, -1.0)[:int(rng.integers(2, 5))]):
         look = random_look(rng)
         script = stays(x + dx * h, y + (1, 2, -5, -6)[k], h, -1 if dx > 0 else 1, a.reach if k == 0 else a.stand)
-        found.append(Person(look, script, lambda t, look=look, k=k: fact(look, "grilling" if k == 0 else "waiting for food")))
+        found.append(Person(look, script, when(script, fact(look, "grilling" if k == 0 else "waiting for food"))))
     return found
 
 
@@ -172,7 +171,7 @@ def party(scene, rng, length):
     for k in range(int(rng.integers(4, 7))):
         (x, y, h), look, rate = spot(scene, rng, 6), random_look(rng), rng.uniform(0.8, 1.3)
         script = stays(x, y, h, int(rng.choice((-1, 1))), a.dance, rate)
-        found.append(Person(look, script, lambda t, look=look: fact(look, "dancing")))
+        found.append(Person(look, script, when(script, fact(look, "dancing"))))
     return found
 
 

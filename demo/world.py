@@ -264,9 +264,14 @@ def is_seen(actor, t):
     return min(state[0] + half, CANVAS) - max(state[0] - half, 0) > 2 * half / 3
 
 
+def words_on(actor, t):
+    """Its words while it is seen."""
+    return actor.words(t) if is_seen(actor, t) else None
+
+
 def hosts_seen(video, i):
     """Indices of two or more actors of the occasion, none where it is not seen."""
-    seen = {k for k in video.hosts if video.actors[k].words(i / FPS) and is_seen(video.actors[k], i / FPS)}
+    seen = {k for k in video.hosts if words_on(video.actors[k], i / FPS)}
     return seen if len(seen) > 1 else set()
 
 
@@ -274,8 +279,7 @@ def facts_of(video, i):
     """Facts on what is in frame i, with the actors' indices, grouped by subject and action."""
     groups = {}
     for k, actor in enumerate(video.actors):
-        words = actor.words(i / FPS) if is_seen(actor, i / FPS) else None
-        if words:
+        if words := words_on(actor, i / FPS):
             subject, attribute, action = words
             groups.setdefault((subject, action), {})[k] = words
     return list(groups.values())
