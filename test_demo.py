@@ -3,6 +3,8 @@ import dataclasses
 import json
 import math
 import re
+import shlex
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import av
@@ -401,9 +403,9 @@ def test_a_failed_extraction_is_told(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The README's first command."""
+    """The README's first command: its folder, with what it printed in printed.txt."""
     folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with pytest.MonkeyPatch.context() as monkeypatch, (folder / "printed.txt").open("w") as file, redirect_stdout(file):
         monkeypatch.chdir(folder)
         train.main(["--dataset", "demo", "--device", "cpu"])
     return folder
@@ -428,6 +430,10 @@ def test_the_demo_ends_with_a_command_that_works(demo, capfd, monkeypatch):
     monkeypatch.chdir(demo)
     train.main(["--dataset", "demo", "--device", "cpu", "--resume", "--no-evaluate"])  # nothing is done twice
     assert "309 were there" in capfd.readouterr().out
-    predict.main(["--ckpt", "runs/demo/last.pt", "--clip", "runs/demo-data/clip.pt", "runs/demo-data/Fire/test028.mp4",
-                  "--out", "runs/demo/report", "--device", "cpu"])
-    assert b"Fire" in (demo / "runs/demo/report/report.html").read_bytes()
+    command = shlex.split((demo / "printed.txt").read_text().splitlines()[-1])
+    assert command[:3] == ["next:", "python", "predict.py"]
+    predict.main([*command[3:], "--device", "cpu"])
+    video = Path(next(word for word in command if word.endswith(".mp4")))
+    events = json.loads((demo / "runs/demo/report/events.json").read_text())["events"]
+    assert any(event["class"] == video.parent.name for event in events)
+    assert video.stem.encode() in (demo / "runs/demo/report/report.html").read_bytes()

@@ -326,6 +326,14 @@ def prepare(args) -> tuple:
     return config, (lists, features, temporal), clip, extra
 
 
+def surest(path: Path, videos) -> str:
+    """Name of the abnormal video with the highest p_A in evaluate.py's file of scores, whose report has something to show."""
+    import numpy as np
+
+    with np.load(path) as scores:
+        return max((v.name for v in videos if v.label >= 0), key=lambda name: scores[f"{name}.p_A"].max())
+
+
 def main(argv=None) -> int | None:
     """Returns the exit status: 128 and the signal that stopped the training, if one did."""
     keep_freed_memory()
@@ -348,8 +356,8 @@ def main(argv=None) -> int | None:
 
     evaluate.main(["--ckpt", str(last), "--device", device])
     if args.dataset == "demo":
-        video = next(video for video in prepared[1][0].test if video.label >= 0)
-        print(f"next: python predict.py --ckpt {last} --clip {args.clip} {args.root}/{video.name}.mp4 --out {args.out}/report")
+        video = surest(Path(args.out, "eval", "scores.npz"), prepared[1][0].test)
+        print(f"next: python predict.py --ckpt {last} --clip {args.clip} {args.root}/{video}.mp4 --out {args.out}/report")
 
 
 if __name__ == "__main__":
