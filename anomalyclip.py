@@ -201,10 +201,10 @@ class AxisTransformer(nn.Module):
 class NonLocal(nn.Module):
     """Non-local block over time with dot products and a zero-initialised residual, as in RTFM."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, norm: Callable[[int], nn.Module] = nn.BatchNorm1d):
         super().__init__()
         self.theta, self.phi, self.g = (nn.Conv1d(dim, dim // 2, 1) for _ in range(3))
-        self.out = nn.Sequential(nn.Conv1d(dim // 2, dim, 1), nn.BatchNorm1d(dim))
+        self.out = nn.Sequential(nn.Conv1d(dim // 2, dim, 1), norm(dim))
         nn.init.zeros_(self.out[1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -215,13 +215,12 @@ class NonLocal(nn.Module):
 class MTN(nn.Module):
     """RTFM's multi-scale temporal network along the segments' mean embeddings."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, width: int, norm: Callable[[int], nn.Module] = nn.BatchNorm1d):
         super().__init__()
         self.scales = nn.ModuleList(
-            nn.Sequential(nn.Conv1d(dim, dim // 4, 3, padding=d, dilation=d), nn.ReLU(), nn.BatchNorm1d(dim // 4))
-            for d in (1, 2, 4))
-        self.non_local = nn.Sequential(nn.Conv1d(dim, dim // 4, 1, bias=False), nn.ReLU(), NonLocal(dim // 4))
-        self.fuse = nn.Sequential(nn.Conv1d(dim, dim, 3, padding=1, bias=False), nn.ReLU(), nn.BatchNorm1d(dim))
+            nn.Sequential(nn.Conv1d(dim, width, 3, padding=d, dilation=d), nn.ReLU(), norm(width)) for d in (1, 2, 4))
+        self.non_local = nn.Sequential(nn.Conv1d(dim, width, 1, bias=False), nn.ReLU(), NonLocal(width, norm))
+        self.fuse = nn.Sequential(nn.Conv1d(4 * width, dim, 3, padding=1, bias=False), nn.ReLU(), norm(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         t = x.mean(dim=2).transpose(1, 2)  # (B, E, S)
@@ -241,7 +240,7 @@ def temporal_body(config: AnomalyCLIPConfig) -> nn.Module:
     if config.temporal == "long":
         return AxisTransformer(E, length=S, long=True, **attention)
     if config.temporal == "mtn":
-        return MTN(E)
+        return MTN(E, E // 4)
     return nn.Sequential(nn.ReLU(), nn.Linear(E, E), nn.ReLU())  # with projection and head a 3-layer MLP
 
 
@@ -370,7 +369,119 @@ class Prediction(NamedTuple):
         return Prediction(*(None if t is None else t[part] for t in self))
 
 
-class AnomalyCLIP(nn.Module):
+class VideoModel(nn.Module):
+    """Inference over whole videos and checkpoints, for any model with NAME, config, and these parts of Prediction.
+
+    Its buffer `directions`, if it has one, is finished by `finish_directions`, once the training ends.
+    """
+
+    def train(self, mode: bool = True) -> "VideoModel":
+        """As in PyTorch; leaving training mode also computes the directions once, for all that follows."""
+        super().train(mode)
+        if not mode:
+            self.finish_directions()
+        return self
+
+    @torch.inference_mode()
+    def predict(self, features, temporal_features=None, *, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities for a whole video of any length (Sec. 3.3 and 4.1).
+
+        The video, repeated from its start up to a multiple of S * F rows, is cut into S blocks of J * F rows; pass j
+        sees the j-th F rows of every block. Rows are read pass by pass, so that a memory-mapped file stays on disk.
+
+        Args:
+            features: (N, D), or (N, crops, D), over whose crops the probabilities are averaged; a tensor, an array, or
+                anything with a length that takes an index array.
+            temporal_features: The same for the Temporal model's own features, row for row.
+            batch_size: Passes per forward call; bounds the memory.
+        Returns:
+            p_A, (N,): probability that a row is anomalous; p_class, (N, C): that it shows an anomaly of each class.
+        Raises:
+            ValueError: If there are no rows, or no directions yet.
+        """
+        if not self.training:
+            return self.predict_passes(features, temporal_features, batch_size)
+        self.eval()
+        try:
+            return self.predict_passes(features, temporal_features, batch_size)
+        finally:
+            self.train()
+
+    def predict_passes(self, features, temporal_features, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        if (num_rows := len(features)) == 0:
+            raise ValueError("features hold no rows")
+        if hasattr(self, "directions") and not self.directions.any():
+            raise ValueError("the model has no directions yet: give it CLIP, or load a checkpoint")
+        p_A = np.empty(num_rows, np.float32)
+        p_class = np.empty((num_rows, len(self.config.classes)), np.float32)
+        for rows in inference_rows(num_rows, self.config.num_segments, self.config.num_frames, batch_size):
+            segments = [self.read_rows(source, rows % num_rows) for source in (features, temporal_features)
+                        if source is not None]
+            kept = rows < num_rows  # the rest is padding
+            score, per_class = self.probabilities(*segments)
+            p_A[rows[kept]] = score[kept]
+            p_class[rows[kept]] = per_class[kept]
+        return p_A, p_class
+
+    def read_rows(self, source, rows: np.ndarray) -> Tensor:
+        """Rows (J, S, F) of a video -> (crops, J, S, F, D) float32 on the model's device."""
+        index = rows.reshape(-1)
+        x = torch.as_tensor(source[torch.from_numpy(index)] if isinstance(source, Tensor) else np.asarray(source[index]))
+        x = x.to(self.prototype.device, torch.float32).reshape(*rows.shape, -1, x.shape[-1])  # (J, S, F, crops, D)
+        return x.movedim(3, 0)
+
+    def probabilities(self, *segments: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """p_A (J, S, F) and p_{A,c} (J, S, F, C) of one or two kinds of features (crops, J, S, F, D), means over crops."""
+        num_crops, num_passes = max(len(x) for x in segments), segments[0].shape[1]
+        prediction = self(*(x.expand(num_crops, *x.shape[1:]).flatten(0, 1) for x in segments))
+        p_A = prediction.anomaly_logits.sigmoid()
+        p_class = p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
+        return tuple(p.unflatten(0, (-1, num_passes)).mean(0).cpu().numpy() for p in (p_A, p_class))
+
+    # -- checkpoints: tensors and plain values only --
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Parameters, buffers and the finished directions, without CLIP's frozen text tower."""
+        self.finish_directions()
+        return {k: v.cpu().clone() for k, v in self.state_dict().items() if ".text_tower." not in k}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Loads what `trained_state` gave; without CLIP the prompts are left out, their directions are finished.
+
+        Raises:
+            ValueError: If the state is not one of a model with this config.
+        """
+        if getattr(self, "prompt_learner", None) is None:
+            state = {k: v for k, v in state.items() if not k.startswith("prompt_learner.")}
+        own = {k: v.shape for k, v in self.state_dict().items() if ".text_tower." not in k}
+        found = {k: getattr(v, "shape", None) for k, v in state.items()}
+        if own != found:
+            differ = sorted(k for k in own.keys() | found.keys() if own.get(k) != found.get(k))
+            raise ValueError(f"state does not fit the model at {' '.join(differ[0].split())}: found {found.get(differ[0], 'nothing')}, "
+                             f"expected {own.get(differ[0], 'nothing')} ({len(differ)} such)")
+        self.load_state_dict(state, strict=False)
+
+    def checkpoint(self) -> dict:
+        """The model as a plain dict; `from_checkpoint` reads it, and training adds its own entries."""
+        return {"format": CHECKPOINT_FORMAT, "system": self.NAME, "config": self.config.to_plain(),
+                "model": self.trained_state()}
+
+    @classmethod
+    def from_checkpoint(cls, path, device="cpu") -> "VideoModel":
+        """A model ready for `predict`, from a file that train.py wrote; needs no CLIP. Raises as `read_checkpoint`."""
+        return cls.from_dict(read_checkpoint(path)).to(device).eval()
+
+    @classmethod
+    def from_dict(cls, checkpoint: dict) -> "VideoModel":
+        try:
+            model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
+        except TypeError as error:
+            raise ValueError(f"the checkpoint's config is not one of this version: {' '.join(str(error).split())}") from None
+        model.load_trained_state(checkpoint["model"])
+        return model
+
+
+class AnomalyCLIP(VideoModel):
     """Selector and Temporal model with their losses and the inference over whole videos.
 
     Args:
@@ -381,6 +492,8 @@ class AnomalyCLIP(nn.Module):
         prototype: Normality prototype m (Eq. 1), (D,): mean feature of all frames of normal training videos.
         temporal_prototype: The same for the Temporal model's own features, if it has any.
     """
+
+    NAME = "anomalyclip"
 
     def __init__(self, config: AnomalyCLIPConfig, *, clip: nn.Module | None = None,
                  tokenize: Callable[[list[str]], Tensor] | None = None, prototype: Tensor | None = None,
@@ -516,128 +629,15 @@ class AnomalyCLIP(nn.Module):
             return p_A.flatten().diff().square().sum()
         return p_A.diff(dim=1).square().sum(dim=1).mean()
 
-    # -- inference --
-
-    def train(self, mode: bool = True) -> "AnomalyCLIP":
-        """As in PyTorch; leaving training mode also computes the directions once, for all that follows."""
-        super().train(mode)
-        if not mode:
-            self.finish_directions()
-        return self
-
     @torch.no_grad()
     def finish_directions(self) -> None:
         if self.free_directions is not None or self.prompt_learner is not None:
             self.directions.copy_(self.class_directions())
 
-    @torch.inference_mode()
-    def predict(self, features, temporal_features=None, *, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities for a whole video of any length (Sec. 3.3 and 4.1).
-
-        The video, repeated from its start up to a multiple of S * F rows, is cut into S blocks of J * F rows; pass j
-        sees the j-th F rows of every block. Rows are read pass by pass, so that a memory-mapped file stays on disk.
-
-        Args:
-            features: (N, D), or (N, crops, D), over whose crops the probabilities are averaged; a tensor, an array, or
-                anything with a length that takes an index array.
-            temporal_features: The same for the Temporal model's own features, row for row.
-            batch_size: Passes per forward call; bounds the memory.
-        Returns:
-            p_A, (N,): probability that a row is anomalous; p_class, (N, C): that it shows an anomaly of each class.
-        Raises:
-            ValueError: If there are no rows, or no directions yet.
-        """
-        was_training = self.training
-        if was_training:
-            self.eval()
-        try:
-            return self.predict_passes(features, temporal_features, batch_size)
-        finally:
-            self.train(was_training)
-
-    def predict_passes(self, features, temporal_features, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        if (num_rows := len(features)) == 0:
-            raise ValueError("features hold no rows")
-        if not self.directions.any():
-            raise ValueError("the model has no directions yet: give it CLIP, or load a checkpoint")
-        p_A = np.empty(num_rows, np.float32)
-        p_class = np.empty((num_rows, len(self.config.classes)), np.float32)
-        for rows in inference_rows(num_rows, self.config.num_segments, self.config.num_frames, batch_size):
-            segments = [self.read_rows(source, rows % num_rows) for source in (features, temporal_features)
-                        if source is not None]
-            kept = rows < num_rows  # the rest is padding
-            score, per_class = self.probabilities(*segments)
-            p_A[rows[kept]] = score[kept]
-            p_class[rows[kept]] = per_class[kept]
-        return p_A, p_class
-
-    def read_rows(self, source, rows: np.ndarray) -> Tensor:
-        """Rows (J, S, F) of a video -> (crops, J, S, F, D) float32 on the model's device."""
-        index = rows.reshape(-1)
-        x = torch.as_tensor(source[torch.from_numpy(index)] if isinstance(source, Tensor) else np.asarray(source[index]))
-        x = x.to(self.prototype.device, torch.float32).reshape(*rows.shape, -1, x.shape[-1])  # (J, S, F, crops, D)
-        return x.movedim(3, 0)
-
-    def probabilities(self, *segments: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """p_A (J, S, F) and p_{A,c} (J, S, F, C) of one or two kinds of features (crops, J, S, F, D), means over crops."""
-        num_crops, num_passes = max(len(x) for x in segments), segments[0].shape[1]
-        prediction = self(*(x.expand(num_crops, *x.shape[1:]).flatten(0, 1) for x in segments))
-        p_A = prediction.anomaly_logits.sigmoid()
-        p_class = p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
-        return tuple(p.unflatten(0, (-1, num_passes)).mean(0).cpu().numpy() for p in (p_A, p_class))
-
-    # -- checkpoints: tensors and plain values only --
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Parameters, buffers and the finished directions, without CLIP's frozen text tower."""
-        self.finish_directions()
-        return {k: v.cpu().clone() for k, v in self.state_dict().items() if ".text_tower." not in k}
-
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Loads what `trained_state` gave; without CLIP the prompts are left out, their directions are finished.
-
-        Raises:
-            ValueError: If the state is not one of a model with this config.
-        """
-        if self.prompt_learner is None:
-            state = {k: v for k, v in state.items() if not k.startswith("prompt_learner.")}
-        own = {k: v.shape for k, v in self.state_dict().items() if ".text_tower." not in k}
-        found = {k: v.shape for k, v in state.items()}
-        if own != found:
-            differ = sorted(k for k in own.keys() | found.keys() if own.get(k) != found.get(k))
-            raise ValueError(f"state does not fit the model at {' '.join(differ[0].split())}: found {found.get(differ[0], 'nothing')}, "
-                             f"expected {own.get(differ[0], 'nothing')} ({len(differ)} such)")
-        self.load_state_dict(state, strict=False)
-
-    def checkpoint(self) -> dict:
-        """The model as a plain dict; `from_checkpoint` reads it, and training adds its own entries."""
-        return {"format": CHECKPOINT_FORMAT, "config": self.config.to_plain(), "model": self.trained_state()}
-
-    @classmethod
-    def from_checkpoint(cls, path, device="cpu") -> "AnomalyCLIP":
-        """A model ready for `predict`, from a file that train.py wrote; needs no CLIP.
-
-        Raises:
-            ValueError: If the file is not such a checkpoint, or one of a newer format.
-        """
-        return cls.from_dict(read_checkpoint(path)).to(device).eval()
-
-    @classmethod
-    def from_dict(cls, checkpoint: dict) -> "AnomalyCLIP":
-        try:
-            model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
-        except TypeError as error:
-            raise ValueError(f"the checkpoint's config is not one of this version: {' '.join(str(error).split())}") from None
-        model.load_trained_state(checkpoint["model"])
-        return model
-
 
 def read_checkpoint(path, *needed: str) -> dict:
-    """The dict that train.py saved, tensors on the CPU; nothing in the file is executed.
+    """The dict that train.py saved, tensors on the CPU; nothing in the file is executed. It must have the entries `needed`, too.
 
-    Args:
-        path: File.
-        needed: Entries that it must have besides format, config and model.
     Raises:
         ValueError: If the file is not such a checkpoint, or one of a newer format.
     """

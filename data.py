@@ -359,11 +359,12 @@ class SegmentDataset:
         num_frames: F.
         temporal_features: Second features of the same frames, for models that look at the time with another encoder.
         released: See `training_rows`.
+        mean: Give the mean of each segment's rows, (S, 1, D), for models that look at no more.
     """
 
-    def __init__(self, videos, features, num_segments, num_frames, temporal_features=None, released=False):
+    def __init__(self, videos, features, num_segments, num_frames, temporal_features=None, released=False, mean=False):
         self.videos, self.features, self.temporal_features = videos, features, temporal_features
-        self.num_segments, self.num_frames, self.released = num_segments, num_frames, released
+        self.num_segments, self.num_frames, self.released, self.mean = num_segments, num_frames, released, mean
 
     def __len__(self):
         return len(self.videos)
@@ -375,7 +376,8 @@ class SegmentDataset:
         array = self.features.open_scattered(video.name)
         rows = training_rows(len(array), self.num_segments, self.num_frames, rng, self.released)
         crop = int(rng.integers(array.shape[1]))
-        sample = {"features": read_rows(array, rows, crop), "label": video.label, "video_idx": video_idx}
+        x = read_rows(array, rows, crop)
+        sample = {"features": x.mean(dim=1, keepdim=True) if self.mean else x, "label": video.label, "video_idx": video_idx}
         if self.temporal_features is not None:
             other = matching_rows(self.temporal_features, video.name, len(array), self.features.frames_per_feature,
                                   scattered=True)

@@ -2,6 +2,7 @@
 
     python evaluate.py --ckpt runs/x/last.pt
     python evaluate.py --ckpt runs/x/last.pt --rules         # beside two simple rules on the same features
+    python evaluate.py --ckpt runs/x/last.pt --projections   # and draw what re-centring does (Fig. 2a)
     python evaluate.py --ckpt released.ckpt --dataset ucfcrime --root data/UCFCrime   # a checkpoint of the paper's authors
 
 Everything but the features is in the checkpoint. Writes into OUT: metrics.json, scores.npz (per video NAME.p_A (frames,)
@@ -28,9 +29,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--convert", metavar="OUT.pt", help="write the authors' checkpoint as one of this project instead of evaluating it")
     add("--features", help="folder of .npy features (default: the one of the training)")
     add("--temporal-features", help="the Temporal model's own features, if it has any (default: those of the training)")
-    add("--out", help="output folder (default: eval beside the checkpoint)")
+    add("--out", help="output folder (default: eval beside the checkpoint); several checkpoints get a folder in it each, and "
+        "recognition.png compares them")
     add("--rules", action="store_true", help="also evaluate two simple rules: distance to the normality prototype, and a "
         "logistic regression of single frames on the labels of their videos")
+    add("--projections", action="store_true", help="draw projections.png: where normal and abnormal frames lie along each "
+        "direction, before and after re-centring")
     add("--vadclip-map", action="store_true", help="also the mAP of events as VadCLIP's published evaluation computes it")
     add("--bootstrap", type=int, default=1000, help="draws of videos behind the 95%% intervals (default: 1000)")
     add("--fps", type=float, default=30.0, help="frames per second where meta.json does not tell (default: 30)")
@@ -53,8 +57,14 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def load_checkpoint(ckpt: str, args) -> tuple:
-    """The checkpoint's dict and its model, of this project's making or of the authors'."""
-    from anomalyclip import AnomalyCLIP, read_checkpoint
+    """The checkpoint's dict and its model, of this project's making or of the authors'.
+
+    Raises:
+        InputError: If it is no such checkpoint, or one of a system whose class head is not fitted yet.
+    """
+    import systems
+    from anomalyclip import read_checkpoint
+    from binary_systems import BinarySystem
     from winograd import accelerate
 
     try:
@@ -64,10 +74,13 @@ def load_checkpoint(ckpt: str, args) -> tuple:
             checkpoint = released.load(ckpt, args.dataset, args.root, args.features)
         else:
             checkpoint = read_checkpoint(ckpt, "lists", "settings", "encoder", "epoch")
-        model = AnomalyCLIP.from_dict(checkpoint)
+        model = systems.from_dict(checkpoint)
     except ValueError as error:
         text = " ".join(str(error).splitlines())  # names inside a hostile file may hold line ends
         raise InputError(text if str(ckpt) in text else f"{ckpt}: {text}") from None
+    if isinstance(model, BinarySystem) and "threshold" not in checkpoint:
+        raise InputError(f"{ckpt}: found {model.NAME} without its class head, which train.py fits after the last epoch, "
+                         "expected a finished run; go on with train.py --resume")
     accelerate(model)
     return checkpoint, model
 
@@ -83,9 +96,11 @@ def open_folders(args, checkpoint: dict):
         prefix = name.removesuffix("features")
         if path and not Path(path).is_dir():
             raise InputError(f"{path}: is no folder, expected the one with the features; give --{name.replace('_', '-')}")
-        folder = path and FeatureFolder(path, frames_per_feature=settings[f"{prefix}frames_per_feature"], crops=settings["crops"])
+        spacing = settings[f"{prefix}frames_per_feature"]
+        folder = path and FeatureFolder(path, frames_per_feature=spacing, crops=settings["crops"])
         if folder and folder.encoder and checkpoint[encoder] and folder.encoder != checkpoint[encoder]:
-            raise InputError(f"{path}: found features of {folder.encoder}, expected those of the training, {checkpoint[encoder]}")
+            raise InputError(f"{path}: found features of {folder.encoder}, expected those of the training, "
+                             f"{checkpoint[encoder]}")
         folders.append(folder or None)
     return folders
 
@@ -99,9 +114,13 @@ def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
     import scoring
     import tables
     from annotations import VideoLists
+    from anomalyclip import AnomalyCLIP
     from data import check_features
 
     checkpoint, model = load_checkpoint(ckpt, args)
+    if args.projections and model.NAME != AnomalyCLIP.NAME:
+        raise InputError(f"--projections: found {model.NAME} in {ckpt}, expected AnomalyCLIP, whose directions lead from a "
+                         "prototype")
     model = model.to(check_device(args.device)).eval()
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
     lists = VideoLists.from_plain(checkpoint["lists"])
@@ -111,24 +130,37 @@ def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
         check_features(features, lists.train)
     for folder, dim in ((features, model.config.feature_dim), (temporal, model.config.temporal_feature_dim)):
         if (folder and folder.dim) != dim:
-            raise InputError(f"{folder and folder.root}: found features of {folder and folder.dim} values, expected {dim} as in "
-                             f"{ckpt}")
+            raise InputError(f"{folder and folder.root}: found features of {folder and folder.dim} values, expected {dim} as "
+                             f"in {ckpt}")
     scores = scoring.score_videos(partial(model.predict, batch_size=args.batch_size), lists.test, features, temporal)
     rates = scoring.frame_rates(features, lists.test, args.fps)
     threshold = checkpoint.get("threshold") or 0.5
     results = scoring.all_metrics(scores, lists.classes, rates, threshold=threshold, num_draws=args.bootstrap)
-    results["epoch"] = checkpoint["epoch"]
+    results |= {"epoch": checkpoint["epoch"], "system": model.NAME}
     results["rules"] = scoring.evaluate_rules(lists, model, features) if args.rules else {}
     if args.vadclip_map:
         normal_segments = checkpoint["settings"].get("dataset") == "xdviolence"
         results["vadclip"] = metrics.vadclip_map(list(scores.values()), lists.classes, normal_segments=normal_segments)
     scoring.write_scores(out / "scores.npz", scores)
-    write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
     print(f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, per cent with "
           f"95% intervals\n{tables.summary(results)}")
+    if args.projections:
+        plots.projections(out / "projections.png", *scoring.projections(model, lists.test, features), lists.classes)
     plots.draw_all(out, results, scores, lists, num_timelines=args.timelines, videos=args.videos)
+    write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode()))  # all else is there
     print(f"metrics, scores and pictures: {out}\n")
     return results
+
+
+def draw_bars(path: Path, runs: dict[str, dict]) -> None:
+    """mAUC and mAP of several checkpoints (Fig. 1 of the paper), a bar for each."""
+    import plots
+
+    labels = [f"{results['system']}, {Path(ckpt).parent.name}" for ckpt, results in runs.items()]
+    values = {metric: [[100 * results[metric]] if results[metric] is not None else [] for results in runs.values()]
+              for metric in ("mAUC", "mAP")}
+    plots.row_bars(path, labels, values, {}, title="Recognition of classes", paper_label="")
+    print(f"picture: {path}")
 
 
 def main(argv=None) -> None:
@@ -150,6 +182,8 @@ def main(argv=None) -> None:
             runs[ckpt] = evaluate_checkpoint(ckpt, args, folder)
     if len(runs) > 1:
         print(tables.align(tables.run_rows(runs)))
+        if args.out:
+            draw_bars(Path(args.out, "recognition.png"), runs)
     contents = {args.json: lambda: json.dumps(runs, indent=1), args.csv: lambda: tables.to_csv(runs),
                 args.markdown: lambda: tables.to_markdown(tables.all_rows(runs))}
     for path, text in contents.items():

@@ -9,14 +9,14 @@ from files import InputError, write_atomically
 
 
 class Probabilities(nn.Module):
-    """Selector and Temporal model: features (1, S, F, D) -> p_A (1, S, F) and p_class (1, S, F, C)."""
+    """What a model makes of segments: features (1, S, F, D) -> p_A (1, S, F) and p_class (1, S, F, C)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, features: Tensor, temporal_features: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        prediction = self.model(features, temporal_features)
+        prediction = self.model(*(x for x in (features, temporal_features) if x is not None))
         p_A = prediction.anomaly_logits.sigmoid()
         return p_A, p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
 

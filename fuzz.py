@@ -29,6 +29,7 @@ import torch
 import annotations
 import clip_model
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from binary_systems import S3R
 from data import load_array, read_meta
 
 SECONDS, MEMORY = 5, 2**30  # of a case, of all cases
@@ -156,10 +157,16 @@ def torchscript(state: dict) -> bytes:
     return file.getvalue()
 
 
-def checkpoint(**options) -> bytes:
-    config = AnomalyCLIPConfig(classes=("a", "b"), feature_dim=3, num_segments=4, num_frames=2, topk=1, directions="direct",
-                               embed_dim=2, num_heads=1)
-    return saved(AnomalyCLIP(config).checkpoint(), **options)
+class NarrowS3R(S3R):
+    """The system whose checkpoint tells a size, that of the dictionary."""
+
+    WIDTH = 8
+
+
+def checkpoint(model=AnomalyCLIP, feature_dim=3, **options) -> bytes:
+    config = AnomalyCLIPConfig(classes=("a", "b"), feature_dim=feature_dim, num_segments=4, num_frames=2, topk=1,
+                               directions="direct", embed_dim=2, num_heads=1)
+    return saved(model(config).checkpoint(), **options)
 
 
 # ---------------------------------------------------------------- parsers
@@ -203,6 +210,8 @@ def binary_parsers(folder: Path):
     for name, data, change in (("m.pt", checkpoint(), mutate_zip), ("n.pt", checkpoint(_use_new_zipfile_serialization=False), mutate)):
         file = folder / name
         yield f"checkpoint {change.__name__}", file, data, change, lambda file=file: AnomalyCLIP.from_checkpoint(file)
+    s3r = folder / "s3r.pt"
+    yield "checkpoint of S3R", s3r, checkpoint(NarrowS3R, 16), mutate_zip, lambda: NarrowS3R.from_checkpoint(s3r)
     yield "CLIP torch zip", path["plain"], saved(state), mutate_zip, lambda: clip_model.load(path["plain"])
     yield "CLIP torch, old", path["old"], saved(state, _use_new_zipfile_serialization=False), mutate, lambda: clip_model.load(
         path["old"])

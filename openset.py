@@ -163,6 +163,8 @@ def prepare(args, checkpoint: dict, model: AnomalyCLIP) -> tuple[AnomalyCLIP, di
     """
     import explain
 
+    if (args.classes or args.explain) and model.NAME != AnomalyCLIP.NAME:
+        raise InputError(f"{args.ckpt}: --classes and --explain are for checkpoints of AnomalyCLIP, found one of {model.NAME}")
     if args.classes:
         check_open(args.ckpt, checkpoint, model)
         check_names(args.ckpt, args.classes, model.config.classes)

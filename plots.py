@@ -96,6 +96,73 @@ def class_bars(path: Path, per_class: dict, intervals: dict, key: str) -> None:
     save(figure, path)
 
 
+def row_bars(path: Path, labels: list[str], values: dict, paper: dict, *, title: str, paper_label: str) -> None:
+    """A panel per metric, in it a bar per row of a table, in per cent.
+
+    Args:
+        labels: Of the rows.
+        values: By metric the values of each row's seeds, of which mean and standard deviation are drawn; none: no bar.
+        paper: By metric the paper's number of each row, drawn as a mark; None: no mark.
+    """
+    figure, panels = plt.subplots(1, len(values), figsize=(3 + 3.5 * len(values), 1.6 + 0.4 * len(labels)), sharey=True,
+                                  squeeze=False, layout="constrained")
+    for axes, metric in zip(panels[0], values):
+        for y, seeds in enumerate(values[metric]):
+            if seeds:
+                deviation = np.std(seeds, ddof=1) if len(seeds) > 1 else None
+                axes.barh(y, np.mean(seeds), xerr=deviation, color=COLOURS[5], capsize=3)
+                axes.text(1, y, f"{np.mean(seeds):.2f}", va="center", fontsize=8)
+        marks = [(value, y) for y, value in enumerate(paper.get(metric, ())) if value is not None]
+        if marks:
+            axes.plot(*zip(*marks), "D", color=COLOURS[1], mfc="none", label=paper_label)
+        axes.set(xlabel=f"{metric}, %", xlim=(0, 100), ylim=(len(labels) - 0.5, -0.5))
+        axes.set_yticks(range(len(labels)), labels)
+        axes.grid(axis="x", alpha=0.3)
+    figure.suptitle(title)
+    if handles := max((axes.get_legend_handles_labels() for axes in panels[0]), key=lambda legend: len(legend[0]))[0]:
+        figure.legend(handles=handles[:1], loc="outside lower right")
+    save(figure, path)
+
+
+def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.ndarray, classes) -> None:
+    """How far frames lie along each direction, from the origin of CLIP's space and from the normality prototype (Fig. 2a).
+
+    Args:
+        before: Lengths along the directions that start at the origin, (N, C).
+        after: Lengths along those that start at the prototype, (N, C).
+        labels: (N,), -1 normal.
+    """
+    figure, panels = plt.subplots(len(classes), 2, figsize=(9, 1 + 1.5 * len(classes)), sharex="col", squeeze=False,
+                                  layout="constrained")
+    for column, (name, lengths) in enumerate({"before re-centring": before, "after re-centring": after}.items()):
+        bins = np.linspace(lengths.min(), lengths.max(), 81)
+        panels[0, column].set_title(name)
+        panels[-1, column].set_xlabel("length along the direction")
+        for c, axes in enumerate(panels[:, column]):
+            draw_lengths(axes, bins, {"normal frames": (lengths[labels < 0, c], TRUTH),
+                                      "all abnormal frames": (lengths[labels >= 0, c], COLOURS[0]),
+                                      "abnormal frames of this class": (lengths[labels == c, c], COLOURS[1])})
+    for c, axes in enumerate(panels[:, 0]):
+        axes.set_ylabel(classes[c], rotation=0, ha="right")
+    handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    figure.suptitle("Projections of test frames on each direction; AUC: this class against normal frames")
+    save(figure, path)
+
+
+def draw_lengths(axes, bins: np.ndarray, groups: dict) -> None:
+    """Densities of {name: (lengths, colour)}, normal frames first and those of the direction's class last, if any."""
+    for name, (lengths, colour) in groups.items():
+        if len(lengths):
+            axes.hist(lengths, bins, density=True, histtype="stepfilled" if colour == TRUTH else "step", color=colour,
+                      alpha=0.5 if colour == TRUTH else 1, lw=1.5, label=name)
+    normal, *_, own = (lengths for lengths, _ in groups.values())
+    if len(normal) and len(own):
+        area = roc_curve(np.arange(len(normal) + len(own)) >= len(normal), np.concatenate([normal, own]))[2]
+        axes.text(0.98, 0.95, f"AUC {100 * area:.1f}", transform=axes.transAxes, ha="right", va="top", fontsize=8)
+    axes.set_yticks([])
+
+
 def reliability(path: Path, p_A, labels, num_bins: int = 10) -> None:
     """How often frames of a given p_A are anomalous, and how many there are; on the diagonal scores are probabilities."""
     bins = np.minimum((p_A * num_bins).astype(int), num_bins - 1)

@@ -177,7 +177,7 @@ def load_resumed(path: Path, config, extra: dict) -> dict | None:
         checkpoint = read_checkpoint(path, "optimizer")
     except ValueError as error:
         raise InputError(str(error)) from None
-    old, new = checkpoint["settings"], extra["settings"]
+    old, new = {"model": "anomalyclip"} | checkpoint["settings"], extra["settings"]  # older ones could be nothing else
     changed = [(k, old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if k not in ANYTIME]
     changed += [(k, checkpoint.get(k), (extra | {"config": config.to_plain()})[k]) for k in SAME]
     for name, found, expected in changed:

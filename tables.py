@@ -24,9 +24,10 @@ def align(rows: list[list[str]]) -> str:
 
 
 def headline_rows(results: dict) -> list[list[str]]:
-    """AnomalyCLIP with its intervals, then the simple rules, which may know no classes."""
+    """The system with its intervals, then the simple rules, which may know no classes."""
     rows = [["", *HEADLINE]]
-    for name, values in ({"AnomalyCLIP": results} | results["rules"]).items():
+    system = results.get("system", "anomalyclip").replace("anomalyclip", "AnomalyCLIP")
+    for name, values in ({system: results} | results["rules"]).items():
         intervals = values.get("intervals", {})
         rows.append([name, *(percent(values[key], intervals.get(key)) if key in values else "" for key in HEADLINE)])
     return rows

@@ -46,6 +46,7 @@ def test_several_checkpoints_get_a_folder_each_and_common_tables(runs):
     assert [float(cell) for cell in cells["intervals.per_class.fire.AUC.low"]] == \
         [results[name]["intervals"]["per_class"]["fire"]["AUC"][0] for name in checkpoints]
     aucs = [100 * results[name]["AUC"] for name in checkpoints]
+    assert (root / "out" / "recognition.png").read_bytes().startswith(b"\x89PNG")
     assert f"| mean | {statistics.mean(aucs):.2f} ± {statistics.stdev(aucs):.2f} |" in (root / "all.markdown").read_text()
 
 
@@ -60,6 +61,16 @@ def test_results_hold_intervals_events_and_operating_points(runs):
     assert set(result["vadclip"]) >= {"mAP", "mAP@0.5"}
     for picture in ("class_auc.png", "class_ap.png", "reliability.png"):
         assert (root / "out" / "0" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_are_written_last_so_that_with_them_everything_is_there(runs, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(plots, "draw_all", fail)
+    with pytest.raises(OSError, match="disk full"):
+        evaluate.main(["--ckpt", runs[1][0], "--out", str(tmp_path), "--device", "cpu", "--bootstrap", "2"])
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.npz"]
 
 
 def test_an_absent_class_is_absent_in_every_table():

@@ -19,6 +19,7 @@ from anomalyclip import AnomalyCLIP, metrics
 from files import InputError
 from metrics import choose_threshold, false_alarm_rate
 from runs import stop_signals
+from systems import learning_rate
 from testdata.tiny_clip import tiny_clip_state_dict
 
 HERE = Path(__file__).parent
@@ -117,7 +118,7 @@ def test_every_switch_reaches_the_config():
 
 
 def test_the_learning_rate_warms_up_over_a_tenth_and_ends_at_zero():
-    rates = [train.learning_rate(step, 7, 20, 1.0, released=False) for step in range(140)]
+    rates = [learning_rate(step, 7, 20, 1.0, released=False) for step in range(140)]
     assert rates[13] == 1.0 and rates[139] == pytest.approx(0, abs=1e-12)
     assert rates[6] == pytest.approx(0.5)
     assert rates[76] == pytest.approx((1 + math.cos(math.pi * (77 / 7 - 2) / 18)) / 2)
@@ -125,7 +126,7 @@ def test_the_learning_rate_warms_up_over_a_tenth_and_ends_at_zero():
 
 
 def test_the_released_learning_rate_changes_by_epoch_and_starts_with_an_epoch_at_zero():
-    rates = [train.learning_rate(step, 7, 20, 1.0, released=True) for step in range(140)]
+    rates = [learning_rate(step, 7, 20, 1.0, released=True) for step in range(140)]
     assert rates[:7] == [0] * 7 and rates[7:14] == [0.5] * 7 and rates[14:21] == [1.0] * 7
     assert rates[133:] == pytest.approx([(1 + math.cos(math.pi * 17 / 18)) / 2] * 7)
 

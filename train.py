@@ -1,13 +1,15 @@
-"""Trains AnomalyCLIP on per-frame features of videos that carry one label each.
+"""Trains AnomalyCLIP, or a system to compare it with, on per-frame features of videos that carry one label each.
 
     python train.py --dataset demo                                   # rendered videos, three minutes, no files needed
     python train.py --dataset ucfcrime --root data/UCFCrime          # or shanghaitech, xdviolence
     python train.py --dataset custom --root data/mine --features features/mine --directions direct
     python train.py ... --out runs/x --resume                        # go on where runs/x/last.pt stopped
+    python train.py ... --model rtfm                                 # another system on the same features: systems.py
     torchrun --nproc-per-node 8 --max-restarts 3 train.py ...        # 8 processes, one per GPU, train as one
 
-Writes OUT/last.pt after every epoch and a line per epoch to OUT/log.jsonl; evaluate.py reads last.pt. Ctrl-C or SIGTERM:
-it finishes the step, saves, tells how to go on there, and exits with status 130 or 143; a second Ctrl-C stops at once.
+Writes OUT/last.pt after every epoch, of 200 and more after every hundredth part, and a line per epoch to OUT/log.jsonl;
+evaluate.py reads last.pt. Ctrl-C or SIGTERM: it finishes the step, saves, tells how to go on there, and exits with status 130
+or 143; a second Ctrl-C stops at once.
 """
 import argparse
 import math
@@ -37,7 +39,10 @@ SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    import systems
+
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", required=True, choices=PRESETS, help="annotation format and preset of settings")
     add("--root", help="folder of lists and annotations")
@@ -50,7 +55,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_config_options(parser)
     add = parser.add_argument_group("optimisation").add_argument
     add("--lr", type=float, help="peak learning rate (default: as the preset)")
-    add("--epochs", type=int, help="epochs; the first tenth warms up (default: as the preset)")
+    add("--epochs", type=int, help="epochs; the first tenth warms up (default: as the preset; with another --model as many as "
+        "take its steps)")
     add("--batch-size", type=int, help="videos per batch, half of them normal (default: 64)")
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     add("--amp", action=argparse.BooleanOptionalAction, default=False, help="bfloat16 autocast")
@@ -62,7 +68,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     add("--workers", type=int, default=2, help="processes that read features (default: 2)")
     args = parser.parse_args(argv)
-    for name, value in ({"batch_size": 64, "evaluate": False} | PRESETS[args.dataset]).items():
+    for name, value in ({"batch_size": 64, "evaluate": False} | systems.preset(args, PRESETS[args.dataset])).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.out = args.out or f"runs/{args.dataset}"
@@ -72,16 +78,22 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """An option for each config field, and one for all weights of losses; None where the user gave nothing."""
+def config_fields() -> list:
     from anomalyclip import AnomalyCLIPConfig
 
+    return [f for f in fields(AnomalyCLIPConfig) if f.name not in SHAPE]
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """An option for each config field, and one for all weights of losses; None where the user gave nothing."""
+    import systems
+
     add = parser.add_argument_group("model").add_argument
+    add("--model", default="anomalyclip", choices=systems.MODELS, help="what to train; the others have the settings of their "
+        "papers and of systems.py (default: anomalyclip)")
     add("--clip", help="CLIP whose text tower gives the directions: a name or a file (default: ViT-B/16; demo: its own)")
     weights = []
-    for f in fields(AnomalyCLIPConfig):
-        if f.name in SHAPE:
-            continue
+    for f in config_fields():
         if f.name.startswith("lambda_"):
             weights.append(f"{f.name.removeprefix('lambda_')}={f.default:g}")
             continue
@@ -98,9 +110,9 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--root is missing: expected the folder with the lists of --dataset {args.dataset}")
     if args.batch_size < 2 or args.batch_size % 2:
         raise InputError(f"--batch-size {args.batch_size}: expected an even number, half of it normal videos")
-    if args.batch_size // 2 % rank_and_world()[2]:
-        raise InputError(f"--batch-size {args.batch_size}: expected a multiple of {2 * rank_and_world()[2]}, twice the processes")
-    least = dict.fromkeys(("epochs", "frames_per_feature", "temporal_frames_per_feature", "crops"), 1) | {"seed": 0, "workers": 0}
+    if args.batch_size % (twice := 2 * rank_and_world()[2]):
+        raise InputError(f"--batch-size {args.batch_size}: expected a multiple of {twice}, twice the processes")
+    least = {"epochs": 1, "frames_per_feature": 1, "temporal_frames_per_feature": 1, "crops": 1, "seed": 0, "workers": 0}
     for name, smallest in least.items():
         if (value := getattr(args, name)) is not None and value < smallest:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected at least {smallest}")
@@ -115,9 +127,10 @@ def check_args(args: argparse.Namespace) -> None:
 
 def make_config(args, classes, feature_dim: int, temporal_feature_dim: int | None):
     """The config of the data's sizes, the preset and what the user gave."""
+    import systems
     from anomalyclip import AnomalyCLIPConfig
 
-    names = {f.name for f in fields(AnomalyCLIPConfig)} - set(SHAPE)
+    names = {f.name for f in config_fields()}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     for text in args.lambdas:
         name, _, value = text.partition("=")
@@ -130,23 +143,13 @@ def make_config(args, classes, feature_dim: int, temporal_feature_dim: int | Non
             raise InputError(f"--lambdas {text}: found weight {value!r}, expected a number") from None
     try:
         config = AnomalyCLIPConfig(classes=classes, feature_dim=feature_dim, temporal_feature_dim=temporal_feature_dim, **given)
+        if args.model in systems.SYSTEMS:
+            systems.SYSTEMS[args.model].check(config)
     except ValueError as error:
         raise InputError(str(error)) from None
-    if config.num_segments < 2 * config.topk:
+    if args.model == "anomalyclip" and config.num_segments < 2 * config.topk:  # which selects top and bottom ones
         raise InputError(f"--num-segments {config.num_segments}: expected at least {2 * config.topk}, twice --topk")
     return config
-
-
-def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, released: bool) -> float:
-    """Linear warm-up from zero over the first tenth of the epochs, then a cosine to zero (App. B).
-
-    The released code changes it once an epoch, so that its whole first epoch has rate zero; we change it every step.
-    """
-    epoch = step // steps_per_epoch if released else (step + 1) / steps_per_epoch
-    warmup = max(1, epochs // 10) if released else epochs / 10
-    if epoch < warmup:
-        return peak * epoch / warmup
-    return peak * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2 if epochs > warmup else peak
 
 
 def load_clip(args, config, encoder: dict | None) -> tuple[dict, str | None]:
@@ -164,15 +167,6 @@ def load_clip(args, config, encoder: dict | None) -> tuple[dict, str | None]:
         raise InputError(f"--clip {args.clip}: its image tower did not make the features, {encoder['encoder']} did; expected "
                          "the same CLIP for pictures and prompts, or --directions direct")
     return {"clip": clip, "tokenize": clip_model.tokenize}, clip_model.weights_hash(clip)
-
-
-def build_model(config, clip: dict, prototypes: dict):
-    from anomalyclip import AnomalyCLIP
-
-    try:
-        return AnomalyCLIP(config, **clip, **prototypes)
-    except ValueError as error:  # CLIP does not fit the features, or a prompt is too long
-        raise InputError(str(error)) from None
 
 
 def open_features(args, videos):
@@ -208,7 +202,7 @@ def train_epoch(model, forward, loader, optimizer, schedule, epoch: int, begun: 
     bar = tqdm(loader, initial=steps, leave=False, unit="step", disable=not (is_main() and sys.stderr.isatty()))
     for steps, batch in enumerate(bar, start=steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = schedule(epoch * len(loader) + steps - 1)
+            group["lr"] = schedule(epoch * len(loader) + steps - 1) * group.get("scale", 1)  # none in older checkpoints
         losses = batch_losses(model, forward, batch, device, args.amp)
         optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
@@ -231,21 +225,15 @@ def make_loader(args, config, lists, features, temporal, device: str):
     import torch
 
     from data import BalancedBatches, SegmentDataset
+    from systems import MODELS
 
-    released = config.variant == "released"
-    dataset = SegmentDataset(lists.train, features, config.num_segments, config.num_frames, temporal, released=released)
+    released, mean = config.variant == "released", getattr(MODELS[args.model], "SEES_MEANS", False)
+    dataset = SegmentDataset(lists.train, features, config.num_segments, config.num_frames, temporal, released, mean)
     batches = BalancedBatches([v.label for v in lists.train], args.batch_size, args.seed, released=released)
     return torch.utils.data.DataLoader(dataset, batch_sampler=RestOfEpoch(batches), num_workers=args.workers,
                                        pin_memory=device != "cpu", persistent_workers=args.workers > 0,
                                        worker_init_fn=survive_one_signal,
                                        generator=torch.Generator())  # of its own, so that workers change no other draw
-
-
-def make_prototypes(lists, features, temporal) -> dict:
-    from data import normality_prototype
-
-    folders = {"prototype": features, "temporal_prototype": temporal}
-    return {name: normality_prototype(folder, lists.train) for name, folder in folders.items() if folder}
 
 
 def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, str]:
@@ -262,6 +250,7 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
 
     from openset import make_moments
     from scoring import alarm_threshold
+    from systems import DEFAULTS, build, finish, learning_rate, make_optimizer, num_trained
     from winograd import accelerate
 
     lists, out, released = data[0], Path(args.out), config.variant == "released"
@@ -269,14 +258,12 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
         remove_temporary_files(out.iterdir())
     checkpoint = load_resumed(out / "last.pt", config, extra)
     torch.manual_seed(args.seed)
-    prototypes = {} if checkpoint else make_prototypes(*data)
-    moments = checkpoint.get("normal_moments") if checkpoint else make_moments(config, *data[:2])
+    model = build(args, config, clip, None if checkpoint else data).to(device)
+    is_new = not checkpoint and args.model == "anomalyclip"  # which alone can have new classes
+    moments = make_moments(config, *data[:2]) if is_new else (checkpoint or {}).get("normal_moments")
     extra = extra | ({"normal_moments": moments} if moments else {})
-    model = build_model(config, clip, prototypes).to(device)
     accelerate(model)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    betas = (0.9, 0.999 if released else 0.98)  # the released code leaves PyTorch's default; App. B says 0.98
-    optimizer = torch.optim.AdamW(trainable, lr=args.lr, betas=betas, eps=1e-8, weight_decay=0.2)
+    optimizer = make_optimizer(args.model, model, args.lr, released=released)
     first_epoch, begun = restore(checkpoint, model, optimizer, device) if checkpoint else (0, NOT_BEGUN)
     if is_main():
         trim_log(out / "log.jsonl", first_epoch)
@@ -285,24 +272,28 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
     forward = split_model(torch.compile(model) if args.compile else model, device)
     num_normal = sum(v.label < 0 for v in lists.train)
     print(f"{args.dataset}: {len(lists.train) - num_normal} abnormal and {num_normal} normal videos, {len(lists.classes)} "
-          f"classes, {sum(p.numel() for p in trainable):,} trainable parameters, {len(loader)} steps an epoch on {device}")
-    schedule = partial(learning_rate, steps_per_epoch=len(loader), epochs=args.epochs, peak=args.lr, released=released)
+          f"classes, {config.num_segments} segments of {config.num_frames} rows, "
+          f"{num_trained(model, args.epochs):,} trainable parameters, {len(loader)} steps an epoch on {device}")
+    schedule = partial(learning_rate, steps_per_epoch=len(loader), epochs=args.epochs, peak=args.lr, released=released,
+                       kind=DEFAULTS[args.model].schedule)
 
     with stop_signals() as signals:
         for epoch in range(first_epoch, args.epochs):
             begun = train_epoch(model, forward, loader, optimizer, schedule, epoch, begun, signals, args, device)
             losses, num_epochs = mean_losses(begun), epoch
             if begun["steps"] == len(loader):
-                record = {"epoch": epoch + 1, "lr": schedule(epoch * len(loader)), "seconds": begun["seconds"], "losses": losses}
+                record = {"epoch": epoch + 1, "lr": schedule(epoch * len(loader)), "seconds": begun["seconds"]}
                 if is_main():
-                    report(out / "log.jsonl", record, args.epochs, config)
+                    report(out / "log.jsonl", record | {"losses": losses}, args.epochs, config)
                 num_epochs, begun = epoch + 1, NOT_BEGUN
-            if is_main():
+            stop = any_rank(bool(signals))
+            if is_main() and (stop or num_epochs % max(args.epochs // 100, 1) == 0 or num_epochs == args.epochs):
                 save(out / "last.pt", model, optimizer, num_epochs, begun, device, extra)
-            if any_rank(bool(signals)):
+            if stop:
                 number = signals[0] if signals else signal.SIGTERM  # of another process
                 return number, f"{num_epochs} epochs and {begun['steps']} of {len(loader)} steps"
-    if is_main() and (first_epoch < args.epochs or "threshold" not in checkpoint):
+    if is_main() and (not checkpoint or first_epoch < args.epochs or "threshold" not in checkpoint):
+        finish(model, *data[:2])
         extra = extra | {"threshold": alarm_threshold(model, *data)}
         save(out / "last.pt", model, optimizer, args.epochs, NOT_BEGUN, device, extra)
     return 0, f"{args.epochs} epochs"
@@ -310,6 +301,7 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
 
 def prepare(args) -> tuple:
     """Config, data, CLIP and what else the checkpoint holds: everything that can be wrong with the input shows here."""
+    import systems
     from annotations import load_lists  # only now: bad arguments are told at once
 
     if args.dataset == "demo":
@@ -318,6 +310,8 @@ def prepare(args) -> tuple:
         same_for_all(lambda: is_main() and write_dataset(args.root, args.clip, local_device(check_device(args.device))))
     lists = load_lists("custom" if args.dataset == "demo" else args.dataset, args.root, args.classes_csv)
     features, temporal = open_features(args, lists.train + lists.test)
+    num_normal = sum(v.label < 0 for v in lists.train)
+    systems.complete(args, len(lists.train) - num_normal, num_normal, features.frames_per_feature)
     config = make_config(args, lists.classes, features.dim, temporal and temporal.dim)
     clip, clip_sha256 = load_clip(args, config, features.encoder)
     extra = {"settings": vars(args), "lists": lists.to_plain(), "encoder": features.encoder,
