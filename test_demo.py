@@ -348,9 +348,8 @@ with process_group("cpu"):
 
 
 def test_two_processes_step_as_one(tmp_path):
-    for processes in (1, 2):
-        (tmp_path / "steps.py").write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{OF_TWO}")
-        run = torchrun(str(tmp_path / "steps.py"), str(tmp_path), processes=processes)
+    (tmp_path / "steps.py").write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{OF_TWO}")
+    for run in [torchrun(str(tmp_path / "steps.py"), str(tmp_path), processes=processes) for processes in (1, 2)]:
         printed = run.communicate(timeout=120)[0]
         assert run.returncode == 0, printed
     one, *two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
