@@ -488,7 +488,7 @@ def startup(args) -> list[Line]:
              "import anomalyclip": ["-c", "import anomalyclip"], "import torch": ["-c", "import torch"]}
     calls = {work: partial(subprocess.run, [sys.executable, *command], cwd=HERE, check=True, capture_output=True)
              for work, command in works.items()}
-    _, seconds = take_turns(calls, pick(args, 1, max(args.rounds, 3)), "cpu")
+    _, seconds = take_turns(calls, pick(args, args.rounds, max(args.rounds, 3)), "cpu")
     goals = (("evaluate.py --help", "python -c pass", 0.3), ("import anomalyclip", "import torch", 3))
     return [against(f"start-up: {work}", bound, seconds[work], seconds[bound], partial(spread, unit="s"),
                     goal=f"under {most} s", reached=bool(np.median(seconds[work]) < most)) for work, bound, most in goals]

@@ -313,13 +313,14 @@ class S3R(RTFM):
         from data import checked_sum
 
         means = np.stack([total / n for total, n in (checked_sum(features, v.name) for v in lists.train if v.label < 0)])
-        channels, scale = means.T, max(means.std(), 1e-12)  # (D, V); the weight of the fit's lasso is 1, whatever the scale
+        scale = max(means.std(), 1e-12)
+        channels = means.T / scale  # (D, V); the weight of the fit's lasso is 1, whatever length features have
         num_atoms = max(int({"shanghaitech": 0.9}.get(dataset, 0.5) * len(means)), 1)
         passes = max(100 // -(-len(channels) // 32), 1)  # whole ones, of up to 100 mini-batches together
         learner = MiniBatchDictionaryLearning(num_atoms, max_iter=passes, batch_size=32, random_state=seed % 2**32, tol=0,
                                               max_no_improvement=None, transform_algorithm="omp",
                                               transform_n_nonzero_coefs=min(2, num_atoms))
-        codes = learner.fit(channels / scale).transform(channels / scale)  # (D, n)
+        codes = learner.fit(channels).transform(channels)  # (D, n)
         return {"dictionary": torch.from_numpy(scale * codes.T).float().contiguous()}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -453,7 +454,7 @@ class GlobalLocalLayer(nn.Module):
 
 
 class Memory(nn.Module):
-    """Slots that segments are compared with: how well (B, S, dim) fits the best of them, (B, S), and what they recall."""
+    """Slots that segments are compared with: how well (B, S, dim) fits the best of them, (B, S), and what is read out of them."""
 
     def __init__(self, num_slots: int, dim: int):
         super().__init__()
@@ -472,7 +473,7 @@ class URDMUPrediction(NamedTuple):
     embedding: Tensor  # before the memories, (B, S, E)
     abnormal_fit: Tensor  # with the abnormal memory, (B, S)
     normal_fit: Tensor
-    abnormal_mean: Tensor  # encoded recall of the abnormal memory, (B, S, E)
+    abnormal_mean: Tensor  # encoded read-out of the abnormal memory, (B, S, E)
     normal_mean: Tensor  # the same of the normal one
     normal_log_var: Tensor
     normal_latent: Tensor  # normal_mean, in normal videos of the training with noise
@@ -499,10 +500,10 @@ class URDMU(BinarySystem):
     def forward(self, features: Tensor) -> URDMUPrediction:
         """Segments (B, S, F, D); of a batch in training, the second half is normal."""
         x = self.layers(self.embed(features.mean(dim=2).transpose(1, 2)).transpose(1, 2))  # (B, S, E)
-        abnormal_fit, abnormal_recall = self.abnormal_memory(x)
-        normal_fit, normal_recall = self.normal_memory(x)
-        abnormal_mean, mean = self.to_mean(abnormal_recall), self.to_mean(normal_recall)
-        latent, log_var = mean, self.to_log_var(normal_recall)
+        abnormal_fit, abnormal_read_out = self.abnormal_memory(x)
+        normal_fit, normal_read_out = self.normal_memory(x)
+        abnormal_mean, mean = self.to_mean(abnormal_read_out), self.to_mean(normal_read_out)
+        latent, log_var = mean, self.to_log_var(normal_read_out)
         if self.training:
             is_normal = 1 - bag_targets(x).view(-1, 1, 1)
             latent = mean + is_normal * torch.randn_like(mean) * (log_var / 2).exp()

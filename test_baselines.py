@@ -21,7 +21,7 @@ from anomalyclip import MTN, AnomalyCLIP, AnomalyCLIPConfig, NonLocal
 from data import BalancedBatches
 from files import InputError
 from test_distributed import torchrun
-from test_train import equal, write_dataset
+from test_train import equal, stop_in_the_third_epoch, write_dataset
 from testdata.tiny_clip import tiny_clip_state_dict
 
 B, S, F_, D, K = 10, 16, 4, 64, 6  # of the batches here
@@ -250,10 +250,11 @@ def test_a_memory_fits_as_its_best_slots_do():
     torch.manual_seed(0)
     memory = binary_systems.Memory(40, 8)
     x = torch.randn(2, 3, 8)
-    fit, recall = memory(x)
-    weights = [sigmoid(float(x[1, 2] @ slot) / math.sqrt(8)) for slot in memory.slots]
+    with torch.no_grad():
+        fit, read_out = memory(x)
+    weights = [sigmoid(float(x[1, 2] @ slot) / math.sqrt(8)) for slot in memory.slots.detach()]
     assert float(fit[1, 2]) == pytest.approx(sum(sorted(weights)[-3:]) / 3, rel=1e-5)  # 40 // 16 + 1
-    assert torch.allclose(recall[1, 2], sum(w * slot for w, slot in zip(weights, memory.slots)), atol=1e-5)
+    assert torch.allclose(read_out[1, 2], sum(w * slot for w, slot in zip(weights, memory.slots)), atol=1e-5)
 
 
 def test_near_segments_weigh_more():
@@ -705,19 +706,7 @@ def test_a_run_is_trained_evaluated_and_named(name, dataset, tmp_path, capsys):
 def test_four_epochs_equal_two_resumed_and_two_more(name, dataset, tmp_path, monkeypatch):
     options = ("--model", name, "--directions", "direct", "--epochs", "4")
     whole = run(dataset, tmp_path / "whole", *options)
-    calls, real = [], train.train_epoch
-
-    def stop_in_the_third(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(train, "train_epoch", stop_in_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        run(dataset, tmp_path / "parts", *options)
-    torch.rand(5)  # the state of the process must not matter
-    monkeypatch.setattr(train, "train_epoch", real)
+    stop_in_the_third_epoch(monkeypatch, lambda: run(dataset, tmp_path / "parts", *options))
     resumed = run(dataset, tmp_path / "parts", *options, "--resume")
     for key in ("model", "optimizer", "rng", "epoch", "config", "system"):
         assert equal(whole[key], resumed[key]), key

@@ -164,21 +164,26 @@ def test_training_lowers_the_loss_and_logs_every_term(trained):
     assert records[0]["seconds"] > 0
 
 
-def test_four_epochs_equal_two_resumed_and_two_more_bit_for_bit(dataset, tmp_path, monkeypatch):
-    whole = run(dataset, tmp_path / "whole", "--epochs", "4")
+def stop_in_the_third_epoch(monkeypatch, begin) -> None:
+    """Begins a run, which is interrupted where its third epoch would begin."""
     calls, real = [], train.train_epoch
 
-    def stop_in_the_third(*args, **kwargs):
+    def stop(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(train, "train_epoch", stop_in_the_third)
+    monkeypatch.setattr(train, "train_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(dataset, tmp_path / "parts", "--epochs", "4")
+        begin()
     torch.rand(5)  # the state of the process must not matter
     monkeypatch.setattr(train, "train_epoch", real)
+
+
+def test_four_epochs_equal_two_resumed_and_two_more_bit_for_bit(dataset, tmp_path, monkeypatch):
+    whole = run(dataset, tmp_path / "whole", "--epochs", "4")
+    stop_in_the_third_epoch(monkeypatch, lambda: run(dataset, tmp_path / "parts", "--epochs", "4"))
     resumed = run(dataset, tmp_path / "parts", "--epochs", "4", "--resume", "--workers", "2")
     for key in ("model", "optimizer", "rng", "epoch", "config", "lists"):
         assert equal(whole[key], resumed[key]), key
