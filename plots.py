@@ -160,6 +160,7 @@ def draw_lengths(axes, bins: np.ndarray, groups: dict) -> None:
     if len(normal) and len(own):
         area = roc_curve(np.arange(len(normal) + len(own)) >= len(normal), np.concatenate([normal, own]))[2]
         axes.text(0.98, 0.95, f"AUC {100 * area:.1f}", transform=axes.transAxes, ha="right", va="top", fontsize=8)
+    axes.set_ymargin(0.25)  # room for the text
     axes.set_yticks([])
 
 
