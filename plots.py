@@ -89,7 +89,7 @@ def class_bars(path: Path, per_class: dict, intervals: dict, key: str) -> None:
     errors = np.maximum(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0)
     axes.barh(names, values, xerr=errors, color=COLOURS[5], ecolor="black", capsize=3)
     for y, (name, value) in enumerate(zip(names, values)):
-        axes.text(1, y, f"{value:.1f}  ({intervals[name]['videos']} videos)", va="center", fontsize=8)
+        axes.text(1, y - 0.2, f"{value:.1f}  ({intervals[name]['videos']} videos)", va="center", fontsize=8)
     axes.set(xlabel=f"{key} by frame, %, with 95% interval", xlim=(0, 100), title=f"{key} of each class against all other frames")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
@@ -111,7 +111,7 @@ def row_bars(path: Path, labels: list[str], values: dict, paper: dict, *, title:
             if seeds:
                 deviation = np.std(seeds, ddof=1) if len(seeds) > 1 else None
                 axes.barh(y, np.mean(seeds), xerr=deviation, color=COLOURS[5], capsize=3)
-                axes.text(1, y, f"{np.mean(seeds):.2f}", va="center", fontsize=8)
+                axes.text(1, y - 0.2, f"{np.mean(seeds):.2f}", va="center", fontsize=8)
         marks = [(value, y) for y, value in enumerate(paper.get(metric, ())) if value is not None]
         if marks:
             axes.plot(*zip(*marks), "D", color=COLOURS[1], mfc="none", label=paper_label)
