@@ -9,7 +9,7 @@ from data import VIDEO_SUFFIXES
 from extract_features import BROKEN, VideoReformatter, decode, to_image, video_stream
 
 
-def key_frames(folder: str, name: str, p_A: np.ndarray, num_pictures: int = 6) -> list:
+def pictures_of(folder: str, name: str, p_A: np.ndarray, num_pictures: int = 6) -> list:
     """(frame number, PIL image) of the highest score in each of six equal stretches of a video, if its file is there."""
     path = next((p for p in (Path(folder, name + suffix) for suffix in sorted(VIDEO_SUFFIXES)) if p.is_file()), None)
     if path is None:

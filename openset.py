@@ -116,7 +116,7 @@ def check_open(ckpt: str, checkpoint: dict, model: AnomalyCLIP) -> None:
                          "again with this version")
 
 
-def load_clip(ckpt: str, name: str | None, checkpoint: dict) -> torch.nn.Module:
+def training_clip(ckpt: str, name: str | None, checkpoint: dict) -> torch.nn.Module:
     """The CLIP whose text tower the training used: `name`, else as the checkpoint's settings name it."""
     name, expected = name or checkpoint["settings"].get("clip"), checkpoint.get("clip_sha256")
     if not (name and expected):
@@ -169,7 +169,7 @@ def prepare(args, checkpoint: dict, model: AnomalyCLIP) -> tuple[AnomalyCLIP, di
         check_open(args.ckpt, checkpoint, model)
         check_names(args.ckpt, args.classes, model.config.classes)
     ctx = checkpoint["model"].get("prompt_learner.ctx") if args.explain else None
-    clip = load_clip(args.ckpt, args.clip, checkpoint) if args.classes or ctx is not None else None
+    clip = training_clip(args.ckpt, args.clip, checkpoint) if args.classes or ctx is not None else None
     words = {} if args.explain else None
     if ctx is not None:
         words = explain.nearest_words(ctx, clip.token_embedding.weight, model.config.classes)

@@ -96,12 +96,12 @@ def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):
         container.mux(stream.encode())
     p_A = np.zeros(30)
     p_A[[2, 9, 14]] = 1
-    pictures = keyframes.key_frames(str(tmp_path), "v", p_A, num_pictures=3)
+    pictures = keyframes.pictures_of(str(tmp_path), "v", p_A, num_pictures=3)
     assert [i for i, _ in pictures] == [2, 14, 20]
     assert all(abs(float(np.asarray(image).mean()) - 8 * i) < 4 for i, image in pictures)
-    assert keyframes.key_frames(str(tmp_path), "missing", p_A) == []
+    assert keyframes.pictures_of(str(tmp_path), "missing", p_A) == []
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    assert keyframes.key_frames(str(tmp_path), "broken", p_A) == [] and "no key frames of" in capsys.readouterr().err
+    assert keyframes.pictures_of(str(tmp_path), "broken", p_A) == [] and "no key frames of" in capsys.readouterr().err
     plots.timeline(tmp_path / "t.png", "v", p_A, p_A[:, None] * 0.5, np.full(30, -1), ("fire",), pictures)
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
