@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import train
-from files import InputError, run_script, write_atomically
 from paper_tables import COMPARED, TABLES, Row, Table
-from runs import lock_folder, stop_signals
+from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.run_folder import lock_folder
+from videoanomaly.runtime.signals import stop_signals
 
 HERE = Path(__file__).parent
 OURS = ("--model", "--dataset", "--root", "--features", "--seed", "--out", "--resume", "--evaluate", "--no-evaluate")

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data import FEATURE_SUBFOLDERS, VIDEO_SUFFIXES, load_array
-from files import InputError, check_inside, read_lines
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.files import check_inside, read_lines
 
 FILE_SUFFIXES = VIDEO_SUFFIXES | {".npy"}
 INTEGER = re.compile("-?[0-9]+")

@@ -21,8 +21,10 @@ import torch
 from bench_peers import MissingPeer
 from bench_rows import ROWS
 from bench_tools import Line, pick, spread
-from files import InputError, check_device, run_script, write_atomically
-from memory import keep_freed_memory
+from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.processes import check_device
 
 
 def markdown(lines: list[Line], args) -> str:

@@ -17,7 +17,7 @@ import winograd
 from annotations import Video
 from bench_rows import SMALL, VIT_B16, evaluate_ours, make_step, random_clip, random_scores, write_features
 from bench_tools import gib, in_subprocess, peak_memory, take_turns
-from files import write_atomically
+from videoanomaly.runtime.files import write_atomically
 
 LINEAR = (0.8, 1.2)
 SIZES = {"frames": (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6), "videos": (10, 30, 100, 300, 1000), "classes": (1, 2, 5, 10, 20, 50),

@@ -18,7 +18,7 @@ import bench_peers as peers
 import winograd
 from bench_peers import MissingPeer
 from bench_tools import HERE, Line, against, gib, in_subprocess, peak_memory, pick, rates, relative, spread, take_turns
-from files import write_atomically
+from videoanomaly.runtime.files import write_atomically
 
 CCTV = HERE.parent / "shared" / "data" / "cctv"
 VIT_B16 = {"embed_dim": 512, "image_resolution": 224, "vision_layers": 12, "vision_width": 768, "vision_patch_size": 16,

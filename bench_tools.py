@@ -95,7 +95,7 @@ def peak_memory(device: str) -> int:
 
 def in_subprocess(module: str, function: str, *values):
     """What a function of plain values gives in a new process, as JSON; its peak memory is then its own."""
-    code = (f"import json, sys, memory, {module}; memory.keep_freed_memory(); "
+    code = (f"import json, sys; from videoanomaly.runtime import memory; import {module}; memory.keep_freed_memory(); "
             f"print('\\n' + json.dumps({module}.{function}(*json.loads(sys.argv[1]))))")
     done = subprocess.run([sys.executable, "-c", code, json.dumps(values)], cwd=HERE, capture_output=True, text=True)
     if done.returncode:

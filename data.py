@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import rank_and_world, same_for_all, sum_over_ranks
-from files import InputError, check_inside
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.files import check_inside
+from videoanomaly.runtime.processes import same_for_all, sum_over_ranks
+from videoanomaly.runtime.torchrun import rank_and_world
 
 VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
                   ".ogv", ".ts", ".vob", ".webm", ".wmv"}

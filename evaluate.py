@@ -13,9 +13,11 @@ import json
 from functools import partial
 from pathlib import Path
 
-from files import InputError, check_device, run_script, write_atomically
-from memory import keep_freed_memory
-from runs import lock_folder
+from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.processes import check_device
+from videoanomaly.runtime.run_folder import lock_folder
 
 
 def parse_args(argv=None) -> argparse.Namespace:

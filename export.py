@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from files import InputError, write_atomically
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.files import write_atomically
 
 
 class Probabilities(nn.Module):

@@ -48,10 +48,12 @@ from tqdm import tqdm
 
 import clip_model
 from data import VIDEO_SUFFIXES, read_meta
-from files import InputError, check_device, run_script, write_atomically
-from distributed import gather, is_main, local_device, process_group, rank_and_world, same_for_all, wait_for_all
-from memory import keep_freed_memory
-from runs import lock_folder, remove_temporary_files
+from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.files import remove_temporary_files, write_atomically
+from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
+from videoanomaly.runtime.run_folder import lock_folder
+from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 
 TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, -180: Image.Transpose.ROTATE_180,
          -90: Image.Transpose.ROTATE_270}  # by the display matrix, degrees; OpenCV ignores other angles

@@ -27,12 +27,12 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from events import highest_classes
-from files import InputError
 from extract_features import input_size, prepare, to_float16, to_image
 from metrics import MERGE_GAP, MIN_LENGTH
-from runs import stop_signals
 from streams import Reader, find_source
-from webhook import Webhook, note
+from videoanomaly.runtime.console import InputError, note
+from videoanomaly.runtime.signals import stop_signals
+from webhook import Webhook
 
 GAP = 10.0  # seconds without a frame that end the open event
 REPORT = 60.0  # seconds between two notes on dropped frames

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import clip_model
 from anomalyclip import AnomalyCLIP, Prediction
-from files import InputError
+from videoanomaly.runtime.console import InputError
 
 
 class OpenSetAnomalyCLIP(AnomalyCLIP):

@@ -26,9 +26,11 @@ import numpy as np
 
 from data import load_array, matching_rows
 from events import FrameScores, count, find_events, frame_times, to_csv, to_vtt
-from files import CONTROLS, InputError, check_device, run_script, write_atomically
-from memory import keep_freed_memory
-from runs import lock_folder, remove_temporary_files
+from videoanomaly.runtime.console import CONTROLS, InputError, as_text, run_script
+from videoanomaly.runtime.files import remove_temporary_files, write_atomically
+from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.processes import check_device
+from videoanomaly.runtime.run_folder import lock_folder
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -134,11 +136,6 @@ def read_result(folder: Path) -> dict | None:
         return None
 
 
-def as_text(name: str) -> str:
-    """A name to show: bytes that are no text become \\x.., which can be printed, control characters a replacement."""
-    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", os.fsencode(name).decode("utf-8", "backslashreplace"))
-
-
 def write_results(folder: Path, name: str, video: Path | None, scores: FrameScores, recogniser, args, settings: dict) -> dict:
     """All files of a video, events.json last; returns what that holds."""
     import plots
@@ -221,8 +218,9 @@ def find_all_videos(sources: list[Path], out: Path) -> dict[str, Path]:
 
 def read_timed(path: Path, **how):
     """As extract_features.read_batches, and at last also "times" and their "fps"."""
-    from extract_features import read_batches
     from torch import Tensor
+
+    from extract_features import read_batches
 
     found = []
     for item in read_batches(path, times=found, **how):
@@ -234,9 +232,10 @@ def read_timed(path: Path, **how):
 
 def encoded(videos: dict[str, Path], args, recogniser):
     """Yields (name, scores, or the error that a broken video gave) while a bar shows frames/s and the time left."""
+    from tqdm import tqdm
+
     from extract_features import encode_videos, header_frames, prepare
     from recogniser import interpolate, matching_encoder, score_frames
-    from tqdm import tqdm
 
     encoder, stride = matching_encoder(args, recogniser), args.stride or recogniser.spacing
     to_inputs = partial(prepare, preprocess=encoder.model.preprocess, num_crops=encoder.crops, jpeg=encoder.jpeg,
@@ -273,8 +272,9 @@ def write_index(out: Path, results: dict, failed: dict) -> None:
 
 def predict_videos(args, recogniser) -> int:
     """The exit status: 1 if a video could not be read, else 0."""
-    from extract_features import why_skipped
     from tqdm import tqdm
+
+    from extract_features import why_skipped
 
     videos = find_all_videos(args.videos, args.out)
     alone = len(args.videos) == 1 and args.videos[0].is_file()

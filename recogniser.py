@@ -12,8 +12,8 @@ import numpy as np
 import evaluate
 import openset
 from data import FeatureFolder
-from files import InputError
 from extract_features import input_size, load_encoder
+from videoanomaly.runtime.console import InputError
 
 DEFAULT_CLIP = "ViT-B/16"
 

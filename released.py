@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import clip_model
-from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from annotations import CLASS_NAMES, VideoLists, load_lists
+from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from data import FeatureFolder, normality_prototype
-from files import InputError
+from videoanomaly.runtime.console import InputError
 
 NUM_HEADS = 8  # of the published models; the weights do not tell
 NAMES = (  # theirs -> ours, replaced in this order

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import InputError, write_atomically
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.files import write_atomically
 
 
 class Scores(NamedTuple):

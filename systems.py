@@ -7,8 +7,8 @@ import torch
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, VideoModel
 from binary_systems import MGFN, RTFM, S3R, SSRL, URDMU, Sultani, System
-from files import InputError
 from prompted_systems import ActionCLIP, ClipZeroShot, VadCLIP
+from videoanomaly.runtime.console import InputError
 
 SYSTEMS = {system.NAME: system for system in (ClipZeroShot, ActionCLIP, Sultani, RTFM, S3R, SSRL, MGFN, URDMU, VadCLIP)}
 MODELS = {AnomalyCLIP.NAME: AnomalyCLIP} | SYSTEMS
@@ -125,7 +125,7 @@ def build(args, config: AnomalyCLIPConfig, clip: dict, data: tuple | None = None
 def learn_from(args, lists, features, temporal) -> dict:
     """The model's arguments that come from the training videos without a gradient."""
     from data import normality_prototype
-    from distributed import same_for_all
+    from videoanomaly.runtime.processes import same_for_all
 
     folders = {"prototype": features, "temporal_prototype": temporal}
     learned = {name: normality_prototype(folder, lists.train) for name, folder in folders.items() if folder}

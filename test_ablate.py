@@ -21,9 +21,9 @@ import scoring
 import train
 from annotations import VideoLists
 from data import FeatureFolder
-from files import InputError
 from paper_tables import TABLES
 from test_train import SMALL, run, write_dataset
+from videoanomaly.runtime.console import InputError
 
 HERE = Path(__file__).parent
 ABLATIONS = [name for name, table in TABLES.items() if not table.compares]

@@ -11,7 +11,7 @@ import torch
 import annotations
 from annotations import Video, VideoLists, frame_labels, load_lists
 from data import FeatureFolder, check_features
-from files import InputError
+from videoanomaly.runtime.console import InputError
 
 SHARED = Path(__file__).parent.parent / "shared"
 ANNOTATIONS = SHARED / "data" / "annotations"

@@ -19,22 +19,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import annotations
 import data
-import files
 import evaluate
 import extract_features
 import fuzz
 import train
-from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, Prediction, inference_rows, select_segments
 from annotations import Video, frame_labels, load_lists
+from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, Prediction, inference_rows, select_segments
 from data import BalancedBatches, FeatureFolder, check_features, load_array, training_rows
-from files import InputError
 from test_extract_features import CUSTOM_ENCODER, assert_same_frames, our_frames, write_video
 from test_train import SMALL, write_dataset
+from videoanomaly.runtime import console, files
+from videoanomaly.runtime.console import InputError
 
 HERE = Path(__file__).parent
 
@@ -285,7 +284,7 @@ def test_a_disk_that_takes_nothing_ends_training_with_one_line_and_status_1(root
         raise OSError(code, os.strerror(code))
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SystemExit) as exit_:
-        files.run_script(lambda: train_on(root))
+        console.run_script(lambda: train_on(root))
     line, = capsys.readouterr().err.splitlines()
     assert exit_.value.code == 1 and os.strerror(code) in line and str(root.parent / "run") in line
     assert not [name for name in files_in(root.parent / "run") if not name.endswith("lock")]
@@ -320,7 +319,7 @@ def test_read_only_and_full_output_end_extraction_with_one_line(tiny_disk, tmp_p
     (tiny_disk / "filler").write_bytes(bytes(196 * 1024))  # leaves a page for meta.json
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     with pytest.raises(SystemExit) as exit_:
-        files.run_script(lambda: extract_features.main(command))
+        console.run_script(lambda: extract_features.main(command))
     line, = capsys.readouterr().err.splitlines()
     assert exit_.value.code == 2 and "Read-only file system" in line and files_in(tiny_disk) == ["filler"]
 

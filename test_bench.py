@@ -13,7 +13,7 @@ import bench_rows
 import bench_tools
 from annotations import Video, frame_labels
 from bench_tools import Line, against, spread, take_turns
-from files import InputError
+from videoanomaly.runtime.console import InputError
 
 needs_peers = pytest.mark.skipif(
     not all(map(find_spec, ("clip", "axial_attention"))), reason="needs requirements-peers.txt")

@@ -11,10 +11,18 @@ import pytest
 import torch
 
 import data
-import files
 from annotations import Video, load_lists
-from data import BalancedBatches, FeatureFolder, SegmentDataset, check_features, matching_rows, normality_prototype, training_rows
-from files import InputError
+from data import (
+    BalancedBatches,
+    FeatureFolder,
+    SegmentDataset,
+    check_features,
+    matching_rows,
+    normality_prototype,
+    training_rows,
+)
+from videoanomaly.runtime import console, files
+from videoanomaly.runtime.console import InputError
 
 SHARED = Path(__file__).parent.parent / "shared"
 RELEASED = SHARED / "reference" / "checkpoint"
@@ -39,7 +47,7 @@ def random_array(*shape, dtype=np.float32, seed=0):
 @pytest.mark.parametrize("status, code", [(None, None), (0, 0), (1, 1)])
 def test_a_script_exits_with_the_status_of_main(status, code):
     with pytest.raises(SystemExit) as exit_info:
-        files.run_script(lambda: status)
+        console.run_script(lambda: status)
     assert exit_info.value.code == code
 
 
@@ -50,7 +58,7 @@ def test_a_failing_run_is_one_line_and_its_own_status(capsys, error, code, line)
     def main():
         raise error
     with pytest.raises(SystemExit) as exit_:
-        files.run_script(main)
+        console.run_script(main)
     assert exit_.value.code == code and capsys.readouterr().err == f"{line}\n"
 
 
@@ -58,7 +66,7 @@ def test_bad_input_is_one_line_and_status_2(capsys):
     def main():
         raise InputError("list.txt, line 3: found x, expected y")
     with pytest.raises(SystemExit) as exit_info:
-        files.run_script(main)
+        console.run_script(main)
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == "error: list.txt, line 3: found x, expected y\n"
 

@@ -23,8 +23,8 @@ from demo.anomalies import ANOMALIES, CLASSES
 from demo.events import NORMAL
 from demo.occasions import OCCASIONS
 from demo.scenes import KINDS, make_scene
-from files import InputError
 from test_distributed import torchrun
+from videoanomaly.runtime.console import InputError
 
 FEW = {"train": (1, 1), "test": (1, 1)}
 # what the last tests ask for: somewhat less than demo/README.md tells
@@ -332,7 +332,8 @@ def test_four_steps_equal_two_resumed_and_two_more(tmp_path, tiny):
 OF_TWO = """
 import sys, torch
 from demo.train_clip import Muon, add_over_ranks
-from distributed import is_main, process_group, rank_and_world
+from videoanomaly.runtime.processes import process_group
+from videoanomaly.runtime.torchrun import is_main, rank_and_world
 with process_group("cpu"):
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(*shape)) for shape in ((8, 8), (24, 8), (8, 16))]

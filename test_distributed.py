@@ -12,8 +12,8 @@ import torch
 
 import train
 from data import FeatureFolder
-from files import InputError
 from test_train import SMALL, write_dataset
+from videoanomaly.runtime.console import InputError
 
 HERE = Path(__file__).parent
 WITHOUT_EFFECT = "temporal_model.body.non_local.2.out."  # MTN: a bias right before a batch normalisation has no gradient but noise
@@ -48,7 +48,8 @@ def dataset(tmp_path_factory):
 
 LEAVING = """
 import os, time
-from distributed import is_main, process_group
+from videoanomaly.runtime.processes import process_group
+from videoanomaly.runtime.torchrun import is_main
 with process_group("cpu"):
     if is_main():
         time.sleep(1)

@@ -15,8 +15,8 @@ import evaluate
 import keyframes
 import plots
 import tables
-from files import InputError
 from test_train import run, write_dataset
+from videoanomaly.runtime.console import InputError
 
 
 @pytest.fixture(scope="module")

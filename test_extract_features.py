@@ -16,9 +16,17 @@ from PIL import Image
 
 import clip_model
 import extract_features
-from files import InputError, run_script
-from extract_features import (cut_crops, decode, finished_videos, jpeg_round_trip, reading_ahead, resize_like_opencv,
-                              split_by_size, to_image)
+from extract_features import (
+    cut_crops,
+    decode,
+    finished_videos,
+    jpeg_round_trip,
+    reading_ahead,
+    resize_like_opencv,
+    split_by_size,
+    to_image,
+)
+from videoanomaly.runtime.console import InputError, run_script
 
 SHARED = Path(__file__).parent.parent / "shared"
 
@@ -623,7 +631,8 @@ def test_what_a_killed_process_left_is_done_by_the_next_start(rank, restarts, tm
 FAULTS = """
 import resource, sys
 sys.path.insert(0, {folder!r})
-import memory, torch
+import torch
+from videoanomaly.runtime import memory
 if {keep}:
     memory.keep_freed_memory()
 def work():

@@ -21,11 +21,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import runs
+from videoanomaly.runtime import run_folder
 import train
-from files import InputError
 from test_extract_features import write_video
 from test_train import SMALL, equal, write_dataset
+from videoanomaly.runtime import run_folder
+from videoanomaly.runtime.console import InputError
 
 NUM_KILLS = 30
 HERE = Path(__file__).parent
@@ -262,16 +263,16 @@ def test_a_second_run_in_the_folder_refuses_until_the_first_is_gone(dataset, tmp
     assert first.is_alive() and len(losses(out)) > before
     first.kill()  # its worker lives some seconds longer, and must not keep the lock
     first.join()
-    with runs.lock_folder(out):
+    with run_folder.lock_folder(out):
         assert load(out)["epoch"] >= before
 
 
 def test_a_run_that_writes_nothing_leaves_no_new_folder_and_takes_none_away(tmp_path):
     for folder in (tmp_path / "new", tmp_path):
-        with pytest.raises(KeyError), runs.lock_folder(folder):
+        with pytest.raises(KeyError), run_folder.lock_folder(folder):
             raise KeyError
     assert not (tmp_path / "new").exists() and tmp_path.exists()
-    with runs.lock_folder(tmp_path / "kept"):
+    with run_folder.lock_folder(tmp_path / "kept"):
         (tmp_path / "kept" / "result").write_text("x")
     assert (tmp_path / "kept" / "result").exists()
 
@@ -279,7 +280,7 @@ def test_a_run_that_writes_nothing_leaves_no_new_folder_and_takes_none_away(tmp_
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"--out .*file/run: cannot be written \(Not a directory\), expected a folder"):
-        with runs.lock_folder(tmp_path / "file" / "run"):
+        with run_folder.lock_folder(tmp_path / "file" / "run"):
             pass
 
 
@@ -288,6 +289,6 @@ def test_where_the_file_system_has_no_locks_runs_go_on_without(tmp_path, monkeyp
     def no_locks(file, operation):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(runs.fcntl, "lockf", no_locks)
-    with runs.lock_folder(tmp_path / "run"):
+    monkeypatch.setattr(run_folder.fcntl, "lockf", no_locks)
+    with run_folder.lock_folder(tmp_path / "run"):
         assert (tmp_path / "run").exists()

@@ -21,15 +21,14 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import live
 import streams
 import webhook
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
-from files import InputError
 from metrics import cut_events
+from videoanomaly.runtime.console import InputError
 
 FPS = 20
 SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's GStreamer packages are for it
@@ -52,7 +51,7 @@ if len(sys.argv) > 1:
 SCRIPT = """
 import json, sys
 import live, streams, test_live
-from files import run_script
+from videoanomaly.runtime.console import run_script
 options = json.loads(sys.argv[2])
 live.GAP, streams.TIMEOUT, streams.BACK_OFF = options.pop("gap", 10), options.pop("timeout", 5), (0.5, 1)
 run_script(lambda: live.run(sys.argv[1], test_live.Brightness(), test_live.GreyEncoder(), threshold=0.5, n_px=8, **options))

@@ -17,9 +17,9 @@ import train
 from annotations import Video
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, metrics
 from events import FrameScores
-from files import InputError
 from test_predict import RED, write_clip
 from testdata.tiny_clip import tiny_clip_state_dict
+from videoanomaly.runtime.console import InputError
 
 TRAINED, NEW = ("Assault", "Robbery", "Shoplifting"), "Abuse"
 KINDS = (*TRAINED, NEW)

@@ -1,8 +1,8 @@
 """Tests of predict.py, events.py, annotate.py and export.py on small videos whose anomalies are colours."""
 import csv
 import json
-import re
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,12 +15,12 @@ import torch
 import evaluate
 import events
 import predict
-import winograd
 import recogniser
+import winograd
 from anomalyclip import AnomalyCLIP
-from files import InputError
 from metrics import cut_events
 from test_released import REFERENCE, ROOT, needs_reference
+from videoanomaly.runtime.console import InputError
 
 RED, BLUE = (200, 60, 60), (60, 60, 200)
 

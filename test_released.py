@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import evaluate
-from files import InputError
 from released import load, read_state
+from videoanomaly.runtime.console import InputError
 
 REFERENCE = Path(__file__).parent.parent / "shared" / "reference" / "checkpoint"
 needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="needs the authors' checkpoint in ../shared")

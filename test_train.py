@@ -16,11 +16,11 @@ import evaluate
 import train
 import winograd
 from anomalyclip import AnomalyCLIP, metrics
-from files import InputError
 from metrics import choose_threshold, false_alarm_rate
-from runs import stop_signals
 from systems import learning_rate
 from testdata.tiny_clip import tiny_clip_state_dict
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.signals import stop_signals
 
 HERE = Path(__file__).parent
 CLASSES = ("fire", "fall")

@@ -21,11 +21,21 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from distributed import any_rank, gather_videos, is_main, local_device, process_group, rank_and_world, same_for_all, split_model
-from files import InputError, check_device, run_script
-from memory import keep_freed_memory
-from runs import (NOT_BEGUN, RestOfEpoch, load_resumed, lock_folder, remove_temporary_files, report, restore, resume_command,
-                  save, stop_signals, survive_one_signal, trim_log)
+from runs import NOT_BEGUN, RestOfEpoch, load_resumed, restore, save
+from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.files import remove_temporary_files
+from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.processes import (
+    any_rank,
+    check_device,
+    gather_videos,
+    process_group,
+    same_for_all,
+    split_model,
+)
+from videoanomaly.runtime.run_folder import lock_folder, report, resume_command, trim_log
+from videoanomaly.runtime.signals import stop_signals, survive_one_signal
+from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 
 PRESETS = {  # what differs from the config's defaults, which are those of UCF-Crime (App. A and B)
     "shanghaitech": {"depth": 2, "temporal_input": "both", "lr": 5e-4, "epochs": 100},

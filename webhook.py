@@ -6,7 +6,6 @@ what may be shown of another.
 import base64
 import json
 import re
-import sys
 import threading
 import time
 import urllib.error
@@ -15,7 +14,7 @@ from collections import deque
 from http.client import HTTPException
 from urllib.parse import unquote, urlsplit
 
-from files import InputError
+from videoanomaly.runtime.console import InputError, note
 
 TIMEOUT = 5.0  # seconds, for each wait within a request
 DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
@@ -31,11 +30,6 @@ def public_name(url: str) -> str:
     if not match:
         return f"{url.partition('://')[0]}://..."
     return f"{match['scheme']}://{match['host']}{match['port'] or ''}{match['path'] or ''}"
-
-
-def note(text: str) -> None:
-    sys.stderr.write(f"{text}\n")  # one write: lines of several threads do not mix
-    sys.stderr.flush()
 
 
 def note_sparingly(count: int, text: str) -> None:

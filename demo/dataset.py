@@ -6,7 +6,7 @@ from pathlib import Path
 
 from demo.train_clip import unpack
 from demo.world import write_world
-from files import InputError
+from videoanomaly.runtime.console import InputError
 
 HERE = Path(__file__).parent.parent
 OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

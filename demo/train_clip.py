@@ -23,8 +23,10 @@ from sklearn.metrics import roc_auc_score
 from anomalyclip import ENGINEERED_PROMPT
 from clip_model import CLIP, load, preprocess, tokenize
 from demo.world import CLASSES, COUNTS, SEED, SIDE, caption, make_video, plan, say, statements
-from distributed import is_main, process_group, rank_and_world, sum_over_ranks
-from files import InputError, run_script, write_atomically
+from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.processes import process_group, sum_over_ranks
+from videoanomaly.runtime.torchrun import is_main, rank_and_world
 
 SIZES = {"embed_dim": 128, "image_resolution": SIDE, "vision_layers": 4, "vision_width": 192, "vision_patch_size": 12,
          "context_length": 77, "vocab_size": 49408, "transformer_width": 128, "transformer_heads": 2, "transformer_layers": 2}

@@ -25,7 +25,8 @@ from demo.anomalies import ANOMALIES, CLASSES
 from demo.events import NORMAL
 from demo.occasions import OCCASIONS
 from demo.scenes import FIRST_HELD_OUT, KINDS, make_scene
-from files import InputError, write_atomically
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.files import write_atomically
 
 VERSION = 1  # of the pictures; another one is rendered anew
 SIDE, FPS = CANVAS // 2, 8

@@ -1,56 +1,13 @@
-"""What all scripts share: one-line errors, the device, files that appear whole, and lists of lines.
-
-Without NumPy and PyTorch, so that a script answers --help without waiting for them.
-"""
-
+"""Files that appear whole or not at all, and lists of lines."""
 import os
 import re
-import sys
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
-CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")  # all but the tab; some would end a line of a message
+from videoanomaly.runtime.console import CONTROLS, InputError
+
 LONGEST_LINE = 10**5  # characters; a line of an annotation list has 20 for each interval
-
-
-class InputError(ValueError):
-    """Bad input of the user: one line that names the file, what was found and what was expected."""
-
-
-def run_script(main):
-    """Runs `main()` and exits with the status it returns.
-
-    An InputError becomes one line and status 2, a failing system or a diverging training one line and status 1; of the
-    processes that torchrun started only the first one prints, and the first one of each machine tells errors.
-    """
-    if int(os.environ.get("RANK", 0)):
-        sys.stdout = open(os.devnull, "w")
-    try:
-        status = main()
-    except InputError as error:
-        if not int(os.environ.get("LOCAL_RANK", 0)):
-            print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except (OSError, FloatingPointError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        status = 130
-    sys.exit(status)
-
-
-def check_device(name):
-    """The device to run on: the one named, else the first CUDA device, else the CPU."""
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return name
 
 
 def write_atomically(path, write):
@@ -99,3 +56,10 @@ def check_inside(path, folder):
     """Refuses a file that a symbolic link below a folder leads out of it; the folder itself may be a link."""
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"{path}: is a link to {os.path.realpath(path)}, expected a file inside {folder}")
+
+
+def remove_temporary_files(paths) -> None:
+    """Those among the paths that `write_atomically` left when it was killed; call it with the folder locked."""
+    for path in paths:
+        if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
+            path.unlink()

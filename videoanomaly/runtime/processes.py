@@ -1,4 +1,4 @@
-"""Several processes that work as one, started by torchrun: training and extraction read its variables here.
+"""Several processes that work as one, and their devices.
 
     torchrun --nproc-per-node 8 --nnodes 4 ... train.py ...
 
@@ -7,23 +7,8 @@ Outside torchrun there is one process, and every function does what is right for
 import os
 from contextlib import contextmanager
 
-from files import InputError
-
-
-def rank_and_world() -> tuple[int, int, int]:
-    """Number of this process among all, its number on this machine, and how many there are: (0, 0, 1) outside torchrun."""
-    return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes and prints for all."""
-    return rank_and_world()[0] == 0
-
-
-def local_device(device: str) -> str:
-    """The accelerator of this process: of several on a machine each has its own, unless `device` names one."""
-    _, local_rank, world_size = rank_and_world()
-    return f"cuda:{local_rank}" if device == "cuda" and world_size > 1 else device
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.torchrun import rank_and_world
 
 
 @contextmanager
@@ -159,3 +144,15 @@ def split_model(model, device: str):
     return torch.nn.parallel.DistributedDataParallel(
         model, device_ids=None if is_cpu else [device],
         find_unused_parameters=True)  # CLIP's temperature takes part with some settings only
+
+
+def check_device(name):
+    """The device to run on: the one named, else the first CUDA device, else the CPU."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name

@@ -1,0 +1,1 @@
+"""What any script needs of the machine it runs on; nothing here knows of videos."""

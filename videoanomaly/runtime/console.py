@@ -1,0 +1,43 @@
+"""What a user sees of a script: one-line errors, exit statuses, notes, and names that a terminal can show."""
+import os
+import re
+import sys
+
+CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")  # all but the tab; some would end a line of a message
+
+
+class InputError(ValueError):
+    """Bad input of the user: one line that names the file, what was found and what was expected."""
+
+
+def run_script(main):
+    """Runs `main()` and exits with the status it returns.
+
+    An InputError becomes one line and status 2, a failing system or a diverging training one line and status 1; of the
+    processes that torchrun started only the first one prints, and the first one of each machine tells errors.
+    """
+    if int(os.environ.get("RANK", 0)):
+        sys.stdout = open(os.devnull, "w")
+    try:
+        status = main()
+    except InputError as error:
+        if not int(os.environ.get("LOCAL_RANK", 0)):
+            print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except (OSError, FloatingPointError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def as_text(name: str) -> str:
+    """A name to show: bytes that are no text become \\x.., which can be printed, control characters a replacement."""
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")  # one write: lines of several threads do not mix
+    sys.stderr.flush()
