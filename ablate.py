@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import train
 from paper_tables import COMPARED, TABLES, Row, Table
+from videoanomaly.data import datasets
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.run_folder import lock_folder
@@ -64,7 +65,7 @@ def parse_args(argv=None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--table", required=True, choices=TABLES, help="number of the table in the paper")
-    add("--dataset", required=True, choices=train.PRESETS, help="data set to run it on")
+    add("--dataset", required=True, choices=datasets.PRESETS, help="data set to run it on")
     add("--root", help="folder of lists and annotations, as in train.py")
     add("--features", help="folder of .npy features (default: found under --root)")
     add("--temporal-features", help="I3D features, for the row of Table 15 that has them")

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 import winograd
-from annotations import Video
 from bench_rows import SMALL, VIT_B16, evaluate_ours, make_step, random_clip, random_scores, write_features
 from bench_tools import gib, in_subprocess, peak_memory, take_turns
+from videoanomaly.data.annotations import Video
 from videoanomaly.runtime.files import write_atomically
 
 LINEAR = (0.8, 1.2)

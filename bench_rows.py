@@ -123,8 +123,8 @@ def image_bf16(args) -> list[Line]:
 
 def preset(args):
     """UCF-Crime's config; smaller with --quick."""
-    from annotations import CLASS_NAMES
     from anomalyclip import AnomalyCLIPConfig
+    from videoanomaly.data.datasets import CLASS_NAMES
 
     classes = tuple(name for name in CLASS_NAMES["ucfcrime"] if name != "Normal")
     small = {"num_segments": 8, "num_frames": 4, "embed_dim": 32} if args.quick else {}
@@ -238,7 +238,7 @@ def train(args) -> list[Line]:
 
 def write_features(folder: Path, lengths, dim: int, dtype) -> list:
     """Random features of videos named 0, 1, ...; every other video has a class and two intervals. The videos."""
-    from annotations import Video
+    from videoanomaly.data.annotations import Video
 
     rng, videos = np.random.default_rng(0), []
     block = rng.standard_normal((4096, dim), dtype=np.float32)
@@ -265,7 +265,8 @@ def forget(folder: Path) -> None:
 
 
 def loading(args) -> list[Line]:
-    from data import FeatureFolder, SegmentDataset, training_rows
+    from videoanomaly.data.features import FeatureFolder
+    from videoanomaly.data.sampling import SegmentDataset, training_rows
 
     folder, count = args.folder / "loading", pick(args, 16, 128)
     videos = write_features(folder, video_lengths(count, pick(args, 1000, 7000)), pick(args, 64, 512), np.float32)
@@ -294,7 +295,7 @@ def loading(args) -> list[Line]:
 
 def evaluate_ours(model, videos, folder: Path) -> dict:
     import scoring
-    from data import FeatureFolder
+    from videoanomaly.data.features import FeatureFolder
 
     scores = scoring.score_videos(model.predict, videos, FeatureFolder(folder))
     results = scoring.frame_metrics(scores, model.config.classes)

@@ -310,7 +310,7 @@ class S3R(RTFM):
         """
         from sklearn.decomposition import MiniBatchDictionaryLearning
 
-        from data import checked_sum
+        from videoanomaly.data.prototype import checked_sum
 
         means = np.stack([total / n for total, n in (checked_sum(features, v.name) for v in lists.train if v.label < 0)])
         scale = max(means.std(), 1e-12)

@@ -89,7 +89,7 @@ def load_checkpoint(ckpt: str, args) -> tuple:
 
 def open_folders(args, checkpoint: dict):
     """Feature folders of the checkpoint's training, or those given; their encoders must be the same."""
-    from data import FeatureFolder
+    from videoanomaly.data.features import FeatureFolder
 
     settings, folders = checkpoint["settings"], []
     for given, name, encoder in ((args.features, "features", "encoder"),
@@ -115,9 +115,9 @@ def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
     import plots
     import scoring
     import tables
-    from annotations import VideoLists
     from anomalyclip import AnomalyCLIP
-    from data import check_features
+    from videoanomaly.data.annotations import VideoLists
+    from videoanomaly.data.features import check_features
 
     checkpoint, model = load_checkpoint(ckpt, args)
     if args.projections and model.NAME != AnomalyCLIP.NAME:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 import clip_model
 from anomalyclip import AnomalyCLIP
-from data import CHUNK_ROWS
 from events import FrameScores, clock
+from videoanomaly.data.prototype import CHUNK_ROWS
 
 NUM_WORDS, NUM_SEGMENTS = 5, 3  # shown per context vector, per class and video
 

@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import clip_model
-from data import VIDEO_SUFFIXES, read_meta
+from videoanomaly.data.features import VIDEO_SUFFIXES, read_meta
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.runtime.files import remove_temporary_files, write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory

@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import annotations
 import clip_model
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from binary_systems import S3R
-from data import load_array, read_meta
+from videoanomaly.data import datasets, lists
+from videoanomaly.data.features import load_array, read_meta
 
 SECONDS, MEMORY = 5, 2**30  # of a case, of all cases
 HUGE = [b"9" * 20, b"9" * 5000, b"-1", b"0", b"1e999", b"NaN", str(2**31).encode(), str(2**63).encode(), str(2**64).encode(),
@@ -102,7 +102,7 @@ LISTS = {  # data set: {file: text}, each a small valid one
                "temporal_annotations.txt": "c.mp4 Normal -1 -1\nmy d.mp4 Fall 3 5 9 9\n"},
     "released": {"train_abnormal.txt": "Abuse/a 0 79 0\n", "train_normal.txt": "N/b 0 39 7\n", "test.txt": "Arson/c 1 512 2\nN/d 0 9 7\n",
                  "temporal.txt": "c.mp4 Arson 200 512 -1 -1\nd.mp4 Normal -1 -1\n",
-                 "ids.csv": "id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(annotations.CLASS_NAMES["ucfcrime"]))},
+                 "ids.csv": "id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(datasets.CLASS_NAMES["ucfcrime"]))},
     "ucfcrime": {"train.txt": "Abuse/a.mp4\nNormal_Videos/b.mp4\n", "test.txt": "Arson/c.mp4\nNormal_Videos/d.mp4\n",
                  "temporal.txt": "c Arson 1000 1796 -1 -1\nd Normal -1 -1 -1 -1\n"},
     "xdviolence": {"train.txt": "v=a__#1_label_B2-0-0\nv=b__#1_label_A\nv=e_label_B1-B2\n", "test.txt": "v=d e__#1_label_0-B6-0\n",
@@ -183,11 +183,11 @@ def list_parsers(folder: Path):
             (root / "test_frame_mask").mkdir()
             mask = npy(np.array([1, 1, 0, 0, 1], np.uint8))
             (root / "test_frame_mask" / "01_0015.npy").write_bytes(mask)
-            yield "mask", root / "test_frame_mask" / "01_0015.npy", mask, mutate, lambda root=root: annotations.load_lists(
+            yield "mask", root / "test_frame_mask" / "01_0015.npy", mask, mutate, lambda root=root: lists.load_lists(
                 "shanghaitech", root)
         dataset, ids = ("ucfcrime", root / "ids.csv") if layout == "released" else (layout, None)
         for name, text in files.items():
-            yield f"lists {layout}", root / name, text.encode(), mutate, lambda a=(dataset, root, ids): annotations.load_lists(*a)
+            yield f"lists {layout}", root / name, text.encode(), mutate, lambda a=(dataset, root, ids): lists.load_lists(*a)
 
 
 def binary_parsers(folder: Path):

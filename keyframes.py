@@ -5,8 +5,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data import VIDEO_SUFFIXES
 from extract_features import BROKEN, VideoReformatter, decode, to_image, video_stream
+from videoanomaly.data.features import VIDEO_SUFFIXES
 
 
 def pictures_of(folder: str, name: str, p_A: np.ndarray, num_pictures: int = 6) -> list:

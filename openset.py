@@ -178,7 +178,7 @@ def prepare(args, checkpoint: dict, model: AnomalyCLIP) -> tuple[AnomalyCLIP, di
 
 def make_moments(config, lists, features) -> dict | None:
     """What a checkpoint needs for new classes, `data.normal_moments`; None where there can be none, as contexts are not shared."""
-    from data import normal_moments
+    from videoanomaly.data.prototype import normal_moments
 
     prompts_fit_any_class = config.shared_ctx and config.directions != "direct" or config.directions == "engineered"
     return normal_moments(features, lists.train) if prompts_fit_any_class and config.likelihood == "projection" else None

@@ -24,8 +24,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from data import load_array, matching_rows
 from events import FrameScores, count, find_events, frame_times, to_csv, to_vtt
+from videoanomaly.data.features import load_array, matching_rows
 from videoanomaly.runtime.console import CONTROLS, InputError, as_text, run_script
 from videoanomaly.runtime.files import remove_temporary_files, write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory

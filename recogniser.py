@@ -11,8 +11,8 @@ import numpy as np
 
 import evaluate
 import openset
-from data import FeatureFolder
 from extract_features import input_size, load_encoder
+from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError
 
 DEFAULT_CLIP = "ViT-B/16"

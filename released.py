@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 import clip_model
-from annotations import CLASS_NAMES, VideoLists, load_lists
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
-from data import FeatureFolder, normality_prototype
+from videoanomaly.data.annotations import VideoLists
+from videoanomaly.data.datasets import CLASS_NAMES
+from videoanomaly.data.features import FeatureFolder
+from videoanomaly.data.lists import load_lists
+from videoanomaly.data.prototype import normality_prototype
 from videoanomaly.runtime.console import InputError
 
 NUM_HEADS = 8  # of the published models; the weights do not tell

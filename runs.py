@@ -2,12 +2,10 @@
 
 Bit for bit: a run that was stopped or killed, as often as you like, and gone on with gives what an undisturbed one gives.
 """
-from itertools import islice
 from pathlib import Path
 
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import write_atomically
-from videoanomaly.runtime.torchrun import rank_and_world
 
 PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
 ANYTIME = ("out", "resume", "device", "workers", "evaluate", *PATHS)  # may differ when a run is resumed, if what lies there
@@ -16,33 +14,6 @@ NOT_BEGUN = {"steps": 0, "sums": {}, "seconds": 0.0}  # an epoch so far: steps d
 
 
 # ---------------------------------------------------------------- checkpoints
-
-
-class RestOfEpoch:
-    """A batch sampler that leaves out the batches that a stopped run has seen, and the videos of other processes.
-
-    Neither are read. A process's share of a batch is as the batch: first half abnormal, second half normal.
-
-    Args:
-        batches: Batch sampler of whole epochs, with `set_epoch(epoch)`.
-    """
-
-    def __init__(self, batches):
-        self.batches, self.num_seen = batches, 0
-
-    def set_epoch(self, epoch: int, num_seen: int) -> None:
-        self.batches.set_epoch(epoch)
-        self.num_seen = num_seen
-
-    def __len__(self):
-        """Of a whole epoch."""
-        return len(self.batches)
-
-    def __iter__(self):
-        rank, _, world_size = rank_and_world()
-        for batch in islice(self.batches, self.num_seen, None):
-            share = len(batch) // 2 // world_size
-            yield [video for half in (0, len(batch) // 2) for video in batch[half + rank * share:half + (rank + 1) * share]]
 
 
 def rng_state(device: str) -> dict:

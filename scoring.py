@@ -24,8 +24,8 @@ def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
     """Runs predict(rows of a video[, rows of its other features]) on every video and spreads the rows over its frames."""
     from tqdm import tqdm
 
-    from annotations import frame_labels
-    from data import matching_rows
+    from videoanomaly.data.annotations import frame_labels
+    from videoanomaly.data.features import matching_rows
 
     scores = {}
     for video in tqdm(videos, unit="video", leave=False, disable=not sys.stderr.isatty()):

@@ -124,7 +124,7 @@ def build(args, config: AnomalyCLIPConfig, clip: dict, data: tuple | None = None
 
 def learn_from(args, lists, features, temporal) -> dict:
     """The model's arguments that come from the training videos without a gradient."""
-    from data import normality_prototype
+    from videoanomaly.data.prototype import normality_prototype
     from videoanomaly.runtime.processes import same_for_all
 
     folders = {"prototype": features, "temporal_prototype": temporal}

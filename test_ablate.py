@@ -19,10 +19,10 @@ import evaluate
 import plots
 import scoring
 import train
-from annotations import VideoLists
-from data import FeatureFolder
 from paper_tables import TABLES
 from test_train import SMALL, run, write_dataset
+from videoanomaly.data.annotations import VideoLists
+from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError
 
 HERE = Path(__file__).parent

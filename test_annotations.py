@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import annotations
-from annotations import Video, VideoLists, frame_labels, load_lists
-from data import FeatureFolder, check_features
+from videoanomaly.data import annotations, datasets
+from videoanomaly.data.annotations import Video, VideoLists, frame_labels
+from videoanomaly.data.features import FeatureFolder, check_features
+from videoanomaly.data.lists import load_lists
 from videoanomaly.runtime.console import InputError
 
 SHARED = Path(__file__).parent.parent / "shared"
@@ -205,7 +206,7 @@ def test_shanghaitech_masks_become_intervals(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("names, classes", [
-    (("car", "throwing object", "vehicle"), annotations.without_normal(annotations.CLASS_NAMES["shanghaitech"])),
+    (("car", "throwing object", "vehicle"), annotations.without_normal(datasets.CLASS_NAMES["shanghaitech"])),
     (("cycling", "car", "wandering"), ("car", "cycling", "wandering"))])
 def test_shanghaitech_classes_come_from_a_table(tmp_path, names, classes):
     write_masks(write_files(tmp_path, SHANGHAITECH), {"01_0015": np.eye(4)[1], "01_0016": np.eye(4)[2]})

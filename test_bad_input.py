@@ -21,17 +21,18 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-import annotations
-import data
 import evaluate
 import extract_features
 import fuzz
 import train
-from annotations import Video, frame_labels, load_lists
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, Prediction, inference_rows, select_segments
-from data import BalancedBatches, FeatureFolder, check_features, load_array, training_rows
 from test_extract_features import CUSTOM_ENCODER, assert_same_frames, our_frames, write_video
 from test_train import SMALL, write_dataset
+from videoanomaly.data import annotations, prototype
+from videoanomaly.data.annotations import Video, frame_labels
+from videoanomaly.data.features import FeatureFolder, check_features, load_array
+from videoanomaly.data.lists import load_lists
+from videoanomaly.data.sampling import BalancedBatches, training_rows
 from videoanomaly.runtime import console, files
 from videoanomaly.runtime.console import InputError
 
@@ -114,7 +115,7 @@ def test_a_feature_file_that_is_none_ends_training_before_it_starts(root, row, n
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["train00", "train12"])  # normal, abnormal
 def test_one_infinite_value_is_found_before_the_first_step_and_named_with_its_row(root, name, value, no_step, monkeypatch):
-    monkeypatch.setattr(data, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(prototype, "CHUNK_ROWS", 7)
     rows = np.load(root / "features" / f"{name}.npy")
     rows[15, 3] = value
     np.save(root / "features" / f"{name}.npy", rows)

@@ -18,10 +18,10 @@ import prompted_systems
 import systems
 import train
 from anomalyclip import MTN, AnomalyCLIP, AnomalyCLIPConfig, NonLocal
-from data import BalancedBatches
 from test_distributed import torchrun
 from test_train import equal, stop_in_the_third_epoch, write_dataset
 from testdata.tiny_clip import tiny_clip_state_dict
+from videoanomaly.data.sampling import BalancedBatches
 from videoanomaly.runtime.console import InputError
 
 B, S, F_, D, K = 10, 16, 4, 64, 6  # of the batches here

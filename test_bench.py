@@ -11,8 +11,8 @@ import bench_growth
 import bench_peers
 import bench_rows
 import bench_tools
-from annotations import Video, frame_labels
 from bench_tools import Line, against, spread, take_turns
+from videoanomaly.data.annotations import Video, frame_labels
 from videoanomaly.runtime.console import InputError
 
 needs_peers = pytest.mark.skipif(

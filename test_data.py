@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-import data
-from annotations import Video, load_lists
-from data import (
-    BalancedBatches,
-    FeatureFolder,
-    SegmentDataset,
-    check_features,
-    matching_rows,
-    normality_prototype,
-    training_rows,
-)
+from videoanomaly.data import prototype as prototype_
+from videoanomaly.data.annotations import Video
+from videoanomaly.data.features import FeatureFolder, check_features, matching_rows
+from videoanomaly.data.lists import load_lists
+from videoanomaly.data.prototype import normality_prototype
+from videoanomaly.data.sampling import BalancedBatches, SegmentDataset, training_rows
 from videoanomaly.runtime import console, files
 from videoanomaly.runtime.console import InputError
 
@@ -240,7 +235,7 @@ def test_matching_rows_show_the_same_frames(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_the_prototype_is_the_mean_of_all_normal_frames(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(data, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(prototype_, "CHUNK_ROWS", 7)
     arrays = {"a": 100 + random_array(30, 2, 5, dtype=dtype), "b": 100 + random_array(7, 2, 5, dtype=dtype, seed=1),
               "c": random_array(9, 2, 5, dtype=dtype), "d__0": random_array(3, 5), "d__1": random_array(3, 5, seed=1)}
     write_features(tmp_path, arrays)

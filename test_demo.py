@@ -16,7 +16,6 @@ from sklearn.metrics import roc_auc_score
 import clip_model
 import predict
 import train
-from annotations import load_lists
 from demo import dataset, train_clip, world
 from demo.actors import Person, Vehicle
 from demo.anomalies import ANOMALIES, CLASSES
@@ -24,6 +23,7 @@ from demo.events import NORMAL
 from demo.occasions import OCCASIONS
 from demo.scenes import KINDS, make_scene
 from test_distributed import torchrun
+from videoanomaly.data.lists import load_lists
 from videoanomaly.runtime.console import InputError
 
 FEW = {"train": (1, 1), "test": (1, 1)}

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import train
-from data import FeatureFolder
 from test_train import SMALL, write_dataset
+from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError
 
 HERE = Path(__file__).parent

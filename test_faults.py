@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoanomaly.runtime import run_folder
 import train
 from test_extract_features import write_video
 from test_train import SMALL, equal, write_dataset

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import clip_model
-import data
 import explain
 import openset
 import predict
 import recogniser
 import train
-from annotations import Video
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, metrics
 from events import FrameScores
 from test_predict import RED, write_clip
 from testdata.tiny_clip import tiny_clip_state_dict
+from videoanomaly.data import features as features_, prototype
+from videoanomaly.data.annotations import Video
 from videoanomaly.runtime.console import InputError
 
 TRAINED, NEW = ("Assault", "Robbery", "Shoplifting"), "Abuse"
@@ -181,7 +181,7 @@ def test_what_all_trained_classes_have_in_common_is_met_exactly():
 
 def test_moments_are_those_of_evenly_spaced_normal_rows_and_add_up_over_processes(tmp_path, monkeypatch):
     rng, kept = np.random.default_rng(0), []
-    monkeypatch.setattr(data, "MOMENT_ROWS", 4)
+    monkeypatch.setattr(prototype, "MOMENT_ROWS", 4)
     videos = [Video("a", -1), Video("b", 0), Video("c", -1), Video("d", -1)]
     for video, length in zip(videos, (10, 9, 3, 4)):
         rows = rng.normal(size=(length, 2, 5)).astype(np.float16)
@@ -189,13 +189,13 @@ def test_moments_are_those_of_evenly_spaced_normal_rows_and_add_up_over_processe
         if video.label < 0:
             kept.append(rows[[0, 3, 6, 9] if length == 10 else slice(None)].reshape(-1, 5))
     kept = np.concatenate(kept).astype(np.float64)
-    found = data.normal_moments(data.FeatureFolder(tmp_path), videos)
+    found = prototype.normal_moments(features_.FeatureFolder(tmp_path), videos)
     assert found["count"] == len(kept) == 22 and found["outer"].dtype == torch.float64
     assert np.allclose(found["sum"], kept.sum(axis=0)) and np.allclose(found["outer"], kept.T @ kept)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(data, "rank_and_world", lambda: (rank, rank, 2))
-        parts.append(data.normal_moments(data.FeatureFolder(tmp_path), videos))
+        monkeypatch.setattr(prototype, "rank_and_world", lambda: (rank, rank, 2))
+        parts.append(prototype.normal_moments(features_.FeatureFolder(tmp_path), videos))
     assert all(0 < part["count"] < 22 for part in parts)
     for key, value in found.items():
         assert np.allclose(parts[0][key] + parts[1][key], value)
@@ -213,7 +213,7 @@ def test_a_resumed_training_keeps_the_moments(world, tmp_path, monkeypatch):
         patch.setattr(train, "train_epoch", stop_in_the_second)
         train.main(options)
     before = torch.load(tmp_path / "last.pt", weights_only=True)
-    monkeypatch.setattr(data, "normal_moments", None)
+    monkeypatch.setattr(prototype, "normal_moments", None)
     train.main([*options, "--resume"])
     after = torch.load(tmp_path / "last.pt", weights_only=True)
     assert after["epoch"] == 2 and torch.equal(after["normal_moments"]["outer"], before["normal_moments"]["outer"])

@@ -21,7 +21,10 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from runs import NOT_BEGUN, RestOfEpoch, load_resumed, restore, save
+from runs import NOT_BEGUN, load_resumed, restore, save
+from videoanomaly.data.datasets import PRESETS
+from videoanomaly.data.sampling import RestOfEpoch
+from videoanomaly.data.training_data import open_features
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.runtime.files import remove_temporary_files
 from videoanomaly.runtime.memory import keep_freed_memory
@@ -37,14 +40,6 @@ from videoanomaly.runtime.run_folder import lock_folder, report, resume_command,
 from videoanomaly.runtime.signals import stop_signals, survive_one_signal
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 
-PRESETS = {  # what differs from the config's defaults, which are those of UCF-Crime (App. A and B)
-    "shanghaitech": {"depth": 2, "temporal_input": "both", "lr": 5e-4, "epochs": 100},
-    "ucfcrime": {"lr": 1e-5, "epochs": 50},
-    "xdviolence": {"embed_dim": 128, "lr": 5e-6, "epochs": 50},
-    "custom": {"lr": 5e-4, "epochs": 100},  # as ShanghaiTech, the smallest of the three
-    "demo": {"lr": 1e-3, "epochs": 15, "batch_size": 32, "num_frames": 2, "embed_dim": 32, "evaluate": True,
-             "root": "runs/demo-data"},
-}
 SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
 
 
@@ -179,17 +174,6 @@ def load_clip(args, config, encoder: dict | None) -> tuple[dict, str | None]:
     return {"clip": clip, "tokenize": clip_model.tokenize}, clip_model.weights_hash(clip)
 
 
-def open_features(args, videos):
-    """The feature folders of the Selector and, if it has its own, of the Temporal model; every file is looked at."""
-    from data import FeatureFolder, check_features
-
-    features = FeatureFolder(args.features or args.root, frames_per_feature=args.frames_per_feature, crops=args.crops)
-    temporal = args.temporal_features and FeatureFolder(
-        args.temporal_features, frames_per_feature=args.temporal_frames_per_feature, crops=args.crops)
-    check_features(features, videos, temporal)
-    return features, temporal
-
-
 def batch_losses(model, forward, batch: dict, device, amp: bool) -> dict:
     """Losses of the whole batch, of which this process has a share: the same in all processes."""
     import torch
@@ -234,8 +218,8 @@ def mean_losses(done: dict) -> dict[str, float]:
 def make_loader(args, config, lists, features, temporal, device: str):
     import torch
 
-    from data import BalancedBatches, SegmentDataset
     from systems import MODELS
+    from videoanomaly.data.sampling import BalancedBatches, SegmentDataset
 
     released, mean = config.variant == "released", getattr(MODELS[args.model], "SEES_MEANS", False)
     dataset = SegmentDataset(lists.train, features, config.num_segments, config.num_frames, temporal, released, mean)
@@ -312,7 +296,7 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
 def prepare(args) -> tuple:
     """Config, data, CLIP and what else the checkpoint holds: everything that can be wrong with the input shows here."""
     import systems
-    from annotations import load_lists  # only now: bad arguments are told at once
+    from videoanomaly.data.lists import load_lists
 
     if args.dataset == "demo":
         from demo.dataset import write_dataset

@@ -1,12 +1,7 @@
-"""Feature files and segment sampling.
+"""Feature files: a folder with one `.npy` per video, memory-mapped, never loaded whole, and checked before any work.
 
-A data set is a folder with annotation lists (annotations.py) and a folder with one `.npy` per video (`FeatureFolder`). A
-feature file is memory-mapped, never loaded whole.
-
-Letters: S segments per video, F frames per segment, D feature size, N feature rows of a video (a row stands for
-`frames_per_feature` frames).
+Letters: D feature size, N feature rows of a video (a row stands for `frames_per_feature` frames).
 """
-
 import json
 import mmap
 import os
@@ -17,18 +12,11 @@ import numpy as np
 
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import check_inside
-from videoanomaly.runtime.processes import same_for_all, sum_over_ranks
-from videoanomaly.runtime.torchrun import rank_and_world
 
 VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
                   ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 FEATURE_SUBFOLDERS = ("", "features", "Image-Features")
 LENGTH_TOLERANCE = 15  # the field's ground truths and feature files differ by up to so many frames per video
-CHUNK_ROWS = 4096  # rows read at once by the prototype: 84 MB of ten-crop, 512-wide float32 features
-MOMENT_ROWS = 1024  # rows of a video that its second moments are taken of
-
-
-# ---------------------------------------------------------------- feature files
 
 
 def load_array(path, scattered=False):
@@ -247,192 +235,3 @@ def note(place, differences, what):
     count, worst = sum(n > 0 for n in differences.values()), max(differences, key=differences.get, default=None)
     if count:
         print(f"note: {place}: in {count} videos {what} by up to {differences[worst]} frames (in {worst})", file=sys.stderr)
-
-
-def checked_sum(features, name):
-    """Sum of the features of a video over rows and crops, (D,) float64, and their number; each value is looked at."""
-    array, total = features.open(name), 0
-    for start in range(0, len(array), CHUNK_ROWS):
-        chunk = array[start:start + CHUNK_ROWS]
-        part = chunk.sum(axis=(0, 1), dtype=np.float64)  # not finite if one value is not: float32 ones do not overflow it
-        if not np.isfinite(part).all():
-            row = start + int(np.argmin(np.isfinite(chunk).all(axis=(1, 2))))
-            raise InputError(f"{features.paths(name)[0]} of {name}: found features that are infinite or not a number in row "
-                             f"{row}, expected finite ones")
-        total = total + part
-    if not total.any() and not np.any(array):
-        raise InputError(f"{features.paths(name)[0]} of {name}: found nothing but zeros, expected features")
-    return total, array.shape[0] * array.shape[1]
-
-
-def normality_prototype(features, videos):
-    """Mean of all frame features of the normal videos, (D,) float32 (paper Eq. 1), summed in float64.
-
-    The abnormal ones among `videos` are read as well, to find infinite features before the training: a pass at the speed of
-    the disk, at most 1.3 GB/s for float16 and 2.3 GB/s for float32 (one core), so 12 s for the 15 GB of UCF-Crime's.
-    """
-    import torch  # here and below, so that a script answers --help without waiting for it
-    from tqdm import tqdm
-
-    if not any(video.label < 0 for video in videos):
-        raise InputError("the training list holds no normal video, expected some for the normality prototype")
-    rank, _, world_size = rank_and_world()
-
-    def sum_share():
-        total = np.zeros(features.open(videos[0].name).shape[-1] + 1)  # the last counts rows
-        quiet = None if rank == 0 else True
-        for video in tqdm(videos[rank::world_size], desc="reading all features once", unit="video", disable=quiet):
-            video_sum, video_rows = checked_sum(features, video.name)
-            if video.label < 0:
-                total += np.append(video_sum, video_rows)
-        return torch.from_numpy(total)
-
-    total = sum_over_ranks(same_for_all(sum_share))
-    return (total[:-1] / total[-1]).float()
-
-
-def normal_moments(features, videos):
-    """First and second moments of the features of the normal videos, from which mean and variance along any direction follow.
-
-    Of each video at most MOMENT_ROWS rows, evenly spaced: neighbours tell little more, and training batches take as many of a
-    long video as of a short one. About 20 ms a video of 512-wide features (one core).
-
-    Returns:
-        "count" of the rows (int), their "sum", (D,), and "outer", the sum of their outer products, (D, D), float64 tensors;
-        the crops of a row count as rows.
-    """
-    import torch
-
-    rank, _, world_size = rank_and_world()
-    normal = [video.name for video in videos if video.label < 0]
-
-    def sum_share():
-        total = np.zeros((features.open(normal[0]).shape[-1] + 1,) * 2)  # of rows with a 1 behind them, which counts and sums
-        for name in normal[rank::world_size]:
-            rows = spaced_rows(features.open(name, scattered=True))
-            rows = np.pad(rows, ((0, 0), (0, 1)), constant_values=1)
-            total += rows.T @ rows
-        return torch.from_numpy(total)
-
-    total = sum_over_ranks(same_for_all(sum_share))  # (D + 1, D + 1)
-    return {"count": int(total[-1, -1]), "sum": total[-1, :-1].clone(), "outer": total[:-1, :-1].clone()}
-
-
-def spaced_rows(array):
-    """Up to MOMENT_ROWS evenly spaced rows of features (N, crops, D), (rows * crops, D) float64."""
-    idx = np.linspace(0, len(array) - 1, min(MOMENT_ROWS, len(array))).astype(int)
-    return np.asarray(array[idx], np.float64).reshape(-1, array.shape[-1])
-
-
-# ---------------------------------------------------------------- segments and batches
-
-
-def training_rows(num_rows, num_segments, num_frames, rng, released=False):
-    """Rows of a training sample: F consecutive ones at a random place in each of S blocks (paper Sec. 4.1).
-
-    Args:
-        num_rows: Rows of the video; a video shorter than S * F is repeated from its start.
-        num_segments: S.
-        num_frames: F.
-        rng: numpy Generator.
-        released: Blocks as in the released code: for videos of up to about S * F rows they are one row too short,
-            so that segments overlap by a row and no start is random.
-    Returns:
-        Row indices, (S, F) int64 in [0, num_rows).
-    """
-    S, F = num_segments, num_frames
-    length = max(num_rows, S * F)
-    if released:
-        block = (length - F + 1) // S
-        starts = np.arange(S) * block + rng.integers(max(block - F + 2, 1), size=S)
-    else:
-        borders = np.arange(S + 1) * length // S
-        starts = rng.integers(borders[:-1], borders[1:] - F, endpoint=True)
-    return (starts[:, None] + np.arange(F)) % num_rows  # (S, F)
-
-
-class SegmentDataset:
-    """Training samples for a DataLoader: S segments of F rows of a video; item (video_idx, seed) depends on nothing else.
-
-    Args:
-        videos: Training videos.
-        features: Features that are sampled; of several crops one is drawn.
-        num_segments: S.
-        num_frames: F.
-        temporal_features: Second features of the same frames, for models that look at the time with another encoder.
-        released: See `training_rows`.
-        mean: Give the mean of each segment's rows, (S, 1, D), for models that look at no more.
-    """
-
-    def __init__(self, videos, features, num_segments, num_frames, temporal_features=None, released=False, mean=False):
-        self.videos, self.features, self.temporal_features = videos, features, temporal_features
-        self.num_segments, self.num_frames, self.released, self.mean = num_segments, num_frames, released, mean
-
-    def __len__(self):
-        return len(self.videos)
-
-    def __getitem__(self, index):
-        """Dict of `features` (S, F, D) float32, `label`, `video_idx`, with second features `temporal_features` (S, F, D2)."""
-        video_idx, seed = index
-        video, rng = self.videos[video_idx], np.random.default_rng(seed)
-        array = self.features.open_scattered(video.name)
-        rows = training_rows(len(array), self.num_segments, self.num_frames, rng, self.released)
-        crop = int(rng.integers(array.shape[1]))
-        x = read_rows(array, rows, crop)
-        sample = {"features": x.mean(dim=1, keepdim=True) if self.mean else x, "label": video.label, "video_idx": video_idx}
-        if self.temporal_features is not None:
-            other = matching_rows(self.temporal_features, video.name, len(array), self.features.frames_per_feature,
-                                  scattered=True)
-            crop = crop if other.shape[1] == array.shape[1] else int(rng.integers(other.shape[1]))
-            sample["temporal_features"] = read_rows(other, rows, crop)
-        return sample
-
-
-def read_rows(array, rows, crop):
-    """Rows (S, F) of one crop as a float32 tensor (S, F, D); no other row is read."""
-    import torch
-
-    return torch.from_numpy(np.asarray(array[rows, crop], dtype=np.float32))
-
-
-class BalancedBatches:
-    """Batches of (video_idx, sample seed), first B/2 abnormal, then B/2 normal; the same for equal (seed, epoch).
-
-    An epoch shows each video of the longer class once; the shorter class is repeated, reshuffled each time.
-
-    Args:
-        labels: Label of each video, -1 for normal; both kinds occur.
-        batch_size: B, even.
-        seed: 0 or more.
-        released: Drop the incomplete half-batch of every shuffle, as the released code does.
-    """
-
-    def __init__(self, labels, batch_size, seed, released=False):
-        if batch_size < 2 or batch_size % 2:
-            raise ValueError(f"batch_size must be even and at least 2, half abnormal, half normal, got {batch_size}")
-        is_abnormal = np.asarray(labels) >= 0
-        self.halves = [np.flatnonzero(is_abnormal), np.flatnonzero(~is_abnormal)]
-        if not all(map(len, self.halves)):
-            raise ValueError("labels must hold abnormal (0 or more) and normal (-1) videos, got only one kind")
-        self.half, self.seed, self.released, self.epoch = batch_size // 2, seed, released, 0
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        longest = max(map(len, self.halves))
-        return max(longest // self.half, 1) if self.released else -(-longest // self.half)
-
-    def __iter__(self):
-        rng = np.random.default_rng((self.seed, self.epoch))
-        videos = [self._shuffled(idx, rng).reshape(len(self), self.half) for idx in self.halves]
-        videos = np.concatenate(videos, axis=1)  # (batches, B)
-        seeds = np.random.SeedSequence((self.seed, self.epoch, 1)).generate_state(videos.size, np.uint64)
-        for batch, batch_seeds in zip(videos.tolist(), seeds.reshape(videos.shape).tolist()):
-            yield list(zip(batch, batch_seeds))
-
-    def _shuffled(self, idx, rng):
-        """Videos of one kind for the whole epoch, shuffle after shuffle."""
-        used = max(len(idx) // self.half * self.half, min(len(idx), self.half)) if self.released else len(idx)
-        count = len(self) * self.half
-        return np.concatenate([rng.permutation(idx)[:used] for _ in range(-(-count // used))])[:count]

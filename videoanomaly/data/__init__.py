@@ -1,0 +1,1 @@
+"""Data sets: lists, annotations, feature files and training samples."""

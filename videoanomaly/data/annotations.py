@@ -1,0 +1,203 @@
+"""Which videos, which class, which frames: videos, lists of them, and the lines of annotation files.
+
+Frames are 0-based and intervals half-open, whatever the lists on disk use. C anomaly classes; Normal is not one of them.
+"""
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from videoanomaly.data.features import VIDEO_SUFFIXES
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.files import read_lines
+
+FILE_SUFFIXES = VIDEO_SUFFIXES | {".npy"}
+INTEGER = re.compile("-?[0-9]+")
+
+
+@dataclass(frozen=True)
+class Video:
+    name: str  # relative path without extension, "Abuse/Abuse028_x264": the key of everything about the video
+    label: int  # class in [0, C), -1 for normal
+    intervals: tuple[tuple[int, int], ...] = ()  # anomalous frames, half-open; row 0 of the features is frame 0
+    num_frames: int | None = field(default=None, compare=False)  # as the lists tell, None where they do not; see check_features
+
+
+@dataclass
+class VideoLists:
+    classes: tuple[str, ...]  # the C anomaly classes in id order, Normal left out
+    train: list[Video]
+    test: list[Video]
+
+    def to_plain(self):
+        """As dicts, lists, ints and strings, which `torch.load(weights_only=True)` reads back."""
+        train, test = ([[v.name, v.label, list(map(list, v.intervals))] for v in videos]
+                       for videos in (self.train, self.test))
+        lengths = {v.name: v.num_frames for v in self.train + self.test if v.num_frames is not None}
+        return {"classes": list(self.classes), "train": train, "test": test} | ({"num_frames": lengths} if lengths else {})
+
+    @classmethod
+    def from_plain(cls, plain):
+        """The inverse of `to_plain`."""
+        lengths = plain.get("num_frames", {})
+        train, test = ([Video(name, label, tuple(map(tuple, pairs)), lengths.get(name)) for name, label, pairs in plain[split]]
+                       for split in ("train", "test"))
+        return cls(tuple(plain["classes"]), train, test)
+
+
+def frame_labels(video, num_frames):
+    """Class of each frame, (num_frames,) int64, -1 for normal; intervals are clipped to the video."""
+    labels = np.full(num_frames, -1, dtype=np.int64)
+    for start, end in video.intervals:
+        labels[max(start, 0):max(end, 0)] = video.label
+    return labels
+
+
+def video_name(where, path):
+    """Name of the video at a listed path. Only known extensions are cut off, for names may hold dots."""
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts or not parts:
+        raise InputError(f"{where}: found the path {path!r}, expected one below the root folder")
+    name = "/".join(parts)
+    suffix = PurePosixPath(name).suffix
+    return name[:-len(suffix)] if suffix.lower() in FILE_SUFFIXES else name
+
+
+def label_of(where, name, classes):
+    """Label of a class name: its place in `classes`, -1 for Normal."""
+    if name.lower() == "normal":
+        return -1
+    if name not in classes:
+        raise InputError(f"{where}: found the class {name!r}, expected Normal or one of {', '.join(classes)}")
+    return classes.index(name)
+
+
+def without_normal(names):
+    return tuple(name for name in names if name.lower() != "normal")
+
+
+def frame_number(where, text):
+    """The integer that a field holds; nobody's video has a trillion frames, and Python refuses thousands of digits."""
+    if len(text) > 12:
+        raise InputError(f"{where}: found the frame number {text[:12]}..., expected at most 12 digits")
+    return int(text)
+
+
+def split_numbers(line):
+    """The text in front of the integers at the end of a line, and these as strings; the first field is always text."""
+    fields = line.split()
+    num_numbers = next((i for i, text in enumerate(reversed(fields[1:])) if not INTEGER.fullmatch(text)), len(fields) - 1)
+    return line.rsplit(None, num_numbers)[0], fields[len(fields) - num_numbers:]
+
+
+def half_open(where, numbers, inclusive):
+    """Pairs of frame numbers as half-open intervals; -1 -1 stands for none."""
+    if len(numbers) % 2:
+        raise InputError(f"{where}: found {len(numbers)} frame numbers, expected pairs of start and end")
+    pairs = [pair for pair in zip(numbers[::2], numbers[1::2]) if pair != (-1, -1)]
+    for start, end in pairs:
+        if start < 0 or end + inclusive <= start:
+            raise InputError(f"{where}: found the interval {start} {end}, expected an end after a start of 0 or more")
+    return tuple((start, end + inclusive) for start, end in pairs)
+
+
+def check_apart(where, intervals):
+    """Refuses intervals that share frames: no published list has any, so one of the numbers is wrong."""
+    for (start, end), (next_start, next_end) in zip(sorted(intervals), sorted(intervals)[1:]):
+        if next_start < end:
+            raise InputError(f"{where}: found the frames {start} to {end - 1} and {next_start} to {next_end - 1}, which overlap, "
+                             "expected intervals apart from each other")
+
+
+def read_temporal(path, has_class=True, inclusive=True):
+    """`name [Class] start end [start end ...]`, one video a line, as {name: (place, intervals)}."""
+    annotations = {}
+    for where, line in read_lines(path):
+        text, numbers = split_numbers(line)  # names may hold blanks: only trailing numbers are frames
+        head = text.rsplit(None, int(has_class))
+        if len(head) != 1 + has_class or not numbers:
+            form = "name Class start end [start end ...]" if has_class else "name start end [start end ...]"
+            raise InputError(f"{where}: found {line!r}, expected {form!r}")
+        name = video_name(where, head[0])
+        if name in annotations:
+            raise InputError(f"{where}: found {name} again, expected each video once")
+        annotations[name] = where, half_open(where, [frame_number(where, text) for text in numbers], inclusive)
+    return annotations
+
+
+def add_intervals(path, rows, annotations, ignore_others=True):
+    """(place, test video) rows with the intervals that `path` gives each, by its name or by its file name alone."""
+    used, result = set(), []
+    file_names = Counter(PurePosixPath(video.name).name for _, video in rows)
+    for where, video in rows:
+        key = video.name if video.name in annotations else PurePosixPath(video.name).name
+        place, intervals = annotations.get(key, (path, ()))[:2]
+        if intervals and key != video.name and file_names[key] > 1:
+            raise InputError(f"{path}: found {key} for two test videos, expected the path of each")
+        if (video.label >= 0) != bool(intervals):
+            expected = "one or more, for it is anomalous" if video.label >= 0 else "none, for it is normal"
+            raise InputError(f"{path}: found {len(intervals)} intervals of {video.name}, "
+                             f"expected {expected} in {where}")
+        check_apart(place, intervals)
+        used.add(key)
+        result.append((where, replace(video, intervals=intervals)))
+    others = [name for name in annotations if name not in used]
+    if others and not ignore_others:
+        raise InputError(f"{annotations[others[0]][0]}: found {others[0]}, expected a video of the test list")
+    if others:
+        print(f"note: {path}: ignored {len(others)} annotated videos that are not in the test list, such as {others[0]}",
+              file=sys.stderr)
+    return result
+
+
+def read_videos(path, parse, *args):
+    """(place, parse(place, line, ...)) of each line of a list."""
+    return [(where, parse(where, line, *args)) for where, line in read_lines(path)]
+
+
+def collect(classes, train, test):
+    """VideoLists of (place, video) rows, checked together."""
+    places = {}
+    for where, video in train + test:
+        if video.name in places:
+            raise InputError(f"{where}: found {video.name} again, expected it only in {places[video.name]}")
+        places[video.name] = where
+    num_abnormal = sum(video.label >= 0 for _, video in train)
+    if num_abnormal in (0, len(train)):
+        place = train[0][0].split(", line ")[0] if train else "training list"
+        raise InputError(f"{place}: found {num_abnormal} anomalous and {len(train) - num_abnormal} normal training "
+                         "videos, expected some of both")
+    return VideoLists(tuple(classes), [video for _, video in train], [video for _, video in test])
+
+
+def read_custom(root):
+    """train.txt, test.txt (`path Class`), temporal_annotations.txt (ends inclusive), classes.txt (Normal first)."""
+    names = [line for _, line in read_lines(root / "classes.txt")]
+    if spaced := [name for name in names if len(name.split()) > 1]:
+        raise InputError(f"{root / 'classes.txt'}: found {spaced[0]!r}, expected names without blanks; write _ instead, prompts "
+                         "show it as a blank")
+    if len(names) < 2 or names[0].lower() != "normal" or len(set(names)) < len(names):
+        raise InputError(f"{root / 'classes.txt'}: found {names}, expected Normal, then each anomaly class once")
+    train, test = (read_videos(root / file, classified_video, names[1:]) for file in ("train.txt", "test.txt"))
+    temporal = root / "temporal_annotations.txt"
+    return collect(names[1:], train, add_intervals(temporal, test, read_temporal(temporal), ignore_others=False))
+
+
+def classified_video(where, line, classes):
+    fields = line.rsplit(None, 1)  # the path may hold blanks
+    if len(fields) < 2:
+        raise InputError(f"{where}: found {line!r}, expected 'relative/path.mp4 Class'")
+    return Video(video_name(where, fields[0]), label_of(where, fields[1], classes))
+
+
+def read_pairs(path, header):
+    """(place, first, second) of a CSV file with two columns; the header line is optional."""
+    for where, line in read_lines(path):
+        fields = tuple(field.strip() for field in line.split(",", 1))
+        if len(fields) < 2:
+            raise InputError(f"{where}: found {line!r}, expected '{','.join(header)}'")
+        if fields != header:
+            yield where, *fields
