@@ -8,9 +8,9 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageDraw, ImageFont
 
 from events import FrameScores, clock
-from extract_features import decode, to_image, video_stream
 from report import peaks
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.video.decoding import decode, to_image, video_stream
 
 MIN_WIDTH = 480  # pixels; smaller pictures are doubled until then, so that the text can be read
 BACK, GRID, INK, SOFT, HEAD, SHADE = "#14181c", "#39424b", "#e7e9eb", "#9aa4ae", "#ff7186", "#54321c"

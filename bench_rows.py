@@ -411,7 +411,7 @@ def decoded(path: Path):
     import av
     from av.video.reformatter import VideoReformatter
 
-    from extract_features import to_image
+    from videoanomaly.video.decoding import to_image
 
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "NONE"
@@ -458,7 +458,7 @@ def encoder_alone(encoder, batch_size: int, num_batches: int = 4) -> float:
 
 
 def extraction(args) -> list[Line]:
-    from extract_features import ClipEncoder
+    from videoanomaly.video.encoders import ClipEncoder
 
     sources, weights, batch_size = args.folder / "videos", args.folder / "clip.pt", pick(args, 16, 32)
     sources.mkdir(exist_ok=True)

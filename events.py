@@ -33,23 +33,6 @@ class FrameScores(NamedTuple):
         return float(self.times[-1] + 1 / self.fps)
 
 
-def frame_times(found: list, fps: float | None) -> tuple[np.ndarray, float]:
-    """When the frames are shown, (N,) float64 ascending seconds, and their mean rate, frames/s to three decimals.
-
-    Args:
-        found: Time stamps, None where the file has none: such a frame comes 1 / fps after the one before.
-        fps: Rate that the file's header names, or None: 25 frames/s are assumed where it is needed.
-    """
-    step, times, last = 1 / (fps or 25), [], None
-    for time in found:
-        if time is None:
-            time = 0.0 if last is None else last + step
-        last = time if last is None else max(time, last)
-        times.append(last)
-    span = times[-1] - times[0]
-    return np.array(times), round((len(times) - 1) / span if span > 0 else 1 / step, 3)
-
-
 def count(number: int, word: str) -> str:
     return f"{number:,} {word}{'s' * (number != 1)}"
 

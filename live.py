@@ -27,11 +27,14 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from events import highest_classes
-from extract_features import input_size, prepare, to_float16, to_image
 from metrics import MERGE_GAP, MIN_LENGTH
 from streams import Reader, find_source
 from videoanomaly.runtime.console import InputError, note
 from videoanomaly.runtime.signals import stop_signals
+from videoanomaly.video.decoding import to_image
+from videoanomaly.video.encoders import input_size
+from videoanomaly.video.encoding import to_float16
+from videoanomaly.video.preprocessing import prepare
 from webhook import Webhook
 
 GAP = 10.0  # seconds without a frame that end the open event

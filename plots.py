@@ -273,7 +273,7 @@ def draw_all(out: Path, results: dict, scores: dict, lists, *, num_timelines: in
     for name in pick_videos(lists.test, num_timelines):
         pictures = []
         if videos:
-            from keyframes import pictures_of
+            from videoanomaly.video.key_frames import pictures_of
 
             pictures = pictures_of(videos, name, scores[name].p_A)
         timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes, pictures)

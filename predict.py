@@ -24,13 +24,15 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from events import FrameScores, count, find_events, frame_times, to_csv, to_vtt
+from events import FrameScores, count, find_events, to_csv, to_vtt
 from videoanomaly.data.features import load_array, matching_rows
 from videoanomaly.runtime.console import CONTROLS, InputError, as_text, run_script
 from videoanomaly.runtime.files import remove_temporary_files, write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.processes import check_device
 from videoanomaly.runtime.run_folder import lock_folder
+from videoanomaly.video.decoding import find_all_videos
+from videoanomaly.video.encoding import read_timed
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -197,45 +199,15 @@ def summary(folder: Path, result: dict) -> str:
 # ---------------------------------------------------------------- work
 
 
-def find_all_videos(sources: list[Path], out: Path) -> dict[str, Path]:
-    """Videos of all sources by name, the path below the folder given, without suffix; what lies below `out` is ours."""
-    from extract_features import find_videos
-
-    videos = {}
-    for source in sources:
-        try:
-            found = find_videos(source)
-        except InputError as error:
-            raise InputError(str(error).removeprefix("--videos ")) from None
-        for name, path in found.items():
-            if out.resolve() in path.resolve().parents:
-                continue
-            if name in videos:
-                raise InputError(f"{videos[name]} and {path} would both give {name}: rename one of them, or run them apart")
-            videos[name] = path
-    return videos
-
-
-def read_timed(path: Path, **how):
-    """As extract_features.read_batches, and at last also "times" and their "fps"."""
-    from torch import Tensor
-
-    from extract_features import read_batches
-
-    found = []
-    for item in read_batches(path, times=found, **how):
-        if isinstance(item, Tensor):
-            yield item
-    times, fps = frame_times(found, item["fps"])
-    yield {"frames": len(times), "fps": fps, "times": times}
-
-
 def encoded(videos: dict[str, Path], args, recogniser):
     """Yields (name, scores, or the error that a broken video gave) while a bar shows frames/s and the time left."""
     from tqdm import tqdm
 
-    from extract_features import encode_videos, header_frames, prepare
-    from recogniser import interpolate, matching_encoder, score_frames
+    from recogniser import score_frames
+    from videoanomaly.video.decoding import header_frames
+    from videoanomaly.video.encoders import matching_encoder
+    from videoanomaly.video.encoding import encode_videos, interpolate
+    from videoanomaly.video.preprocessing import prepare
 
     encoder, stride = matching_encoder(args, recogniser), args.stride or recogniser.spacing
     to_inputs = partial(prepare, preprocess=encoder.model.preprocess, num_crops=encoder.crops, jpeg=encoder.jpeg,
@@ -274,7 +246,7 @@ def predict_videos(args, recogniser) -> int:
     """The exit status: 1 if a video could not be read, else 0."""
     from tqdm import tqdm
 
-    from extract_features import why_skipped
+    from videoanomaly.video.decoding import why_skipped
 
     videos = find_all_videos(args.videos, args.out)
     alone = len(args.videos) == 1 and args.videos[0].is_file()
@@ -341,7 +313,7 @@ def predict_features(args, recogniser) -> int:
 
 def watch(args, recogniser) -> int:
     import live
-    from recogniser import matching_encoder
+    from videoanomaly.video.encoders import matching_encoder
 
     with redirect_stdout(sys.stderr):  # standard output is for events alone; some encoders print when they are loaded
         encoder = matching_encoder(args, recogniser)

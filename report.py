@@ -15,6 +15,7 @@ from urllib.parse import quote, quote_from_bytes
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from events import FrameScores, clock, count
 from metrics import MERGE_GAP, MIN_LENGTH
@@ -50,7 +51,7 @@ def key_frame_numbers(scores: FrameScores, events: list[dict]) -> list[int]:
 
 def frames_at(container, stream, times: list[float]):
     """Yields (place in `times`, frame) of the first frame at or after each of some ascending times, seconds from the start."""
-    from extract_features import decode
+    from videoanomaly.video.decoding import decode
 
     start, shown, frames = (container.start_time or 0) / av.time_base, None, decode(stream)
     for place, time in enumerate(times):
@@ -66,7 +67,7 @@ def frames_at(container, stream, times: list[float]):
 
 def key_frames(video: Path, scores: FrameScores, events: list[dict]) -> list[KeyFrame]:
     """Pictures for browsers that cannot play the video; fewer, or none, where the file cannot be sought in."""
-    from extract_features import BROKEN, VideoReformatter, to_image, video_stream
+    from videoanomaly.video.decoding import BROKEN, to_image, video_stream
 
     numbers, pictures, reformatter = key_frame_numbers(scores, events), [], VideoReformatter()
     try:
@@ -98,7 +99,7 @@ def relative_url(path: Path, folder: Path) -> str:
 
 
 def codec_of(video: Path) -> str:
-    from extract_features import BROKEN
+    from videoanomaly.video.decoding import BROKEN
 
     try:
         with av.open(str(video)) as container:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import av
 
-from extract_features import BROKEN, video_stream
 from videoanomaly.runtime.console import InputError, note
+from videoanomaly.video.decoding import BROKEN, video_stream
 from webhook import public_name
 
 TIMEOUT = 10.0  # seconds without data after which a stream counts as broken

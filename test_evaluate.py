@@ -12,11 +12,11 @@ import pytest
 import sklearn.metrics
 
 import evaluate
-import keyframes
 import plots
 import tables
 from test_train import run, write_dataset
 from videoanomaly.runtime.console import InputError
+from videoanomaly.video import key_frames
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +96,12 @@ def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):
         container.mux(stream.encode())
     p_A = np.zeros(30)
     p_A[[2, 9, 14]] = 1
-    pictures = keyframes.pictures_of(str(tmp_path), "v", p_A, num_pictures=3)
+    pictures = key_frames.pictures_of(str(tmp_path), "v", p_A, num_pictures=3)
     assert [i for i, _ in pictures] == [2, 14, 20]
     assert all(abs(float(np.asarray(image).mean()) - 8 * i) < 4 for i, image in pictures)
-    assert keyframes.pictures_of(str(tmp_path), "missing", p_A) == []
+    assert key_frames.pictures_of(str(tmp_path), "missing", p_A) == []
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    assert keyframes.pictures_of(str(tmp_path), "broken", p_A) == [] and "no key frames of" in capsys.readouterr().err
+    assert key_frames.pictures_of(str(tmp_path), "broken", p_A) == [] and "no key frames of" in capsys.readouterr().err
     plots.timeline(tmp_path / "t.png", "v", p_A, p_A[:, None] * 0.5, np.full(30, -1), ("fire",), pictures)
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 

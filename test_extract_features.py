@@ -16,17 +16,12 @@ from PIL import Image
 
 import clip_model
 import extract_features
-from extract_features import (
-    cut_crops,
-    decode,
-    finished_videos,
-    jpeg_round_trip,
-    reading_ahead,
-    resize_like_opencv,
-    split_by_size,
-    to_image,
-)
 from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.video import encoders, encoding
+from videoanomaly.video.decoding import decode, to_image
+from videoanomaly.video.encoding import reading_ahead
+from videoanomaly.video.extraction import finished_videos, split_by_size
+from videoanomaly.video.preprocessing import cut_crops, jpeg_round_trip, resize_like_opencv
 
 SHARED = Path(__file__).parent.parent / "shared"
 
@@ -329,11 +324,11 @@ def test_videos_read_at_once_are_not_mixed_up(tmp_path, custom):
 
 @pytest.mark.parametrize("size", [(320, 240), (240, 320), (97, 65), (30, 20), (640, 360)])
 def test_preprocessing_on_the_device_gives_the_pixels_of_pil(size, clip_path):
-    encoder = extract_features.ClipEncoder(clip_path, "cpu")
+    encoder = encoders.ClipEncoder(clip_path, "cpu")
     seen = []
     encoder.encode = lambda images: seen.append(images)
     images = [Image.fromarray(picture(t, *size)) for t in range(3)]
-    on_device = extract_features.DevicePreprocessing(encoder)
+    on_device = encoders.DevicePreprocessing(encoder)
     on_device.encode(torch.stack([on_device.preprocess(image) for image in images]))
     expected = torch.stack([encoder.preprocess(image) for image in images])
     levels = (seen[0] - expected).abs() * 0.26 * 255  # the smallest of the three standard deviations
@@ -360,7 +355,7 @@ def test_a_users_preprocess_does_not_move_to_the_device(tmp_path, custom):
 def test_frames_of_another_size_begin_another_batch(tmp_path):
     shapes = iter([(3, 4, 4)] * 3 + [(3, 6, 4)] * 3)
     path = write_video(tmp_path / "a.mp4", num_frames=6)
-    *batches, info = extract_features.read_batches(path, lambda image: [torch.zeros(next(shapes))], 1, 2, pin_memory=False)
+    *batches, info = encoding.read_batches(path, lambda image: [torch.zeros(next(shapes))], 1, 2, pin_memory=False)
     assert [tuple(batch.shape) for batch in batches] == [(2, 3, 4, 4), (1, 3, 4, 4), (2, 3, 6, 4), (1, 3, 6, 4)]
     assert info["frames"] == 6
 

@@ -21,6 +21,7 @@ from anomalyclip import AnomalyCLIP
 from metrics import cut_events
 from test_released import REFERENCE, ROOT, needs_reference
 from videoanomaly.runtime.console import InputError
+from videoanomaly.video import decoding, encoding
 
 RED, BLUE = (200, 60, 60), (60, 60, 200)
 
@@ -100,10 +101,10 @@ def test_times_are_those_of_the_container_where_the_rate_varies(planted, tmp_pat
 
 
 def test_a_stride_encodes_fewer_frames_and_finds_the_same_event(planted_spaced, tmp_path, monkeypatch):
-    import extract_features
+    from videoanomaly.video import encoding
 
-    encoded, original = [], extract_features.to_float16
-    monkeypatch.setattr(extract_features, "to_float16", lambda x, name: encoded.append(len(x)) or original(x, name))
+    encoded, original = [], encoding.to_float16
+    monkeypatch.setattr(encoding, "to_float16", lambda x, name: encoded.append(len(x)) or original(x, name))
     video = write_clip(tmp_path / "v.mp4", 120, [(48, 80, RED)])
     found = []
     for stride in ("2", "8"):
@@ -119,10 +120,10 @@ def test_a_stride_encodes_fewer_frames_and_finds_the_same_event(planted_spaced, 
 
 def test_interpolation_is_linear_and_holds_the_last_row():
     features = np.array([[0.0], [4.0], [8.0]], np.float16)  # of frames 0, 4, 8
-    rows = recogniser.interpolate(features, 4, 2, 12)
+    rows = encoding.interpolate(features, 4, 2, 12)
     assert rows[:, 0].tolist() == [0, 2, 4, 6, 8, 8] and rows.dtype == np.float16
-    crops = recogniser.interpolate(np.stack([features, features + 1], axis=1), 4, 3, 9)
-    assert crops[:, 1, 0].tolist() == [1, 4, 7] and recogniser.interpolate(features, 4, 4, 12) is features
+    crops = encoding.interpolate(np.stack([features, features + 1], axis=1), 4, 3, 9)
+    assert crops[:, 1, 0].tolist() == [1, 4, 7] and encoding.interpolate(features, 4, 4, 12) is features
 
 
 def test_a_folder_names_broken_videos_goes_on_and_lists_the_surest_first(planted, tmp_path, capsys):
@@ -237,12 +238,12 @@ def test_the_annotated_copy_has_every_frame_at_its_time_and_shows_the_event(plan
 
 
 def test_times_without_stamps_follow_the_header_and_never_fall():
-    times, fps = events.frame_times([None, None, 0.5, 0.4, None], 10)
+    times, fps = decoding.frame_times([None, None, 0.5, 0.4, None], 10)
     assert np.allclose(times, [0, 0.1, 0.5, 0.5, 0.6]) and fps == round(4 / 0.6, 3)
-    times, fps = events.frame_times([None] * 3, None)
+    times, fps = decoding.frame_times([None] * 3, None)
     assert np.allclose(times, [0, 0.04, 0.08]) and fps == 25
-    assert events.frame_times([1.5], 24)[1] == 24
-    assert events.frame_times([i * 1001 / 30000 for i in range(500)], None)[1] == 29.97
+    assert decoding.frame_times([1.5], 24)[1] == 24
+    assert decoding.frame_times([i * 1001 / 30000 for i in range(500)], None)[1] == 29.97
 
 
 def test_events_are_those_of_cut_events_named_by_their_highest_mean():

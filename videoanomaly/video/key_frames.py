@@ -5,8 +5,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from extract_features import BROKEN, VideoReformatter, decode, to_image, video_stream
+from av.video.reformatter import VideoReformatter
 from videoanomaly.data.features import VIDEO_SUFFIXES
+from videoanomaly.video.decoding import BROKEN, decode, to_image, video_stream
 
 
 def pictures_of(folder: str, name: str, p_A: np.ndarray, num_pictures: int = 6) -> list:

@@ -1,0 +1,145 @@
+"""Image encoders: CLIP's image tower or a class of the user's, and which one made a checkpoint's features."""
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import clip_model
+from videoanomaly.runtime.console import InputError
+from videoanomaly.video.preprocessing import resize_like_pil
+
+
+class ClipEncoder:
+    """CLIP's image tower with the three members that every encoder has: dim, preprocess, encode."""
+
+    def __init__(self, name_or_path: str, device: str):
+        try:
+            model = clip_model.load(name_or_path, device)
+        except clip_model.WeightsError as error:
+            raise InputError(f"--clip {error}") from None
+        self.visual, self.device, self.dim = model.visual, device, model.text_projection.shape[1]
+        self.preprocess = clip_model.preprocess(self.visual.input_resolution)
+        self.encode_image = model.encode_image
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """(n, 3, n_px, n_px) -> (n, D) float32, on the CPU."""
+        return self.encode_image(images.to(self.device, non_blocking=True)).cpu()
+
+
+class DevicePreprocessing:
+    """CLIP's encoder, but frames go to the device as they are, and are resized, cropped and normalised there, all at once."""
+
+    def __init__(self, encoder: ClipEncoder):
+        self.encoder, self.dim = encoder, encoder.dim
+        _, self.crop, _, _, self.normalize = encoder.preprocess.transforms
+
+    @staticmethod
+    def preprocess(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W) uint8
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor) -> Tensor:
+        """(n, 3, H, W) uint8 -> (n, D) float32, on the CPU."""
+        frames = frames.to(self.encoder.device, non_blocking=True)
+        images = self.crop(resize_like_pil(frames, self.encoder.visual.input_resolution))
+        return self.encoder.encode(self.normalize(images / 255))
+
+
+def clip_description(name_or_path: str, encoder: ClipEncoder) -> str:
+    """The published name, or for other weights what they look like: a path would tie the features to one machine."""
+    if name_or_path in clip_model.available_models():
+        return f"clip {name_or_path}"
+    conv1 = encoder.visual.conv1
+    return (f"clip embed {encoder.dim}, width {conv1.out_channels}, patch {conv1.kernel_size[0]}, "
+            f"resolution {encoder.visual.input_resolution}")
+
+
+def custom_encoder(spec: str, device: str):
+    """An object of the class that FILE.py:CLASS names. This runs the code in the file."""
+    file, _, class_name = spec.rpartition(":")
+    if not (file.endswith(".py") and Path(file).is_file()):
+        raise InputError(f"--encoder {spec}: found no file {file!r}, expected FILE.py:CLASS")
+    module_spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    encoder_class = getattr(module, class_name, None)
+    if not inspect.isclass(encoder_class):
+        raise InputError(f"--encoder {spec}: found no class {class_name!r} in {file}")
+    takes_device = "device" in inspect.signature(encoder_class).parameters
+    return encoder_class(device=device) if takes_device else encoder_class()
+
+
+def weights_sha256(encoder) -> str | None:
+    """Hash of the weights of the nn.Modules among the encoder's attributes; None without any."""
+    modules = {name: value for name, value in sorted(vars(encoder).items()) if isinstance(value, nn.Module)}
+    if len(modules) < 2:
+        return next(map(clip_model.weights_hash, modules.values()), None)
+    return clip_model.weights_hash(nn.ModuleDict(modules))
+
+
+def load_encoder(clip: str, encoder_spec: str | None, device: str):
+    """Returns the encoder and what meta.json says of it: encoder, weights_sha256, dim."""
+    if encoder_spec:
+        encoder = custom_encoder(encoder_spec, device)
+        description = type(encoder).__name__
+    else:
+        encoder = ClipEncoder(clip, device)
+        description = clip_description(clip, encoder)
+    return encoder, {"encoder": description, "weights_sha256": weights_sha256(encoder), "dim": encoder.dim}
+
+
+def input_size(encoder, description: str) -> int:
+    """Side of the encoder's input, pixels, found with a black picture, which also tells whether the encoder works."""
+    image = encoder.preprocess(Image.new("RGB", (64, 48)))
+    features = encoder.encode(image[None])
+    if features.shape != (1, encoder.dim):
+        raise InputError(f"{description}: encode gave {tuple(features.shape)} for one image, expected (1, {encoder.dim})")
+    return image.shape[-1]
+
+
+DEFAULT_CLIP = "ViT-B/16"
+
+
+class Encoder(NamedTuple):
+    """An image encoder, and how the training features were made with it."""
+
+    model: object  # dim, preprocess, encode
+    description: str
+    crops: int
+    jpeg: int | None
+    n_px: int  # side of its input, pixels
+
+
+def matching_encoder(args, recogniser) -> Encoder:
+    """The encoder that made the training features; any other is refused. Of predict.py's options: clip, encoder, device."""
+    trained, config = recogniser.checkpoint["encoder"], recogniser.model.config
+    if config.temporal_feature_dim:
+        raise InputError(f"{args.ckpt}: its Temporal model has features of its own, expected --features and "
+                         "--temporal-features")
+    name = trained["encoder"] if trained else f"clip {DEFAULT_CLIP}"
+    if not (args.clip or args.encoder):
+        check_known(args.ckpt, name)
+    model, found = load_encoder(args.clip or name.removeprefix("clip "), args.encoder, args.device)
+    if found["dim"] != config.feature_dim:
+        raise InputError(f"{found['encoder']}: makes features of {found['dim']} values, expected {config.feature_dim} as in "
+                         f"{args.ckpt}")
+    if trained and trained["weights_sha256"] != found["weights_sha256"]:
+        raise InputError(f"{found['encoder']}: its weights did not make the features of {args.ckpt}, expected those of {name} "
+                         f"(weights_sha256 {found['weights_sha256']}, expected {trained['weights_sha256']})")
+    made = trained or {}
+    return Encoder(model, found["encoder"], made.get("crops") or 1, made.get("jpeg"), input_size(model, found["encoder"]))
+
+
+def check_known(ckpt: str, name: str) -> None:
+    """Whether the encoder of the training can be had by its name alone."""
+    import clip_model
+
+    if name.removeprefix("clip ") not in clip_model.available_models():
+        option = "--clip FILE" if name.startswith("clip ") else "--encoder FILE.py:CLASS"
+        raise InputError(f"{ckpt}: was trained with features of {name}, expected {option} that brings it")

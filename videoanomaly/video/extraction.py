@@ -1,0 +1,153 @@
+"""A folder of videos -> a folder of features: several processes, resumed where it stopped."""
+import heapq
+import json
+import math
+import sys
+import time
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from videoanomaly.data.features import read_meta
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.files import remove_temporary_files, write_atomically
+from videoanomaly.runtime.processes import gather
+from videoanomaly.runtime.torchrun import is_main, rank_and_world
+from videoanomaly.video.decoding import header_frames, why_skipped
+from videoanomaly.video.encoding import encode_videos
+
+FOREVER = timedelta(days=365)  # how long a process waits for the others' videos; torchrun ends it if one of them dies
+
+
+def open_meta(path: Path, settings: dict, videos: dict[str, Path]) -> dict:
+    """What an earlier run wrote, or the start of a new meta.json: the settings and no finished video."""
+    if not path.exists():
+        foreign = [key for key in videos if (path.parent / f"{key}.npy").exists()]
+        if foreign:  # never overwrite features that came from elsewhere
+            raise InputError(f"{path.parent}: found {foreign[0]}.npy but no meta.json, expected a folder of this script or "
+                             "a new one")
+        return settings | {"videos": {}}
+    meta = read_meta(path)
+    names = dict.fromkeys((*settings, *meta))
+    differing = [name for name in names if name != "videos" and meta.get(name) != settings.get(name)]
+    if differing:
+        found, asked = (", ".join(f"{name} {d.get(name)}" for name in differing) for d in (meta, settings))
+        raise InputError(f"{path}: its features have {found}, now asked for {asked}: choose another --out")
+    return meta
+
+
+def write_meta(path: Path, meta: dict) -> None:
+    meta["videos"] = dict(sorted(meta["videos"].items()))
+    write_atomically(path, lambda file: file.write(json.dumps(meta, indent=1).encode()))
+
+
+def finished_videos(out: Path) -> dict[str, dict]:
+    """What the processes of this run, or of one that was killed, have noted in their .done-RANK files (see `Record`)."""
+    videos = {}
+    for path in out.glob(".done-*"):
+        for line in path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):  # else it was killed in the middle of it, and the video is done again
+                videos |= json.loads(line)
+    return {key: info for key, info in videos.items() if (out / f"{key}.npy").exists()}
+
+
+class Record:
+    """Finished videos: each process notes its own, a line each, and the first gathers all of them in meta.json.
+
+    meta.json is written after each video, but at most a twentieth of the time: with 100,000 videos it has 5 MB.
+    """
+
+    def __init__(self, out: Path, meta: dict):
+        self.out, self.meta, self.next_write = out, meta, 0.0
+        self.file = open(out / f".done-{rank_and_world()[0]}", "ab", buffering=0)  # whole lines, also when we are killed
+
+    def add(self, key: str, info: dict) -> None:
+        self.file.write(json.dumps({key: info}).encode() + b"\n")
+        if is_main() and time.monotonic() >= self.next_write:
+            self.gather()
+
+    def gather(self) -> None:
+        start = time.monotonic()
+        self.meta["videos"] |= finished_videos(self.out)
+        write_meta(self.out / "meta.json", self.meta)
+        self.next_write = time.monotonic() + 20 * (time.monotonic() - start)
+
+
+def split_by_size(sizes: dict[str, tuple[int, int]], num_parts: int) -> list[list[str]]:
+    """Shares of about as many frames each: the longest video first, always to the share that has least so far.
+
+    Args:
+        sizes: Frames by the header, or 0, and bytes of each video.
+        num_parts: Number of shares.
+    Returns:
+        Keys of `sizes`, a list for each share. The largest share is at most 4/3 of the least possible (R. L. Graham, 1969),
+        and at most the longest video above the smallest one.
+    """
+    known = [size for size in sizes.values() if size[0] > 0]
+    rate = sum(frames for frames, _ in known) / max(sum(num_bytes for _, num_bytes in known), 1) or 1.0  # frames per byte
+    frames = {key: frames if frames > 0 else num_bytes * rate for key, (frames, num_bytes) in sizes.items()}
+    parts = [(0.0, i, []) for i in range(num_parts)]  # a heap: (frames, number, keys)
+    for key in sorted(frames, key=lambda key: (-frames[key], key)):
+        total, i, keys = parts[0]
+        heapq.heapreplace(parts, (total + frames[key], i, [*keys, key]))
+    return [keys for _, _, keys in sorted(parts, key=lambda part: part[1])]
+
+
+def own_share(todo: dict[str, Path]) -> dict[str, Path]:
+    """The videos of this process; all of them look at the files' headers, and reach the same split."""
+    rank, _, world_size = rank_and_world()
+    if world_size == 1:
+        return todo
+    seen = gather({key: (header_frames(todo[key]), todo[key].stat().st_size) for key in list(todo)[rank::world_size]})
+    sizes = {key: size for part in seen for key, size in part.items()}
+    return {key: todo[key] for key in split_by_size(sizes, world_size)[rank]}
+
+
+def extract(videos: dict[str, Path], record: Record, encoder, read, num_workers: int, bar: tqdm) -> None:
+    """Encodes the videos; each one's file is written, and `record` extended, when its last frame is done."""
+    meta = record.meta
+    for key, features, info in encode_videos(videos, encoder, meta["encoder"], read, num_workers, meta["crops"], bar):
+        if features is None:
+            bar.write(f"skipped {videos[key]}: {why_skipped(info)}", file=sys.stderr)
+            continue
+        write_atomically(record.out / f"{key}.npy", partial(np.save, arr=features))
+        record.add(key, info)
+
+
+def prepare_folder(out: Path, settings: dict, videos: dict[str, Path]) -> dict:
+    """Clears up after runs that were killed, and writes and returns what is meta.json now."""
+    meta = open_meta(out / "meta.json", settings, videos)
+    remove_temporary_files(out.rglob(".*.tmp"))
+    meta["videos"] |= finished_videos(out)
+    meta["videos"] = {key: info for key, info in meta["videos"].items() if (out / f"{key}.npy").exists()}
+    write_meta(out / "meta.json", meta)
+    remove_notes(out)
+    return meta
+
+
+def remove_notes(out: Path) -> None:
+    for path in out.glob(".done-*"):
+        path.unlink()
+
+
+def finish(record: Record, num_videos: int, todo: dict[str, Path], stride: int, seconds: float) -> int:
+    """The last meta.json and one line on all that was done; the exit status."""
+    record.gather()
+    remove_notes(record.out)
+    videos = record.meta["videos"]
+    done = todo.keys() & videos.keys()
+    num_rows = sum(math.ceil(videos[key]["frames"] / stride) for key in done)
+    print(f"{record.out}: {len(done)} of {num_videos} videos written, {num_videos - len(todo)} were there, "
+          f"{len(todo) - len(done)} skipped; {num_rows} frames, {num_rows / seconds:.1f} frames/s")
+    return int(len(done) < len(todo))
+
+
+def check_same(settings: dict, videos: dict[str, Path]) -> None:
+    """Another machine's weights would give other features in the same folder."""
+    of_all = gather(settings | {"videos": sorted(videos)})
+    for name, expected in of_all[0].items():
+        if differing := [rank for rank, found in enumerate(of_all) if found.get(name) != expected]:
+            raise InputError(f"process {differing[0]}: found another {name} than in process 0, expected the same in all")
