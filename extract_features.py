@@ -8,15 +8,7 @@ VIDEOS/a/b.mp4 becomes OUT/a/b.npy, float16, (rows, D), or (rows, crops, D) with
 the video, or frame r * n with --stride n. CLIP's features are what its projection gives in float32, not L2-normalised.
 OUT/meta.json says how they were made and lists the finished videos, so that a second run does only what is missing.
 Under torchrun each process takes a share of the missing videos, by their length; OUT is a folder that all machines see.
-
-Decoding (PyAV, i.e. FFmpeg) gives the frames of OpenCV's VideoCapture: as many, and the same pixels bit by bit. Compared
-with OpenCV 5.0 and 4.14 for H.264, HEVC, MPEG-2, MPEG-4, MJPEG, VP9, FLV, WMV and FFV1, 8 and 10 bits, 4:2:0 to 4:4:4,
-limited and full range, BT.601 and BT.709, odd sizes, variable frame rate and rotated videos. It differs
-- from OpenCV 4.5.5, which the paper's code names: it takes every video for BT.601, so the colours of videos tagged BT.709
-  (most HD ones) are up to 41 of 255 levels off there; full-range VP9 (21), 10 bits (45) and MPEG-4 with odd sides (53)
-  are off, too. Ours are the right colours;
-- where a video is damaged: OpenCV ends it there silently, we name it and leave it out. A .mkv, .webm or .ts file that is
-  cut off does not show it, and gives the frames up to there, as in OpenCV.
+What the decoder promises: videoanomaly/video/decoding.py.
 """
 import argparse
 import os

@@ -142,6 +142,7 @@ def write_results(folder: Path, name: str, video: Path | None, scores: FrameScor
     """All files of a video, events.json last; returns what that holds."""
     import plots
     import report
+    from videoanomaly.video import key_frames
 
     classes, threshold = recogniser.model.config.classes, recogniser.threshold
     events = find_events(scores, classes, threshold)
@@ -157,7 +158,7 @@ def write_results(folder: Path, name: str, video: Path | None, scores: FrameScor
         import annotate
 
         annotate.write_video(folder / "annotated.mp4", video, scores, events, classes, threshold)
-    pictures = report.key_frames(video, scores, events) if video else []
+    pictures = key_frames.key_frames(video, scores, events) if video else []
     if pictures:
         best = max(pictures, key=lambda picture: picture.score)
         write_atomically(folder / "key_frame.jpg", lambda file: file.write(best.jpeg))

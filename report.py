@@ -5,82 +5,26 @@ Shapes: N frames of a video, C anomaly classes.
 import base64
 import hashlib
 import html
-import io
 import json
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote, quote_from_bytes
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from events import FrameScores, clock, count
 from metrics import MERGE_GAP, MIN_LENGTH
+from videoanomaly.video.key_frames import KeyFrame
 
 HERE = Path(__file__).parent
 EMBEDDED_BYTES = 64 * 2**20  # a larger video is linked, not put into the page
 MEDIA_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/x-matroska",
                ".ogv": "video/ogg"}
-NUM_STRETCHES, NUM_EVENT_PICTURES = 10, 12
-PICTURE_SIDE = 480  # pixels, at most
-SEEK_GAP = 10.0  # seconds; what is nearer is reached by decoding on
 SPARK_POINTS = 160
 INDEX_ROW = """<li class="{{kind}}"><a href="{{link}}/report.html"><span class="picture">{{picture}}</span>
 <span class="name">{{name}}</span><span class="facts">{{facts}}</span>{{spark}}<span class="best">{{best}}</span></a></li>"""
-
-
-# ---------------------------------------------------------------- key frames
-
-
-class KeyFrame(NamedTuple):
-    time: float  # seconds
-    score: float  # p_A
-    jpeg: bytes
-
-
-def key_frame_numbers(scores: FrameScores, events: list[dict]) -> list[int]:
-    """The highest frame of each of ten equal stretches and of the surest events, ascending."""
-    borders = np.linspace(0, len(scores.p_A), NUM_STRETCHES + 1).astype(int)
-    surest = sorted(events, key=lambda event: -event["confidence"])[:NUM_EVENT_PICTURES]
-    parts = [*zip(borders[:-1], borders[1:]), *((event["start_frame"], event["end_frame"]) for event in surest)]
-    return sorted({int(a + scores.p_A[a:b].argmax()) for a, b in parts if b > a})
-
-
-def frames_at(container, stream, times: list[float]):
-    """Yields (place in `times`, frame) of the first frame at or after each of some ascending times, seconds from the start."""
-    from videoanomaly.video.decoding import decode
-
-    start, shown, frames = (container.start_time or 0) / av.time_base, None, decode(stream)
-    for place, time in enumerate(times):
-        if shown is None or time - shown > SEEK_GAP:
-            container.seek(int((time + start) * av.time_base))
-            frames = decode(stream)
-        for frame in frames:
-            shown = None if frame.time is None else frame.time - start
-            if shown is not None and shown >= time - 1e-4:
-                yield place, frame
-                break
-
-
-def key_frames(video: Path, scores: FrameScores, events: list[dict]) -> list[KeyFrame]:
-    """Pictures for browsers that cannot play the video; fewer, or none, where the file cannot be sought in."""
-    from videoanomaly.video.decoding import BROKEN, to_image, video_stream
-
-    numbers, pictures, reformatter = key_frame_numbers(scores, events), [], VideoReformatter()
-    try:
-        with av.open(str(video)) as container:
-            for place, frame in frames_at(container, video_stream(container), [scores.times[i] for i in numbers]):
-                image, file = to_image(frame, reformatter), io.BytesIO()
-                image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-                image.save(file, "JPEG", quality=80)
-                i = numbers[place]
-                pictures.append(KeyFrame(float(scores.times[i]), float(scores.p_A[i]), file.getvalue()))
-    except BROKEN:
-        pass
-    return pictures
 
 
 # ---------------------------------------------------------------- a page
