@@ -109,12 +109,13 @@ def row_options(row: Row, args) -> list[str]:
 
 def takes(model: str, option: list[str]) -> bool:
     """Whether a system has a use for an option of train.py; of --directions, each for its own values."""
-    import systems
+    from videoanomaly import settings as settings_
+    from videoanomaly.systems import catalogue
 
     name, value = option_name(option[0]), option[-1].rpartition("=")[2]
-    if name == "directions" and model in systems.SYSTEMS:
-        return value in systems.SYSTEMS[model].DIRECTIONS
-    return name not in systems.unused_options(model)
+    if name == "directions" and model in catalogue.SYSTEMS:
+        return value in catalogue.SYSTEMS[model].DIRECTIONS
+    return name not in settings_.unused_options(model)
 
 
 def split_options(words: list[str]) -> list[list[str]]:

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-import winograd
 from bench_rows import SMALL, VIT_B16, evaluate_ours, make_step, random_clip, random_scores, write_features
 from bench_tools import gib, in_subprocess, peak_memory, take_turns
+from videoanomaly import winograd
 from videoanomaly.data.annotations import Video
 from videoanomaly.runtime.files import write_atomically
 

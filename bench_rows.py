@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 import bench_peers as peers
-import winograd
 from bench_peers import MissingPeer
 from bench_tools import HERE, Line, against, gib, in_subprocess, peak_memory, pick, rates, relative, spread, take_turns
+from videoanomaly import winograd
 from videoanomaly.runtime.files import write_atomically
 
 CCTV = HERE.parent / "shared" / "data" / "cctv"

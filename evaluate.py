@@ -64,10 +64,10 @@ def load_checkpoint(ckpt: str, args) -> tuple:
     Raises:
         InputError: If it is no such checkpoint, or one of a system whose class head is not fitted yet.
     """
-    import systems
     from anomalyclip import read_checkpoint
-    from binary_systems import BinarySystem
-    from winograd import accelerate
+    from videoanomaly.systems import catalogue
+    from videoanomaly.systems.binary import BinarySystem
+    from videoanomaly.winograd import accelerate
 
     try:
         if args.dataset:
@@ -76,7 +76,7 @@ def load_checkpoint(ckpt: str, args) -> tuple:
             checkpoint = released.load(ckpt, args.dataset, args.root, args.features)
         else:
             checkpoint = read_checkpoint(ckpt, "lists", "settings", "encoder", "epoch")
-        model = systems.from_dict(checkpoint)
+        model = catalogue.from_dict(checkpoint)
     except ValueError as error:
         text = " ".join(str(error).splitlines())  # names inside a hostile file may hold line ends
         raise InputError(text if str(ckpt) in text else f"{ckpt}: {text}") from None

@@ -28,9 +28,9 @@ import torch
 
 import clip_model
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
-from binary_systems import S3R
 from videoanomaly.data import datasets, lists
 from videoanomaly.data.features import load_array, read_meta
+from videoanomaly.systems.s3r import S3R
 
 SECONDS, MEMORY = 5, 2**30  # of a case, of all cases
 HUGE = [b"9" * 20, b"9" * 5000, b"-1", b"0", b"1e999", b"NaN", str(2**31).encode(), str(2**63).encode(), str(2**64).encode(),

@@ -174,11 +174,3 @@ def prepare(args, checkpoint: dict, model: AnomalyCLIP) -> tuple[AnomalyCLIP, di
     if ctx is not None:
         words = explain.nearest_words(ctx, clip.token_embedding.weight, model.config.classes)
     return add_classes(args.ckpt, checkpoint, clip, model, args.classes) if args.classes else model, words
-
-
-def make_moments(config, lists, features) -> dict | None:
-    """What a checkpoint needs for new classes, `data.normal_moments`; None where there can be none, as contexts are not shared."""
-    from videoanomaly.data.prototype import normal_moments
-
-    prompts_fit_any_class = config.shared_ctx and config.directions != "direct" or config.directions == "engineered"
-    return normal_moments(features, lists.train) if prompts_fit_any_class and config.likelihood == "projection" else None

@@ -21,6 +21,7 @@ import scoring
 import train
 from paper_tables import TABLES
 from test_train import SMALL, run, write_dataset
+from videoanomaly import settings as settings_
 from videoanomaly.data.annotations import VideoLists
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError
@@ -136,10 +137,10 @@ def test_each_rows_options_give_a_config_of_its_own_and_one_is_the_papers_final(
         if not row.missing:
             options = row.options.format(temporal_features="i3d").split()
             args = train.parse_args(["--dataset", table.dataset, "--root", "x", "--out", str(tmp_path / "x"), *options])
-            configs[row.label] = train.make_config(args, ("a", "b"), 512, 2048 if args.temporal_features else None)
+            configs[row.label] = settings_.make_config(args, ("a", "b"), 512, 2048 if args.temporal_features else None)
     assert all(list(configs.values()).count(config) == 1 for config in configs.values())
     args = train.parse_args(["--dataset", table.dataset, "--root", "x", "--out", str(tmp_path / "x")])
-    preset = train.make_config(args, ("a", "b"), 512, None)
+    preset = settings_.make_config(args, ("a", "b"), 512, None)
     numbers = {row.label: row.paper for row in table.rows}
     final = [label for label, config in configs.items() if config == preset]
     assert [numbers[label] for label in final] == [next(r.paper for r in TABLES["2"].rows if r.label == "AnomalyCLIP")
@@ -150,7 +151,7 @@ def test_rows_switch_on_what_their_label_says():
     def config(name, label):
         row = next(row for row in TABLES[name].rows if row.label == label)
         args = train.parse_args(["--dataset", "ucfcrime", "--root", "x", *row.options.split()])
-        return train.make_config(args, ("a",), 512, None)
+        return settings_.make_config(args, ("a",), 512, None)
 
     weights = config("12", "L_N^DIR")
     assert (weights.lambda_dir_abnormal, weights.lambda_dir_normal, weights.lambda_top_abnormal) == (0, 1, 1)
@@ -198,7 +199,7 @@ def test_each_row_of_a_comparison_can_be_run_with_the_options_that_anomalyclip_t
     args = ablate.parse_args(["--table", "1", "--dataset", "custom", "--root", "x", "--out", str(tmp_path), "--", *options])
     for row in TABLES["1"].rows:
         of_row = train.parse_args([*ablate.data_options(args), *ablate.row_options(row, args), "--out", str(tmp_path / "run")])
-        train.make_config(of_row, ("fire", "fall"), 64, None)
+        settings_.make_config(of_row, ("fire", "fall"), 64, None)
 
 
 @pytest.mark.parametrize("options, message", [

@@ -13,8 +13,17 @@ import torch.nn.functional as F
 
 import anomalyclip
 import clip_model
-from anomalyclip import (AnomalyCLIP, AnomalyCLIPConfig, AxialTransformer, Prediction, TemporalModel, draw_segment_mask,
-                         inference_rows, metrics, select_segments)
+from anomalyclip import (
+    AnomalyCLIP,
+    AnomalyCLIPConfig,
+    AxialTransformer,
+    Prediction,
+    TemporalModel,
+    draw_segment_mask,
+    inference_rows,
+    metrics,
+    select_segments,
+)
 from released import convert_state
 from testdata.tiny_clip import tiny_clip_state_dict
 
@@ -401,7 +410,7 @@ def test_the_released_variant_equals_the_released_code(clip, case, changes, monk
 
 @pytest.mark.parametrize("run, beta2", [("run_official", 0.999), ("run_paper", 0.98)])
 def test_thirty_training_steps_end_where_the_released_codes_do(clip, run, beta2, monkeypatch):
-    from systems import learning_rate
+    from train import learning_rate
 
     selected = []
     monkeypatch.setattr(anomalyclip, "select_segments", lambda *a, **k: selected.append(select_segments(*a, **k)) or selected[-1])

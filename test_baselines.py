@@ -9,27 +9,26 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
-import binary_systems
 import clip_model
 import evaluate
 import export
 import predict
-import prompted_systems
-import systems
 import train
 from anomalyclip import MTN, AnomalyCLIP, AnomalyCLIPConfig, NonLocal
 from test_distributed import torchrun
 from test_train import equal, stop_in_the_third_epoch, write_dataset
 from testdata.tiny_clip import tiny_clip_state_dict
+from videoanomaly import settings
 from videoanomaly.data.sampling import BalancedBatches
 from videoanomaly.runtime.console import InputError
+from videoanomaly.systems import actionclip, base, binary, catalogue, mgfn, rtfm, s3r, ur_dmu, vadclip
 
 B, S, F_, D, K = 10, 16, 4, 64, 6  # of the batches here
 A = B // 2  # abnormal videos
 CLASSES = ("fire", "fall")
 LABELS = torch.tensor([0, 1, 1, 0, 1])
-TRAINED = [name for name in systems.SYSTEMS if name != "clip-zeroshot"]
-BINARY = [name for name in TRAINED if issubclass(systems.SYSTEMS[name], binary_systems.BinarySystem)]
+TRAINED = [name for name in catalogue.SYSTEMS if name != "clip-zeroshot"]
+BINARY = [name for name in TRAINED if issubclass(catalogue.SYSTEMS[name], binary.BinarySystem)]
 SMALL = ["--num-segments", "6", "--num-frames", "4", "--batch-size", "8", "--workers", "0", "--device", "cpu"]
 
 
@@ -37,9 +36,9 @@ SMALL = ["--num-segments", "6", "--num-frames", "4", "--batch-size", "8", "--wor
 def narrow():
     """Widths of a fraction, so that the tests are quick."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(binary_systems.URDMU, "DIM", 128)
-        patch.setattr(binary_systems.MGFN, "WIDTHS", (64, 64, 128))
-        patch.setattr(binary_systems.MGFN, "DEPTHS", (1, 1, 1))
+        patch.setattr(ur_dmu.URDMU, "DIM", 128)
+        patch.setattr(mgfn.MGFN, "WIDTHS", (64, 64, 128))
+        patch.setattr(mgfn.MGFN, "DEPTHS", (1, 1, 1))
         yield
 
 
@@ -56,7 +55,7 @@ def build(name: str, **options):
     options = {"num_segments": S, "num_frames": F_, "topk": K, "feature_dim": D, "directions": "direct"} | options
     config = AnomalyCLIPConfig(classes=CLASSES, **options)
     learned = {"dictionary": torch.randn(5, D)} if name == "s3r" else {}
-    return systems.SYSTEMS[name](config, **learned).train()
+    return catalogue.SYSTEMS[name](config, **learned).train()
 
 
 def batch(seed: int = 1) -> torch.Tensor:
@@ -160,7 +159,7 @@ def test_s3r_learns_atoms_from_the_means_of_normal_videos():
     features = SimpleNamespace(open=rows.get, paths=lambda name: [name])
 
     def learn(dataset: str = "ucfcrime", seed: int = 0) -> torch.Tensor:
-        return binary_systems.S3R.learn(SimpleNamespace(train=videos), features, dataset, seed)["dictionary"]
+        return s3r.S3R.learn(SimpleNamespace(train=videos), features, dataset, seed)["dictionary"]
 
     dictionary = learn()
     assert dictionary.shape == (4, D) and dictionary.dtype == torch.float32  # half of 8 normal videos
@@ -180,8 +179,8 @@ def test_s3r_learns_atoms_from_the_means_of_normal_videos():
 def test_training_hides_seven_tenths_of_the_segments_from_the_choice_by_length():
     torch.manual_seed(0)
     embedding = torch.ones(2000, 10, 4) * torch.arange(1, 11).view(10, 1)
-    assert binary_systems.magnitude_topk(embedding, 2, training=False).tolist() == [[9, 8]] * 2000
-    chosen = binary_systems.magnitude_topk(embedding, 1, training=True)[:, 0]
+    assert rtfm.magnitude_topk(embedding, 2, training=False).tolist() == [[9, 8]] * 2000
+    chosen = rtfm.magnitude_topk(embedding, 1, training=True)[:, 0]
     shares = [(chosen == 9 - i).float().mean() for i in range(4)]
     assert shares == pytest.approx([0.3 * 0.7 ** i for i in range(4)], abs=0.04)
 
@@ -248,7 +247,7 @@ def test_ur_dmu_adds_noise_to_normal_videos_of_the_training_alone():
 
 def test_a_memory_fits_as_its_best_slots_do():
     torch.manual_seed(0)
-    memory = binary_systems.Memory(40, 8)
+    memory = ur_dmu.Memory(40, 8)
     x = torch.randn(2, 3, 8)
     with torch.no_grad():
         fit, read_out = memory(x)
@@ -259,15 +258,15 @@ def test_a_memory_fits_as_its_best_slots_do():
 
 def test_near_segments_weigh_more():
     raw = [math.exp(-abs(1 - j) / math.e) for j in range(5)]
-    assert binary_systems.closeness(5, "cpu", normalise=False)[1].tolist() == pytest.approx(raw)
-    assert binary_systems.closeness(5, "cpu", normalise=True)[1].tolist() == pytest.approx([x / sum(raw) for x in raw])
+    assert base.closeness(5, "cpu", normalise=False)[1].tolist() == pytest.approx(raw)
+    assert base.closeness(5, "cpu", normalise=True)[1].tolist() == pytest.approx([x / sum(raw) for x in raw])
 
 
 def test_the_multi_scale_network_has_rtfms_width_whatever_the_features():
     shapes = {name: tuple(p.shape) for name, p in MTN(48, 512).named_parameters() if p.ndim == 3}
     assert {shapes[f"scales.{i}.0.weight"] for i in range(3)} == {(512, 48, 3)} and shapes["fuse.0.weight"] == (48, 2048, 3)
     assert shapes["non_local.0.weight"] == (512, 48, 1) and shapes["non_local.2.theta.weight"] == (256, 512, 1)
-    assert tuple(systems.SYSTEMS["rtfm"](AnomalyCLIPConfig(classes=CLASSES, feature_dim=D + 1, directions="direct"))
+    assert tuple(catalogue.SYSTEMS["rtfm"](AnomalyCLIPConfig(classes=CLASSES, feature_dim=D + 1, directions="direct"))
                  .mtn.fuse[0].weight.shape) == (D + 1, 2048, 3)  # of any width
 
 
@@ -361,7 +360,7 @@ def test_windows_at_once_are_windows_one_by_one():
 def test_actionclip_starts_near_the_mean_of_the_rows_that_clip_gives():
     torch.manual_seed(0)
     config = AnomalyCLIPConfig(classes=CLASSES, num_segments=4, num_frames=8, directions="direct")
-    model = systems.SYSTEMS["actionclip"](config).eval()
+    model = catalogue.SYSTEMS["actionclip"](config).eval()
     rows = 10 * F.normalize(torch.randn(2, 4, 1, 512) + 0.3 * torch.randn(2, 4, 8, 512), dim=-1)  # as long as CLIP's, alike
     with torch.no_grad():
         cosine = F.cosine_similarity(model(rows).embedding, rows.mean(dim=2), dim=-1)
@@ -372,14 +371,14 @@ def test_actionclip_without_its_temporal_head_is_clip_with_sixteen_templates(cli
     names = ("Abuse", "RoadAccidents")
     dim = clip[0].text_projection.shape[1]
     config = AnomalyCLIPConfig(classes=names, feature_dim=dim, num_segments=4, num_frames=2, directions="frozen")
-    model = systems.SYSTEMS["actionclip"](config, clip=clip[0], tokenize=clip_model.tokenize).eval()
+    model = catalogue.SYSTEMS["actionclip"](config, clip=clip[0], tokenize=clip_model.tokenize).eval()
     with torch.no_grad():
         for block in model.temporal.resblocks:
             for layer in (block.attn.out_proj, block.mlp.c_proj):
                 layer.weight.zero_(), layer.bias.zero_()
         model.positions.zero_()
         x = torch.randn(1, 4, 2, dim)
-        texts = [template.format(name) for template in prompted_systems.TEMPLATES for name in (*names, "normal")]
+        texts = [template.format(name) for template in actionclip.TEMPLATES for name in (*names, "normal")]
         text = F.normalize(clip[0].encode_text(clip_model.tokenize(texts)), dim=-1).unflatten(0, (16, 3)).mean(dim=0)
         logits = clip[0].logit_scale.exp() * F.normalize(x.mean(dim=2), dim=-1) @ F.normalize(text, dim=-1).T
         prediction = model(x)
@@ -390,7 +389,7 @@ def test_actionclip_without_its_temporal_head_is_clip_with_sixteen_templates(cli
 def test_zero_shot_clip_is_a_softmax_of_cosines(clip):
     config = AnomalyCLIPConfig(classes=("Abuse", "RoadAccidents"), feature_dim=clip[0].text_projection.shape[1],
                                directions="engineered")
-    model = systems.SYSTEMS["clip-zeroshot"](config, clip=clip[0], tokenize=clip_model.tokenize).eval()
+    model = catalogue.SYSTEMS["clip-zeroshot"](config, clip=clip[0], tokenize=clip_model.tokenize).eval()
     texts = clip_model.tokenize([f"a video from a CCTV camera of a {name}" for name in ("Abuse", "RoadAccidents", "normal")])
     with torch.no_grad():
         text = F.normalize(clip[0].encode_text(texts), dim=-1)
@@ -402,7 +401,7 @@ def test_zero_shot_clip_is_a_softmax_of_cosines(clip):
 
 def test_vadclip_prompts_have_context_on_both_sides_of_the_name(clip):
     config = SimpleNamespace(classes=("Abuse", "RoadAccidents", "normal"), directions="frozen")
-    prompts = prompted_systems.AroundPrompts(config, clip[0], clip_model.tokenize, num_ctx=3)
+    prompts = vadclip.AroundPrompts(config, clip[0], clip_model.tokenize, num_ctx=3)
     with torch.no_grad():
         prompts.ctx.normal_()
         found = prompts()
@@ -416,13 +415,13 @@ def test_vadclip_prompts_have_context_on_both_sides_of_the_name(clip):
 
 def test_actionclip_reads_each_name_in_each_template(clip):
     config = SimpleNamespace(classes=("Abuse", "normal"), directions="finetune")
-    prompts = prompted_systems.TemplatePrompts(config, clip[0], clip_model.tokenize)
+    prompts = actionclip.TemplatePrompts(config, clip[0], clip_model.tokenize)
     with torch.no_grad():
         found = prompts()
-        for i, template in enumerate(prompted_systems.TEMPLATES):
+        for i, template in enumerate(actionclip.TEMPLATES):
             plain = clip[0].encode_text(clip_model.tokenize([template.format(name) for name in config.classes]))
             assert torch.allclose(found[i], plain, atol=1e-4)
-    assert len(prompted_systems.TEMPLATES) == len(set(prompted_systems.TEMPLATES)) == 16
+    assert len(actionclip.TEMPLATES) == len(set(actionclip.TEMPLATES)) == 16
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -487,7 +486,7 @@ def test_the_class_head_is_fitted_after_the_training_and_nothing_else(name):
 @pytest.mark.parametrize("name", BINARY)
 @pytest.mark.parametrize("most, passes", [(8, (0, 1, 2)), (2, (0, 2))])
 def test_the_class_head_sees_what_is_selected_in_each_crop_of_evenly_spaced_passes(name, most, passes, monkeypatch):
-    monkeypatch.setattr(binary_systems.BinarySystem, "PASSES", most)
+    monkeypatch.setattr(binary.BinarySystem, "PASSES", most)
     model, N = build(name).eval(), 3 * S * F_ - 5
     torch.nn.init.normal_(model.class_head.weight)
     rows, expected = torch.randn(N, 2, D), []
@@ -521,7 +520,7 @@ def test_a_fitted_linear_layer_is_at_the_minimum_whatever_the_length_of_features
     logits = []
     for scale in (1e-2, 1.0, 1e3):
         layer = torch.nn.Linear(5, 3).requires_grad_(False)
-        binary_systems.fit_linear(layer, scale * x, labels, weights)
+        binary.fit_linear(layer, scale * x, labels, weights)
         logits.append(layer(scale * x))
     assert torch.allclose(logits[0], logits[1], atol=1e-2) and torch.allclose(logits[2], logits[1], atol=1e-2)
     residual = logits[1].softmax(dim=1) - F.one_hot(labels, 3)  # the bias is not decayed: each class as often as it is
@@ -533,7 +532,7 @@ def test_a_fitted_linear_layer_is_at_the_minimum_whatever_the_length_of_features
 def test_of_clip_only_what_is_tuned_gets_a_gradient(name, frozen, clip):
     dim = clip[0].text_projection.shape[1]
     config = AnomalyCLIPConfig(classes=("Abuse", "Arson"), feature_dim=dim, num_segments=S, num_frames=F_, directions=frozen)
-    model = systems.SYSTEMS[name](config, clip=clip[0], tokenize=clip_model.tokenize).train()
+    model = catalogue.SYSTEMS[name](config, clip=clip[0], tokenize=clip_model.tokenize).train()
     model.losses(model(torch.randn(B, S, F_, dim)), LABELS)["total"].backward()
     of_prompts = {n: p.grad is not None for n, p in model.named_parameters() if n.startswith("prompt_learner")}
     learned = {n for n, has in of_prompts.items() if has}
@@ -568,7 +567,7 @@ def planted(num_videos: int, rng) -> tuple[torch.Tensor, np.ndarray]:
 def test_a_planted_problem_is_learned(name):
     """mAUC is no proof of the classes, being high where p_A alone is right: counted are the anomalous rows whose class is."""
     model, rng = build(name, num_frames=2, topk=3), np.random.default_rng(0)
-    optimizer = systems.make_optimizer(name, model, 1.0, released=False)
+    optimizer = catalogue.make_optimizer(name, model, 1.0, released=False)
     for group in optimizer.param_groups:
         group["lr"] = completed("custom", name, 60, 60).lr * group["scale"]
     for _ in range(PLANTED_STEPS[name]):
@@ -589,12 +588,12 @@ def test_a_planted_problem_is_learned(name):
 
 def completed(dataset: str, name: str, num_abnormal: int, num_normal: int, frames_per_feature: int = 1, *options: str):
     args = train.parse_args(["--dataset", dataset, "--root", "x", "--model", name, *options])
-    systems.complete(args, num_abnormal, num_normal, frames_per_feature)
+    settings.complete(args, num_abnormal, num_normal, frames_per_feature)
     return args
 
 
 def test_every_system_has_its_papers_settings():
-    args = {name: completed("ucfcrime", name, 810, 800) for name in systems.MODELS}
+    args = {name: completed("ucfcrime", name, 810, 800) for name in catalogue.MODELS}
     found = {name: (a.lr, a.epochs, a.batch_size, a.num_segments, a.num_frames) for name, a in args.items()}
     assert found == {
         "anomalyclip": (1e-5, 50, 64, None, None), "clip-zeroshot": (1.0, 0, 64, 32, 16), "actionclip": (5e-6, 50, 64, 32, 8),
@@ -603,14 +602,14 @@ def test_every_system_has_its_papers_settings():
         "vadclip": (2e-5, 97, 128, 256, 16)}
 
 
-@pytest.mark.parametrize("name", systems.SYSTEMS)
+@pytest.mark.parametrize("name", catalogue.SYSTEMS)
 def test_epochs_take_the_steps_of_the_system_on_any_data_set(name):
-    defaults = systems.DEFAULTS[name]
+    defaults = catalogue.DEFAULTS[name]
     for dataset, videos in (("shanghaitech", (63, 175)), ("xdviolence", (1905, 2049)), ("custom", (60, 60)), ("demo", (9, 12))):
         args = completed(dataset, name, *videos)
         batches = BalancedBatches([0] * videos[0] + [-1] * videos[1], args.batch_size, 0)
         small = dataset in ("custom", "demo")
-        steps = systems.SMALL_STEPS if small and name != "clip-zeroshot" else defaults.steps
+        steps = settings.SMALL_STEPS if small and name != "clip-zeroshot" else defaults.steps
         assert steps is None and args.epochs == 50 or 0 <= args.epochs * len(batches) - steps < len(batches)
     if name != "clip-zeroshot":  # which is not trained
         assert completed("custom", name, 60, 60, 1, "--epochs", "7").epochs == 7
@@ -619,10 +618,10 @@ def test_epochs_take_the_steps_of_the_system_on_any_data_set(name):
 def test_a_segment_has_the_rows_of_sixteen_frames_where_the_data_set_says_nothing_else():
     for frames_per_feature, rows in ((1, 16), (2, 8), (16, 1), (64, 1)):
         for dataset in ("ucfcrime", "custom"):
-            found = {name: completed(dataset, name, 9, 9, frames_per_feature).num_frames for name in systems.MODELS}
+            found = {name: completed(dataset, name, 9, 9, frames_per_feature).num_frames for name in catalogue.MODELS}
             assert found == dict.fromkeys(found, rows) | {"actionclip": 8, "anomalyclip": None}  # the config's 16
-    assert all(completed("demo", name, 9, 9, 4).num_frames == 2 for name in systems.MODELS)
-    assert all(completed("demo", name, 9, 9, 4, "--num-frames", "3").num_frames == 3 for name in systems.MODELS)
+    assert all(completed("demo", name, 9, 9, 4).num_frames == 2 for name in catalogue.MODELS)
+    assert all(completed("demo", name, 9, 9, 4, "--num-frames", "3").num_frames == 3 for name in catalogue.MODELS)
 
 
 def test_small_data_sets_have_settings_of_their_own():
@@ -631,18 +630,18 @@ def test_small_data_sets_have_settings_of_their_own():
     assert small.embed_dim is None and small.directions == "direct"
 
 
-@pytest.mark.parametrize("name", systems.SYSTEMS)
+@pytest.mark.parametrize("name", catalogue.SYSTEMS)
 def test_only_anomalyclip_needs_twice_as_many_segments_as_it_selects(name):
     topk = ("--topk", "2") if name in BINARY else ()
     args = completed("custom", name, 9, 9, 1, "--num-segments", "2", *topk)
-    assert train.make_config(args, CLASSES, D, None).num_segments == 2
+    assert settings.make_config(args, CLASSES, D, None).num_segments == 2
 
 
 def test_optimisers_are_the_papers():
-    kinds = {name: type(systems.make_optimizer(name, build(name), 0.1, released=False)).__name__ for name in TRAINED}
+    kinds = {name: type(catalogue.make_optimizer(name, build(name), 0.1, released=False)).__name__ for name in TRAINED}
     assert kinds == {"actionclip": "AdamW", "vadclip": "AdamW", "sultani": "Adagrad"} | dict.fromkeys(
         ("rtfm", "s3r", "ssrl", "mgfn", "ur-dmu"), "Adam")
-    groups = systems.make_optimizer("actionclip", build("actionclip"), 0.1, released=False).param_groups
+    groups = catalogue.make_optimizer("actionclip", build("actionclip"), 0.1, released=False).param_groups
     num_parameters = len(list(build("actionclip").parameters())) - 1  # without the temperature
     assert [(len(group["params"]), group["scale"]) for group in groups] == [(num_parameters, 10)]
     assert groups[0]["weight_decay"] == 0.2
@@ -650,13 +649,13 @@ def test_optimisers_are_the_papers():
 
 def test_a_class_head_counts_among_the_parameters_and_nothing_does_without_training():
     layers = ((D, 512), (512, 32), (32, 1), (D, len(CLASSES)))  # Sultani's and the class head
-    assert systems.num_trained(build("sultani"), epochs=3) == sum((a + 1) * b for a, b in layers)
-    assert systems.num_trained(build("sultani"), epochs=0) == 0
+    assert catalogue.num_trained(build("sultani"), epochs=3) == sum((a + 1) * b for a, b in layers)
+    assert catalogue.num_trained(build("sultani"), epochs=0) == 0
 
 
 def test_learning_rates_stay_or_fall_in_steps():
     def rates(kind):
-        return [systems.learning_rate(step, 3, 10, 1.0, released=False, kind=kind) for step in range(30)]
+        return [train.learning_rate(step, 3, 10, 1.0, released=False, kind=kind) for step in range(30)]
     assert rates("constant") == [1.0] * 30
     assert rates("steps") == pytest.approx([1.0] * 12 + [0.1] * 12 + [0.01] * 6)
 
@@ -720,7 +719,7 @@ def test_a_run_stopped_behind_its_last_epoch_is_refused_until_it_has_fitted_the_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(systems, "finish", stop)
+        patch.setattr(catalogue, "finish", stop)
         run(dataset, tmp_path / "parts", *options)
     unfinished = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
     heads = [checkpoint["model"]["class_head.weight"] for checkpoint in (unfinished, whole)]
@@ -764,8 +763,8 @@ def test_systems_with_prompts_need_clip_for_the_training_alone(name, clip, datas
     assert checkpoint["epoch"] == (0 if name == "clip-zeroshot" else 1) and checkpoint["model"]["directions"].any()
     assert "normal_moments" not in checkpoint  # which new classes of AnomalyCLIP need
     rows = np.load(dataset / "features" / "test08.npy")
-    p_A, p_class = systems.from_dict(checkpoint).eval().predict(np.stack([rows] * 3, axis=1))  # three equal crops
-    again, _ = systems.from_dict(checkpoint).eval().predict(rows)
+    p_A, p_class = catalogue.from_dict(checkpoint).eval().predict(np.stack([rows] * 3, axis=1))  # three equal crops
+    again, _ = catalogue.from_dict(checkpoint).eval().predict(rows)
     assert np.allclose(p_A, again, atol=1e-6) and (p_class.sum(axis=1) <= p_A + 1e-5).all()
     assert len(p_A) == len(rows) and ((0 <= p_A) & (p_A <= 1)).all()
 
@@ -796,7 +795,7 @@ def test_an_exported_system_computes_the_same(name, tmp_path):
 @pytest.mark.parametrize("name", ["clip-zeroshot", "actionclip", "vadclip"])
 def test_without_clip_or_a_checkpoint_there_are_no_texts_to_compare_with(name):
     directions = "engineered" if name == "clip-zeroshot" else "frozen"
-    model = systems.SYSTEMS[name](AnomalyCLIPConfig(classes=CLASSES, feature_dim=D, directions=directions))
+    model = catalogue.SYSTEMS[name](AnomalyCLIPConfig(classes=CLASSES, feature_dim=D, directions=directions))
     with pytest.raises(ValueError, match="the model has no directions yet: give it CLIP, or load a checkpoint"):
         model.predict(torch.randn(9, D))
 
@@ -806,17 +805,17 @@ def test_features_of_a_width_that_a_system_cannot_take_are_named(name, dim, mult
     with pytest.raises(ValueError, match=f"feature_dim must be a multiple of {multiple} for {name}, got {dim}"):
         build(name, feature_dim=dim)
     with pytest.raises(InputError, match=f"feature_dim must be a multiple of {multiple}"):  # before the features are read
-        train.make_config(completed("custom", name, 9, 9), CLASSES, dim, None)
+        settings.make_config(completed("custom", name, 9, 9), CLASSES, dim, None)
 
 
 def test_a_damaged_dictionary_in_a_checkpoint_is_named():
     checkpoint = build("s3r").checkpoint()
-    assert systems.from_dict(checkpoint).dictionary.shape == (5, D)
+    assert catalogue.from_dict(checkpoint).dictionary.shape == (5, D)
     huge = torch.zeros(1, 1).expand(10 ** 9, D)
     for found in (7, None, torch.zeros(5, D - 1), torch.zeros(5, D, 1), torch.zeros(0, D), huge):
         broken = checkpoint | {"model": checkpoint["model"] | {"dictionary": found}}
         with pytest.raises(ValueError, match="state does not fit the model at dictionary: found"):
-            systems.from_dict(broken)
+            catalogue.from_dict(broken)
 
 
 @pytest.mark.parametrize("name", ["actionclip", "vadclip"])
@@ -825,15 +824,15 @@ def test_class_names_that_no_prompt_can_hold_are_named(name, clip):
     for classes, message in ((("fall", "fire " * 80), "too long"), (("Normal", "fire"), "must not be called 'normal'")):
         config = AnomalyCLIPConfig(classes=classes, feature_dim=dim, directions="frozen")
         with pytest.raises(InputError, match=message):
-            systems.build(args, config, {"clip": clip[0], "tokenize": clip_model.tokenize})
+            catalogue.build(args, config, {"clip": clip[0], "tokenize": clip_model.tokenize})
 
 
 def test_checkpoints_of_unknown_or_other_systems_are_refused(tmp_path):
     checkpoint = build("rtfm").checkpoint()
     with pytest.raises(ValueError, match="the checkpoint's system is not one of this version: 'i3d'"):
-        systems.from_dict(checkpoint | {"system": "i3d"})
+        catalogue.from_dict(checkpoint | {"system": "i3d"})
     with pytest.raises(ValueError, match="state does not fit the model"):
         AnomalyCLIP.from_dict(checkpoint)
     old = AnomalyCLIP(AnomalyCLIPConfig(classes=CLASSES, feature_dim=8, directions="direct", embed_dim=8)).checkpoint()
     del old["system"]  # as they were before there were others
-    assert isinstance(systems.from_dict(old), AnomalyCLIP)
+    assert isinstance(catalogue.from_dict(old), AnomalyCLIP)

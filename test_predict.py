@@ -16,10 +16,10 @@ import evaluate
 import events
 import predict
 import recogniser
-import winograd
 from anomalyclip import AnomalyCLIP
 from metrics import cut_events
 from test_released import REFERENCE, ROOT, needs_reference
+from videoanomaly import winograd
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video import decoding, encoding
 

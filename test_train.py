@@ -14,11 +14,11 @@ import torch
 import clip_model
 import evaluate
 import train
-import winograd
 from anomalyclip import AnomalyCLIP, metrics
 from metrics import choose_threshold, false_alarm_rate
-from systems import learning_rate
 from testdata.tiny_clip import tiny_clip_state_dict
+from train import learning_rate
+from videoanomaly import settings, winograd
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.signals import stop_signals
 
@@ -101,7 +101,7 @@ def test_presets_are_the_papers():
     for name, expected in (("shanghaitech", (256, 2, "both", 5e-4, 100)), ("ucfcrime", (256, 1, "features", 1e-5, 50)),
                            ("xdviolence", (128, 1, "features", 5e-6, 50))):
         args = train.parse_args(["--dataset", name, "--root", "x"])
-        config = train.make_config(args, ("a",), 512, None)
+        config = settings.make_config(args, ("a",), 512, None)
         assert (config.embed_dim, config.depth, config.temporal_input, args.lr, args.epochs) == expected
         assert (args.batch_size, config.topk, config.num_segments, config.num_frames) == (64, 3, 32, 16)
 
@@ -110,7 +110,7 @@ def test_every_switch_reaches_the_config():
     given = ["--num-ctx", "4", "--shared-ctx", "--directions", "frozen", "--likelihood", "cosine", "--selection", "magnitude",
              "--temporal", "mtn", "--temporal-input", "both", "--embed-dim", "64", "--depth", "3", "--mask-ratio", "0.5",
              "--variant", "released", "--lambdas", "sparse=0", "dir_top_normal=2.5"]
-    config = train.make_config(train.parse_args(["--dataset", "ucfcrime", "--root", "x", *given]), ("a",), 512, 2048)
+    config = settings.make_config(train.parse_args(["--dataset", "ucfcrime", "--root", "x", *given]), ("a",), 512, 2048)
     assert (config.num_ctx, config.shared_ctx, config.directions, config.likelihood) == (4, True, "frozen", "cosine")
     assert (config.selection, config.temporal, config.temporal_input, config.embed_dim) == ("magnitude", "mtn", "both", 64)
     assert (config.depth, config.mask_ratio, config.variant, config.temporal_feature_dim) == (3, 0.5, "released", 2048)

@@ -4,8 +4,8 @@ import copy
 import pytest
 import torch
 
-import winograd
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, ConvFeedForward
+from videoanomaly import winograd
 
 
 def gradients(module, x: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:

@@ -17,7 +17,6 @@ import os
 import signal
 import sys
 import time
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -39,12 +38,11 @@ from videoanomaly.runtime.processes import (
 from videoanomaly.runtime.run_folder import lock_folder, report, resume_command, trim_log
 from videoanomaly.runtime.signals import stop_signals, survive_one_signal
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
-
-SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
+from videoanomaly.settings import config_fields, make_config
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    import systems
+    from videoanomaly import settings
 
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,7 +71,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     add("--workers", type=int, default=2, help="processes that read features (default: 2)")
     args = parser.parse_args(argv)
-    for name, value in ({"batch_size": 64, "evaluate": False} | systems.preset(args, PRESETS[args.dataset])).items():
+    for name, value in ({"batch_size": 64, "evaluate": False} | settings.preset(args, PRESETS[args.dataset])).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.out = args.out or f"runs/{args.dataset}"
@@ -83,18 +81,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def config_fields() -> list:
-    from anomalyclip import AnomalyCLIPConfig
-
-    return [f for f in fields(AnomalyCLIPConfig) if f.name not in SHAPE]
-
-
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """An option for each config field, and one for all weights of losses; None where the user gave nothing."""
-    import systems
+    from videoanomaly.systems import catalogue
 
     add = parser.add_argument_group("model").add_argument
-    add("--model", default="anomalyclip", choices=systems.MODELS, help="what to train; the others have the settings of their "
+    add("--model", default="anomalyclip", choices=catalogue.MODELS, help="what to train; the others have the settings of their "
         "papers and of systems.py (default: anomalyclip)")
     add("--clip", help="CLIP whose text tower gives the directions: a name or a file (default: ViT-B/16; demo: its own)")
     weights = []
@@ -128,33 +120,6 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
     if not args.lr > 0:
         raise InputError(f"--lr {args.lr}: expected a positive number")
-
-
-def make_config(args, classes, feature_dim: int, temporal_feature_dim: int | None):
-    """The config of the data's sizes, the preset and what the user gave."""
-    import systems
-    from anomalyclip import AnomalyCLIPConfig
-
-    names = {f.name for f in config_fields()}
-    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    for text in args.lambdas:
-        name, _, value = text.partition("=")
-        if f"lambda_{name}" not in names:
-            known = ", ".join(sorted(n.removeprefix("lambda_") for n in names if n.startswith("lambda_")))
-            raise InputError(f"--lambdas {text}: found loss {name!r}, expected one of {known}")
-        try:
-            given[f"lambda_{name}"] = float(value)
-        except ValueError:
-            raise InputError(f"--lambdas {text}: found weight {value!r}, expected a number") from None
-    try:
-        config = AnomalyCLIPConfig(classes=classes, feature_dim=feature_dim, temporal_feature_dim=temporal_feature_dim, **given)
-        if args.model in systems.SYSTEMS:
-            systems.SYSTEMS[args.model].check(config)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if args.model == "anomalyclip" and config.num_segments < 2 * config.topk:  # which selects top and bottom ones
-        raise InputError(f"--num-segments {config.num_segments}: expected at least {2 * config.topk}, twice --topk")
-    return config
 
 
 def load_clip(args, config, encoder: dict | None) -> tuple[dict, str | None]:
@@ -218,8 +183,8 @@ def mean_losses(done: dict) -> dict[str, float]:
 def make_loader(args, config, lists, features, temporal, device: str):
     import torch
 
-    from systems import MODELS
     from videoanomaly.data.sampling import BalancedBatches, SegmentDataset
+    from videoanomaly.systems.catalogue import MODELS
 
     released, mean = config.variant == "released", getattr(MODELS[args.model], "SEES_MEANS", False)
     dataset = SegmentDataset(lists.train, features, config.num_segments, config.num_frames, temporal, released, mean)
@@ -242,10 +207,10 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
     """
     import torch
 
-    from openset import make_moments
     from scoring import alarm_threshold
-    from systems import DEFAULTS, build, finish, learning_rate, make_optimizer, num_trained
-    from winograd import accelerate
+    from videoanomaly.systems.catalogue import DEFAULTS, build, finish, make_optimizer, num_trained
+    from videoanomaly.systems.ours import make_moments
+    from videoanomaly.winograd import accelerate
 
     lists, out, released = data[0], Path(args.out), config.variant == "released"
     if is_main():
@@ -295,7 +260,7 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
 
 def prepare(args) -> tuple:
     """Config, data, CLIP and what else the checkpoint holds: everything that can be wrong with the input shows here."""
-    import systems
+    from videoanomaly import settings
     from videoanomaly.data.lists import load_lists
 
     if args.dataset == "demo":
@@ -305,13 +270,27 @@ def prepare(args) -> tuple:
     lists = load_lists("custom" if args.dataset == "demo" else args.dataset, args.root, args.classes_csv)
     features, temporal = open_features(args, lists.train + lists.test)
     num_normal = sum(v.label < 0 for v in lists.train)
-    systems.complete(args, len(lists.train) - num_normal, num_normal, features.frames_per_feature)
+    settings.complete(args, len(lists.train) - num_normal, num_normal, features.frames_per_feature)
     config = make_config(args, lists.classes, features.dim, temporal and temporal.dim)
     clip, clip_sha256 = load_clip(args, config, features.encoder)
     extra = {"settings": vars(args), "lists": lists.to_plain(), "encoder": features.encoder,
              "frames_per_feature": features.frames_per_feature, "temporal_encoder": temporal and temporal.encoder,
              "clip_sha256": clip_sha256}
     return config, (lists, features, temporal), clip, extra
+
+
+def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, released: bool, kind: str = "cosine") -> float:
+    """Linear warm-up from zero over the first tenth of the epochs, then a cosine to zero (App. B); other kinds: see Defaults.
+
+    The released code changes it once an epoch, so that its whole first epoch has rate zero; we change it every step.
+    """
+    if kind != "cosine":
+        return peak * (0.1 ** (5 * step // (2 * steps_per_epoch * epochs)) if kind == "steps" else 1)
+    epoch = step // steps_per_epoch if released else (step + 1) / steps_per_epoch
+    warmup = max(1, epochs // 10) if released else epochs / 10
+    if epoch < warmup:
+        return peak * epoch / warmup
+    return peak * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2 if epochs > warmup else peak
 
 
 def surest(path: Path, videos) -> str:

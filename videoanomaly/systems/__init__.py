@@ -1,0 +1,1 @@
+"""The systems that train.py --model knows, a file each; catalogue.py names them."""

@@ -1,0 +1,117 @@
+"""What all systems that AnomalyCLIP is compared with have in common.
+
+Shapes: as in anomalyclip.py, here with E the width of the features that a system scores.
+"""
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomalyclip import AnomalyCLIPConfig, VideoModel
+
+
+class System(VideoModel):
+    """Config, prototype and weighted losses.
+
+    The prototype takes no part; `evaluate.py --rules` measures distances to it.
+    """
+
+    NAME: str
+    DIRECTIONS = ("direct",)  # choices of the config's `directions`, the default first
+    OPTIONS = ("num_segments", "num_frames", "directions")  # config fields that have an effect
+    LAMBDAS: dict[str, float] = {}  # weights of losses other than 1
+    MULTIPLE = 1  # of which the feature size must be one
+    SEES_MEANS = True  # of a segment's rows alone: in training it can have (B, S, 1, D)
+
+    def __init__(self, config: AnomalyCLIPConfig, prototype: Tensor | None = None):
+        super().__init__()
+        self.check(config)
+        self.config = config
+        prototype = torch.zeros(config.feature_dim) if prototype is None else prototype.float().clone()
+        self.register_buffer("prototype", prototype)
+
+    @classmethod
+    def check(cls, config: AnomalyCLIPConfig) -> None:
+        """Raises ValueError if there is no such model."""
+        if config.directions not in cls.DIRECTIONS:
+            raise ValueError(f"directions of {cls.NAME} must be one of {', '.join(cls.DIRECTIONS)}, got {config.directions!r}")
+        if config.feature_dim % cls.MULTIPLE:
+            raise ValueError(f"feature_dim must be a multiple of {cls.MULTIPLE} for {cls.NAME}, got {config.feature_dim}")
+
+    @staticmethod
+    def learn(lists, features, dataset: str, seed: int) -> dict[str, Tensor]:
+        """Further arguments of the constructor: what the training videos teach without a gradient."""
+        return {}
+
+    def parameter_groups(self) -> list[dict]:
+        """For the optimiser; "scale" multiplies the learning rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1}]
+
+    def finish_directions(self) -> None:
+        """Computes what inference needs of prompts; nothing without them."""
+
+    def finish(self, videos, features) -> None:
+        """What is left to learn from the training videos after the last epoch; here nothing."""
+
+    def with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        return losses | {"total": sum(self.LAMBDAS.get(name, 1) * loss for name, loss in losses.items())}
+
+
+def per_frame(x: Tensor, num_frames: int) -> Tensor:
+    """(B, S, ...) -> (B, S, F, ...), in float32."""
+    return x.float().unsqueeze(2).expand(*x.shape[:2], num_frames, *x.shape[2:])
+
+
+def bag_targets(x: Tensor) -> Tensor:
+    """1 for the abnormal half of (B, ...), 0 for the normal one, (B,)."""
+    return (torch.arange(len(x), device=x.device) < len(x) // 2).float()
+
+
+def closeness(num_segments: int, device, *, normalise: bool) -> Tensor:
+    """exp(-|i - j| / e), (S, S); normalised, rows add up to 1."""
+    at = torch.arange(num_segments, device=device, dtype=torch.float32)
+    exponent = -(at[:, None] - at).abs() / math.e
+    return exponent.softmax(dim=1) if normalise else exponent.exp()
+
+
+def score_head(*widths: int, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers with ReLU and dropout in between."""
+    layers = []
+    for a, b in zip(widths, widths[1:]):
+        layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers[:-2])
+
+
+class SegmentPrediction(NamedTuple):
+    anomaly_logits: Tensor  # (B, S, F), equal for the frames of a segment
+    class_logits: Tensor  # (B, S, F, C), likewise
+    embedding: Tensor  # what the score is made of, (B, S, E)
+
+
+def top_score_loss(logits: Tensor, top: Tensor) -> Tensor:
+    """Cross-entropy of the mean score of each video's top segments (B, K) of logits (B, S)."""
+    score = logits.sigmoid().gather(1, top).mean(dim=1)  # (B,); a mean of scores, hence no logits
+    return F.binary_cross_entropy(score, bag_targets(score))
+
+
+class Defaults(NamedTuple):
+    """Of one system, as in its paper. `custom` and `demo` are small: there SMALL_STEPS hold, and the preset's sizes.
+
+    AnomalyCLIP's rates and epochs are in train.py's presets. Feature rows of a segment are as many as --num-frames says, else
+    as the data set's preset does (demo: 2), for all systems; else AnomalyCLIP has the 16 of its config, however many frames
+    lie from row to row, and the others have `num_frames`.
+    """
+
+    lr: float | None = None
+    weight_decay: float = 0.0
+    steps: int | None = None  # the epochs are as many as take these, whatever the data set
+    epochs: int | None = None  # where the paper counts these
+    small_lr: float | None = None  # of small data sets, where it is not lr
+    batch_size: int = 64
+    num_segments: int = 32
+    num_frames: int | None = None  # feature rows; None: those of SNIPPET frames
+    optimizer: str = "Adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = "constant"  # "cosine" after a warm-up, "constant", or "steps", a tenth after 2/5 and 4/5 of the epochs
