@@ -152,7 +152,7 @@ def released_model(args):
 
 def make_pair(args):
     """Our model and the released one with the same weights."""
-    import released
+    from videoanomaly.weights import released
 
     ours, theirs = our_model(args), released_model(args)
     state = released.convert_state(theirs.published_state(), normal_id=len(ours.config.classes))

@@ -18,6 +18,7 @@ from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.processes import check_device
 from videoanomaly.runtime.run_folder import lock_folder
+from videoanomaly.weights.checkpoints import load_checkpoint, open_folders
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -56,55 +57,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     if (args.dataset is None) != (args.root is None) or args.convert and not args.dataset:
         raise InputError("--dataset and --root go together, and --convert with them: they are for checkpoints of the authors")
     return args
-
-
-def load_checkpoint(ckpt: str, args) -> tuple:
-    """The checkpoint's dict and its model, of this project's making or of the authors'.
-
-    Raises:
-        InputError: If it is no such checkpoint, or one of a system whose class head is not fitted yet.
-    """
-    from anomalyclip import read_checkpoint
-    from videoanomaly.systems import catalogue
-    from videoanomaly.systems.binary import BinarySystem
-    from videoanomaly.winograd import accelerate
-
-    try:
-        if args.dataset:
-            import released
-
-            checkpoint = released.load(ckpt, args.dataset, args.root, args.features)
-        else:
-            checkpoint = read_checkpoint(ckpt, "lists", "settings", "encoder", "epoch")
-        model = catalogue.from_dict(checkpoint)
-    except ValueError as error:
-        text = " ".join(str(error).splitlines())  # names inside a hostile file may hold line ends
-        raise InputError(text if str(ckpt) in text else f"{ckpt}: {text}") from None
-    if isinstance(model, BinarySystem) and "threshold" not in checkpoint:
-        raise InputError(f"{ckpt}: found {model.NAME} without its class head, which train.py fits after the last epoch, "
-                         "expected a finished run; go on with train.py --resume")
-    accelerate(model)
-    return checkpoint, model
-
-
-def open_folders(args, checkpoint: dict):
-    """Feature folders of the checkpoint's training, or those given; their encoders must be the same."""
-    from videoanomaly.data.features import FeatureFolder
-
-    settings, folders = checkpoint["settings"], []
-    for given, name, encoder in ((args.features, "features", "encoder"),
-                                 (args.temporal_features, "temporal_features", "temporal_encoder")):
-        path = given or settings[name] or (settings["root"] if name == "features" else None)
-        prefix = name.removesuffix("features")
-        if path and not Path(path).is_dir():
-            raise InputError(f"{path}: is no folder, expected the one with the features; give --{name.replace('_', '-')}")
-        spacing = settings[f"{prefix}frames_per_feature"]
-        folder = path and FeatureFolder(path, frames_per_feature=spacing, crops=settings["crops"])
-        if folder and folder.encoder and checkpoint[encoder] and folder.encoder != checkpoint[encoder]:
-            raise InputError(f"{path}: found features of {folder.encoder}, expected those of the training, "
-                             f"{checkpoint[encoder]}")
-        folders.append(folder or None)
-    return folders
 
 
 def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:

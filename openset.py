@@ -16,6 +16,7 @@ from torch import Tensor
 
 import clip_model
 from anomalyclip import AnomalyCLIP, Prediction
+from videoanomaly.clip_weights import training_clip
 from videoanomaly.runtime.console import InputError
 
 
@@ -114,21 +115,6 @@ def check_open(ckpt: str, checkpoint: dict, model: AnomalyCLIP) -> None:
     if config.likelihood == "projection" and not are_moments(moments, config.feature_dim):
         raise InputError(f"{ckpt}: --classes needs the moments of the normal features, found none in this checkpoint; train it "
                          "again with this version")
-
-
-def training_clip(ckpt: str, name: str | None, checkpoint: dict) -> torch.nn.Module:
-    """The CLIP whose text tower the training used: `name`, else as the checkpoint's settings name it."""
-    name, expected = name or checkpoint["settings"].get("clip"), checkpoint.get("clip_sha256")
-    if not (name and expected):
-        raise InputError(f"{ckpt}: --classes and --explain need the CLIP of the training, the checkpoint does not tell which")
-    try:
-        clip = clip_model.load(name)
-    except ValueError as error:
-        raise InputError(f"{ckpt}: --classes and --explain need the CLIP of the training, found none ({error}); give --clip "
-                         "FILE") from None
-    if (found := clip_model.weights_hash(clip)) != expected:
-        raise InputError(f"{name}: is another CLIP than that of {ckpt} (weights_sha256 {found}, expected {expected})")
-    return clip
 
 
 def new_directions(ckpt: str, checkpoint: dict, clip, model: AnomalyCLIP, names: tuple[str, ...]) -> Tensor:

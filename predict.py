@@ -274,13 +274,13 @@ def predict_videos(args, recogniser) -> int:
 
 def open_rows(path: Path, args, recogniser) -> tuple:
     """A feature file's rows, those of the Temporal model's own features (none or one array), its frames and their rate."""
-    import evaluate
+    from videoanomaly.weights import checkpoints
 
     load_array(path)  # a missing or damaged file is told as such
     name, checkpoint = path.stem, recogniser.checkpoint
     given = SimpleNamespace(features=str(path.parent), temporal_features=args.temporal_features)
     settings = checkpoint["settings"] | {"frames_per_feature": recogniser.spacing}
-    features, temporal = evaluate.open_folders(given, checkpoint | {"settings": settings})
+    features, temporal = checkpoints.open_folders(given, checkpoint | {"settings": settings})
     rows = features.open(name)  # (N, crops, D)
     if features.dim != recogniser.model.config.feature_dim:
         raise InputError(f"{path}: found features of {features.dim} values, expected {recogniser.model.config.feature_dim}")
@@ -341,7 +341,7 @@ def main(argv=None) -> int:
 
         print(explain.words_text(loaded.words))
     if args.export:
-        import export
+        from videoanomaly.weights import export
 
         return export.write(args.export, loaded.model)
     if args.live:

@@ -3,16 +3,15 @@
 Shapes: N frames of a video, C anomaly classes.
 """
 import hashlib
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
-import evaluate
 import openset
-from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError
+from videoanomaly.weights import checkpoints
+from videoanomaly.weights.checkpoints import frames_per_feature
 
 
 class Recogniser(NamedTuple):
@@ -29,21 +28,13 @@ class Recogniser(NamedTuple):
 def load(args) -> Recogniser:
     """Of predict.py's options: ckpt, dataset, root, threshold, frames_per_feature, device, clip, classes, explain."""
     asked = SimpleNamespace(dataset=args.dataset, root=args.root, features=None)
-    checkpoint, model = evaluate.load_checkpoint(args.ckpt, asked)
+    checkpoint, model = checkpoints.load_checkpoint(args.ckpt, asked)
     with open(args.ckpt, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     threshold = args.threshold if args.threshold is not None else checkpoint.get("threshold") or 0.5
     spacing = args.frames_per_feature or frames_per_feature(checkpoint)
     model, words = openset.prepare(args, checkpoint, model)
     return Recogniser(model.to(args.device).eval(), checkpoint, spacing, threshold, sha256, words)
-
-
-def frames_per_feature(checkpoint: dict) -> int:
-    """Frames between the rows of the training features; older checkpoints do not hold it, but name the features' folder."""
-    settings = checkpoint["settings"]
-    folder = settings["features"] or settings["root"]
-    known = checkpoint.get("frames_per_feature") or settings["frames_per_feature"]
-    return known or (FeatureFolder(folder).frames_per_feature if folder and Path(folder).is_dir() else 1)
 
 
 def score_frames(recogniser: Recogniser, name: str, rows, num_frames: int, *others) -> tuple[np.ndarray, np.ndarray]:

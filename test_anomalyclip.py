@@ -24,8 +24,8 @@ from anomalyclip import (
     metrics,
     select_segments,
 )
-from released import convert_state
 from testdata.tiny_clip import tiny_clip_state_dict
+from videoanomaly.weights.released import convert_state
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "testdata"

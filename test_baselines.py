@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 
 import clip_model
 import evaluate
-import export
 import predict
 import train
 from anomalyclip import MTN, AnomalyCLIP, AnomalyCLIPConfig, NonLocal
@@ -22,6 +21,7 @@ from videoanomaly import settings
 from videoanomaly.data.sampling import BalancedBatches
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems import actionclip, base, binary, catalogue, mgfn, rtfm, s3r, ur_dmu, vadclip
+from videoanomaly.weights import export
 
 B, S, F_, D, K = 10, 16, 4, 64, 6  # of the batches here
 A = B // 2  # abnormal videos

@@ -15,13 +15,13 @@ import torch
 import evaluate
 import events
 import predict
-import recogniser
 from anomalyclip import AnomalyCLIP
 from metrics import cut_events
 from test_released import REFERENCE, ROOT, needs_reference
 from videoanomaly import winograd
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video import decoding, encoding
+from videoanomaly.weights import checkpoints
 
 RED, BLUE = (200, 60, 60), (60, 60, 200)
 
@@ -181,9 +181,9 @@ def test_the_threshold_is_the_checkpoints_own_unless_given(planted, tmp_path):
 
 def test_checkpoints_that_do_not_hold_the_spacing_take_it_from_the_features_folder(planted_spaced, tmp_path):
     stored = torch.load(planted_spaced.checkpoint, weights_only=True)
-    assert stored.pop("frames_per_feature") == recogniser.frames_per_feature(stored) == 2
+    assert stored.pop("frames_per_feature") == checkpoints.frames_per_feature(stored) == 2
     stored["settings"] |= {"features": str(tmp_path / "gone"), "root": str(tmp_path / "gone")}
-    assert recogniser.frames_per_feature(stored) == 1
+    assert checkpoints.frames_per_feature(stored) == 1
 
 
 @needs_reference

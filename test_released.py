@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import evaluate
-from released import load, read_state
 from videoanomaly.runtime.console import InputError
+from videoanomaly.weights.released import load, read_state
 
 REFERENCE = Path(__file__).parent.parent / "shared" / "reference" / "checkpoint"
 needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="needs the authors' checkpoint in ../shared")

@@ -20,7 +20,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from runs import NOT_BEGUN, load_resumed, restore, save
+from videoanomaly.clip_weights import load_clip
 from videoanomaly.data.datasets import PRESETS
 from videoanomaly.data.sampling import RestOfEpoch
 from videoanomaly.data.training_data import open_features
@@ -39,6 +39,7 @@ from videoanomaly.runtime.run_folder import lock_folder, report, resume_command,
 from videoanomaly.runtime.signals import stop_signals, survive_one_signal
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.settings import config_fields, make_config
+from videoanomaly.weights.checkpoints import NOT_BEGUN, load_resumed, restore, save
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -120,23 +121,6 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
     if not args.lr > 0:
         raise InputError(f"--lr {args.lr}: expected a positive number")
-
-
-def load_clip(args, config, encoder: dict | None) -> tuple[dict, str | None]:
-    """The model's arguments that bring CLIP in where the directions need it, and its hash; it must have made the features."""
-    if config.directions == "direct":
-        return {}, None
-    import clip_model
-
-    try:
-        clip = clip_model.load(args.clip)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    made_by = encoder and encoder["weights_sha256"]
-    if made_by and made_by != clip_model.weights_hash(clip.visual):
-        raise InputError(f"--clip {args.clip}: its image tower did not make the features, {encoder['encoder']} did; expected "
-                         "the same CLIP for pictures and prompts, or --directions direct")
-    return {"clip": clip, "tokenize": clip_model.tokenize}, clip_model.weights_hash(clip)
 
 
 def batch_losses(model, forward, batch: dict, device, amp: bool) -> dict:
