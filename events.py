@@ -8,29 +8,14 @@ Shapes: N frames of a video, C anomaly classes.
 import csv
 import html
 import io
-from typing import NamedTuple
 
 import numpy as np
 
-from metrics import cut_events
+from videoanomaly.event_rule import cut_events, highest_classes
+from videoanomaly.frame_scores import FrameScores
 
 CSV_COLUMNS = ("start_seconds", "end_seconds", "start_frame", "end_frame", "start", "end", "class", "p_class", "confidence",
                "second", "p_second", "third", "p_third")
-
-
-class FrameScores(NamedTuple):
-    """A video's probabilities frame by frame, and when each frame is shown."""
-
-    p_A: np.ndarray  # (N,) float32
-    p_class: np.ndarray  # (N, C) float32
-    times: np.ndarray  # (N,) float64, seconds from the start of the file, ascending
-    fps: float  # mean frames per second
-    likelihood: np.ndarray | None = None  # the Selector's, (N, C), where an explanation needs it
-
-    @property
-    def duration(self) -> float:
-        """Seconds up to the end of the last frame."""
-        return float(self.times[-1] + 1 / self.fps)
 
 
 def count(number: int, word: str) -> str:
@@ -42,11 +27,6 @@ def clock(seconds: float) -> str:
     milliseconds = round(max(seconds, 0) * 1000)
     minutes, rest = divmod(milliseconds, 60000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest / 1000:06.3f}"
-
-
-def highest_classes(means: np.ndarray, classes: tuple[str, ...]) -> list[dict]:
-    """The three classes of highest mean p_class, (C,), best first."""
-    return [{"class": classes[c], "p_class": float(means[c])} for c in np.argsort(-means, kind="stable")[:3]]
 
 
 def find_events(scores: FrameScores, classes: tuple[str, ...], threshold: float) -> list[dict]:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 import clip_model
 from anomalyclip import AnomalyCLIP
-from events import FrameScores, clock
+from events import clock
 from videoanomaly.data.prototype import CHUNK_ROWS
+from videoanomaly.frame_scores import FrameScores
 
 NUM_WORDS, NUM_SEGMENTS = 5, 3  # shown per context vector, per class and video
 

@@ -19,16 +19,14 @@ import queue
 import time
 from collections import deque
 from datetime import datetime, timezone
-from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-from events import highest_classes
-from metrics import MERGE_GAP, MIN_LENGTH
 from streams import Reader, find_source
+from videoanomaly.event_rule import Event, EventRule, highest_classes
 from videoanomaly.runtime.console import InputError, note
 from videoanomaly.runtime.signals import stop_signals
 from videoanomaly.video.decoding import to_image
@@ -39,70 +37,6 @@ from webhook import Webhook
 
 GAP = 10.0  # seconds without a frame that end the open event
 REPORT = 60.0  # seconds between two notes on dropped frames
-
-
-# ---------------------------------------------------------------- events
-
-
-class Event(NamedTuple):
-    start: int  # row
-    end: int  # row behind the last
-    p_A: float  # mean, closed gaps included
-    p_class: np.ndarray  # mean, (C,)
-
-
-class EventRule:
-    """metrics.cut_events for rows that come one by one: an event has ended when no later row can change it.
-
-    Args:
-        rate: Rows per second.
-        high: Threshold on p_A that an event has to reach; it lasts as long as p_A is at least half of that.
-        num_classes: C.
-    """
-
-    def __init__(self, rate: float, high: float, num_classes: int):
-        self.high, self.merge_gap, self.min_length = high, MERGE_GAP * rate, MIN_LENGTH * rate
-        self.nothing = np.zeros(1 + num_classes)
-        self.forget()
-
-    def forget(self) -> None:
-        self.start = self.end = self.run = None  # rows: of the event so far, of the current run of rows above high / 2
-        self.reached = self.begun = False  # the run reached high; the event was told
-        self.total = self.later = self.nothing  # sums of p_A and p_class: of the event, of what is behind it
-
-    def add(self, row: int, p_A: float, p_class: np.ndarray) -> tuple[str, Event] | None:
-        """Returns ("begin" or "end", event) if that is what this row tells."""
-        self.later = self.later + np.concatenate([[p_A], p_class])
-        if p_A >= self.high / 2:
-            self.run = row if self.run is None else self.run
-            self.reached |= bool(p_A >= self.high)
-        else:
-            self.run, self.reached = None, False
-        if self.reached:
-            return self.extend(row)
-        if self.run is None and self.start is None:
-            self.later = self.nothing
-        elif self.run is None and row + 1 - self.end > self.merge_gap:
-            return self.finish()
-
-    def extend(self, row: int) -> tuple[str, Event] | None:
-        self.start = self.run if self.start is None else self.start
-        self.total, self.later, self.end = self.total + self.later, self.nothing, row + 1
-        if not self.begun and self.end - self.start >= self.min_length:
-            self.begun = True
-            return "begin", self.event()
-
-    def event(self) -> Event | None:
-        """The one that is open, None without."""
-        if self.begun:
-            p_A, *p_class = self.total / (self.end - self.start)
-            return Event(self.start, self.end, float(p_A), np.array(p_class))
-
-    def finish(self) -> tuple[str, Event] | None:
-        """Ends the open event, if any: no more rows."""
-        event = self.event()
-        self.forget()
-        return event and ("end", event)
 
 
 # ---------------------------------------------------------------- rows

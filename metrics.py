@@ -4,13 +4,21 @@
 (N,), -1 for normal frames, else the class. `fps` is one number, or one per video. Metrics are in [0, 1]; a value that does
 not exist is None. Intervals of frames are half-open. V is the number of videos, R of bootstrap draws, E of events.
 """
-from typing import NamedTuple
-
 import numpy as np
 
+from videoanomaly.event_rule import (
+    MERGE_GAP,
+    MIN_LENGTH,
+    Events,
+    close_gaps,
+    cut_events,
+    cut_joined,
+    find_runs,
+    join_videos,
+    runs,
+)
+
 LEVELS_AT_ONCE = 128  # rows of the (levels, R) matrices of the bootstrap: 1 MB each at 1,000 draws
-MERGE_GAP = 1.0  # seconds
-MIN_LENGTH = 1.0  # seconds
 PROPOSAL_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NMS_IOU = 0.6  # as VadCLIP's
 IOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -125,67 +133,10 @@ def bootstrap_metrics(scores, classes: tuple[str, ...], num_draws: int = 1000, s
 
 # Events
 
-class Events(NamedTuple):
-    intervals: np.ndarray  # (E, 2), frames, half-open
-    scores: np.ndarray  # (E,)
-
-
-def runs(mask: np.ndarray) -> np.ndarray:
-    """Maximal runs of True, (E, 2), half-open."""
-    padded = np.concatenate([[False], mask, [False]])
-    return np.flatnonzero(padded[1:] != padded[:-1]).reshape(-1, 2)
-
 
 def reduce_runs(ufunc, p: np.ndarray, intervals: np.ndarray) -> np.ndarray:
     """ufunc over the frames of each of some ascending, disjoint intervals, (E,)."""
     return ufunc.reduceat(np.append(p, 0), intervals.ravel())[::2] if len(intervals) else np.zeros(0)
-
-
-def join_videos(curves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves of all videos as one, -inf behind each, which no event reaches over: (frames + V,), and where each starts (V,)."""
-    sizes = [len(p) + 1 for p in curves]
-    return np.concatenate([part for p in curves for part in (p, [-np.inf])]).astype(float), np.cumsum([0, *sizes[:-1]])
-
-
-def find_runs(p: np.ndarray, high: float, low: float) -> np.ndarray:
-    """Maximal runs of p >= low of which one frame at least has p >= high, (E, 2); p ends with -inf."""
-    found = runs(p >= low)
-    return found[np.maximum.reduceat(p, found.ravel())[::2] >= high] if len(found) else found
-
-
-def close_gaps(p: np.ndarray, found: np.ndarray, starts: np.ndarray, most: np.ndarray) -> Events:
-    """Runs of a video at most `most` frames apart (one number per video) become one event each; p as join_videos gives it."""
-    video_idx = np.searchsorted(starts, found[:, 0], side="right") - 1
-    apart = (found[1:, 0] - found[:-1, 1] > most[video_idx[1:]]) | (video_idx[1:] != video_idx[:-1])
-    ends = np.ones(min(len(found), 1), bool)
-    found = np.stack([found[np.append(ends, apart), 0], found[np.append(apart, ends), 1]], axis=1)
-    sums = np.add.reduceat(p, found.ravel())[::2] if len(found) else np.zeros(0)
-    return Events(found, sums / (found[:, 1] - found[:, 0]))
-
-
-def cut_joined(p: np.ndarray, starts: np.ndarray, rates: np.ndarray, high: float, low: float, merge_gap: float,
-               min_length: float) -> Events:
-    """cut_events of all videos at once; p and starts as join_videos gives them, one rate per video."""
-    events = close_gaps(p, find_runs(p, high, low), starts, merge_gap * rates)
-    least = min_length * rates[np.searchsorted(starts, events.intervals[:, 0], side="right") - 1]
-    kept = events.intervals[:, 1] - events.intervals[:, 0] >= least
-    return Events(events.intervals[kept], events.scores[kept])
-
-
-def cut_events(p: np.ndarray, fps: float, *, high: float = 0.5, low: float | None = None, merge_gap: float = MERGE_GAP,
-               min_length: float = MIN_LENGTH) -> Events:
-    """Cuts events out of one probability per frame.
-
-    1. Hysteresis: an event is a maximal run of frames with p >= low, of which one at least has p >= high.
-    2. Events at most merge_gap apart become one, the gap included.
-    3. Events shorter than min_length are dropped.
-    The score of an event is its mean probability, closed gaps included.
-
-    Args:
-        p: (N,). fps: Frames per second. high, low: Thresholds, low is high / 2 if not given. merge_gap, min_length: Seconds.
-    """
-    p, starts = join_videos([p])
-    return cut_joined(p, starts, np.array([fps]), high, high / 2 if low is None else low, merge_gap, min_length)
 
 
 def interval_iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -24,8 +24,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from events import FrameScores, count, find_events, to_csv, to_vtt
+from events import count, find_events, to_csv, to_vtt
 from videoanomaly.data.features import load_array, matching_rows
+from videoanomaly.frame_scores import FrameScores
 from videoanomaly.runtime.console import CONTROLS, InputError, as_text, run_script
 from videoanomaly.runtime.files import remove_temporary_files, write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory
@@ -204,7 +205,7 @@ def encoded(videos: dict[str, Path], args, recogniser):
     """Yields (name, scores, or the error that a broken video gave) while a bar shows frames/s and the time left."""
     from tqdm import tqdm
 
-    from recogniser import score_frames
+    from videoanomaly.frame_scores import score_frames
     from videoanomaly.video.decoding import header_frames
     from videoanomaly.video.encoders import matching_encoder
     from videoanomaly.video.encoding import encode_videos, interpolate
@@ -293,7 +294,7 @@ def open_rows(path: Path, args, recogniser) -> tuple:
 
 
 def predict_features(args, recogniser) -> int:
-    from recogniser import score_frames
+    from videoanomaly.frame_scores import score_frames
 
     names = [path.stem for path in args.features]
     for path in args.features:

@@ -6,10 +6,7 @@ import hashlib
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import numpy as np
-
 import openset
-from videoanomaly.runtime.console import InputError
 from videoanomaly.weights import checkpoints
 from videoanomaly.weights.checkpoints import frames_per_feature
 
@@ -35,12 +32,3 @@ def load(args) -> Recogniser:
     spacing = args.frames_per_feature or frames_per_feature(checkpoint)
     model, words = openset.prepare(args, checkpoint, model)
     return Recogniser(model.to(args.device).eval(), checkpoint, spacing, threshold, sha256, words)
-
-
-def score_frames(recogniser: Recogniser, name: str, rows, num_frames: int, *others) -> tuple[np.ndarray, np.ndarray]:
-    """p_A (N,) and p_class (N, C) by frame; a row speaks for its `spacing` frames, as in evaluate.py."""
-    p_A, p_class = recogniser.model.predict(rows, *others)
-    if not np.isfinite(p_A).all():
-        raise InputError(f"{name}: found features that are infinite or not a number, expected finite ones")
-    row_of_frame = np.arange(num_frames) // recogniser.spacing
-    return p_A[row_of_frame], p_class[row_of_frame]

@@ -14,8 +14,9 @@ from urllib.parse import quote, quote_from_bytes
 import av
 import numpy as np
 
-from events import FrameScores, clock, count
-from metrics import MERGE_GAP, MIN_LENGTH
+from events import clock, count
+from videoanomaly.event_rule import MERGE_GAP, MIN_LENGTH
+from videoanomaly.frame_scores import FrameScores
 from videoanomaly.video.key_frames import KeyFrame
 
 HERE = Path(__file__).parent

@@ -27,7 +27,8 @@ import live
 import streams
 import webhook
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
-from metrics import cut_events
+from videoanomaly import event_rule
+from videoanomaly.event_rule import cut_events
 from videoanomaly.runtime.console import InputError
 
 FPS = 20
@@ -161,7 +162,7 @@ def kinds(events) -> list[str]:
 
 def stream_events(p_A, rate, high):
     """News of EventRule, (row, kind, event), of which p_class are p_A and 1 - p_A."""
-    rule, news = live.EventRule(rate, high, 2), []
+    rule, news = event_rule.EventRule(rate, high, 2), []
     for row, p in enumerate(p_A):
         found = rule.add(row, p, np.array([p, 1 - p]))
         news += [(row, *found)] if found else []

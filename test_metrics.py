@@ -7,10 +7,29 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 import metrics
-from metrics import (IOUS, NMS_IOU, PROPOSAL_THRESHOLDS, average_precision, bootstrap_metrics, choose_threshold, cut_events,
-                     equal_error_rate, event_map, false_alarm_rate, interval_iou, match_events, operating_points,
-                     overlapping_pairs, propose_events, quiet_threshold, runs, suppress, vadclip_events, vadclip_map,
-                     weighted_auc_ap)
+from metrics import (
+    IOUS,
+    NMS_IOU,
+    PROPOSAL_THRESHOLDS,
+    average_precision,
+    bootstrap_metrics,
+    choose_threshold,
+    equal_error_rate,
+    event_map,
+    false_alarm_rate,
+    interval_iou,
+    match_events,
+    operating_points,
+    overlapping_pairs,
+    propose_events,
+    quiet_threshold,
+    suppress,
+    vadclip_events,
+    vadclip_map,
+    weighted_auc_ap,
+)
+from videoanomaly import event_rule
+from videoanomaly.event_rule import cut_events, runs
 
 CLASSES = ("fire", "fall", "theft", "riot")  # no video has the last
 FPS = 5.0
@@ -221,12 +240,12 @@ def test_event_map_equals_the_slow_reference_per_class():
         assert result[f"mAP{key}"] == pytest.approx(np.mean([result["per_class"][n][f"AP{key}"] for n in CLASSES[:3]]))
 
 
-def random_events(seed: int) -> metrics.Events:
+def random_events(seed: int) -> event_rule.Events:
     """Lengths from 1 to 300, so that intervals nest, touch and nearly coincide; scores that tie."""
     rng = np.random.default_rng(seed)
     first = rng.integers(0, 600, 400)
     intervals = np.unique(np.stack([first, first + np.exp(rng.uniform(0, 5.7, 400)).astype(int)], axis=1), axis=0)
-    return metrics.Events(intervals, rng.integers(0, 12, len(intervals)) / 12)
+    return event_rule.Events(intervals, rng.integers(0, 12, len(intervals)) / 12)
 
 
 @pytest.mark.parametrize("iou", (0.3, NMS_IOU, 0.9))

@@ -14,11 +14,11 @@ import predict
 import recogniser
 import train
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, metrics
-from events import FrameScores
 from test_predict import RED, write_clip
 from testdata.tiny_clip import tiny_clip_state_dict
 from videoanomaly.data import features as features_, prototype
 from videoanomaly.data.annotations import Video
+from videoanomaly.frame_scores import FrameScores
 from videoanomaly.runtime.console import InputError
 
 TRAINED, NEW = ("Assault", "Robbery", "Shoplifting"), "Abuse"

@@ -16,9 +16,9 @@ import evaluate
 import events
 import predict
 from anomalyclip import AnomalyCLIP
-from metrics import cut_events
 from test_released import REFERENCE, ROOT, needs_reference
-from videoanomaly import winograd
+from videoanomaly import frame_scores, winograd
+from videoanomaly.event_rule import cut_events
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video import decoding, encoding
 from videoanomaly.weights import checkpoints
@@ -250,7 +250,7 @@ def test_events_are_those_of_cut_events_named_by_their_highest_mean():
     rng = np.random.default_rng(1)
     p_A = np.convolve(rng.random(900), np.ones(30) / 30, "same").astype(np.float32)
     p_class = (p_A[:, None] * rng.dirichlet(np.ones(4), 900)).astype(np.float32)
-    scores = events.FrameScores(p_A, p_class, np.arange(900) / 25, 25.0)
+    scores = frame_scores.FrameScores(p_A, p_class, np.arange(900) / 25, 25.0)
     found = events.find_events(scores, ("a", "b", "c", "d"), 0.55)
     expected = cut_events(p_A, 25.0, high=0.55)
     assert [[e["start_frame"], e["end_frame"]] for e in found] == expected.intervals.tolist() and len(found) > 0

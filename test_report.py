@@ -11,9 +11,10 @@ import pytest
 
 import predict
 import report
-from events import FrameScores, find_events
-from metrics import cut_events
+from events import find_events
 from test_predict import BLUE, RED, write_clip
+from videoanomaly.event_rule import cut_events
+from videoanomaly.frame_scores import FrameScores
 from videoanomaly.video import key_frames
 
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

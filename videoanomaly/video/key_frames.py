@@ -11,8 +11,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from events import FrameScores
 from videoanomaly.data.features import VIDEO_SUFFIXES
+from videoanomaly.frame_scores import FrameScores
 from videoanomaly.video.decoding import BROKEN, decode, to_image, video_stream
 
 NUM_STRETCHES, NUM_EVENT_PICTURES = 10, 12

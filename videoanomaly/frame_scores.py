@@ -1,0 +1,33 @@
+"""Rows of a video -> scores of its frames.
+
+Shapes: N frames of a video, C anomaly classes.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+from videoanomaly.runtime.console import InputError
+
+
+class FrameScores(NamedTuple):
+    """A video's probabilities frame by frame, and when each frame is shown."""
+
+    p_A: np.ndarray  # (N,) float32
+    p_class: np.ndarray  # (N, C) float32
+    times: np.ndarray  # (N,) float64, seconds from the start of the file, ascending
+    fps: float  # mean frames per second
+    likelihood: np.ndarray | None = None  # the Selector's, (N, C), where an explanation needs it
+
+    @property
+    def duration(self) -> float:
+        """Seconds up to the end of the last frame."""
+        return float(self.times[-1] + 1 / self.fps)
+
+
+def score_frames(recogniser, name: str, rows, num_frames: int, *others) -> tuple[np.ndarray, np.ndarray]:
+    """p_A (N,) and p_class (N, C) by frame; a row speaks for its `spacing` frames, as in evaluate.py."""
+    p_A, p_class = recogniser.model.predict(rows, *others)
+    if not np.isfinite(p_A).all():
+        raise InputError(f"{name}: found features that are infinite or not a number, expected finite ones")
+    row_of_frame = np.arange(num_frames) // recogniser.spacing
+    return p_A[row_of_frame], p_class[row_of_frame]
