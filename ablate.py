@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import train
-from paper_tables import COMPARED, TABLES, Row, Table
 from videoanomaly.data import datasets
+from videoanomaly.evaluation.paper_tables import COMPARED, TABLES, Row, Table
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.run_folder import lock_folder
@@ -329,7 +329,7 @@ def cells(table: Table, gathered: list[dict]) -> list[list[str]]:
 
 
 def to_markdown(args, gathered: list[dict]) -> str:
-    import tables
+    from videoanomaly.evaluation import tables
 
     table, shared = TABLES[args.table], shlex.join(["train.py", *data_options(args), *args.rest])
     text = (f"Table {args.table} of the paper, {table.title}: ours on {args.dataset}, the paper's numbers of {table.dataset}. "
@@ -357,8 +357,8 @@ def to_csv(gathered: list[dict]) -> str:
 
 def write_tables(args, gathered: list[dict]) -> None:
     """Everything that is written of a table, finished or not."""
-    import plots
-    import tables
+    from videoanomaly import plots
+    from videoanomaly.evaluation import tables
 
     table, labels = TABLES[args.table], [entry["row"].label for entry in gathered]
     for name, text in {"table.md": to_markdown(args, gathered), "table.csv": to_csv(gathered)}.items():

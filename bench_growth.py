@@ -55,8 +55,7 @@ def frames_work(count: int, quick: bool, device: str, folder: Path):
 
 
 def videos_work(count: int, quick: bool, device: str, folder: Path):
-    import metrics
-    import scoring
+    from videoanomaly.evaluation import metrics, scoring
 
     scores = random_scores(count, 1000, 6)
     named = {str(i): s for i, s in enumerate(scores)}

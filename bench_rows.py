@@ -294,8 +294,8 @@ def loading(args) -> list[Line]:
 
 
 def evaluate_ours(model, videos, folder: Path) -> dict:
-    import scoring
     from videoanomaly.data.features import FeatureFolder
+    from videoanomaly.evaluation import scoring
 
     scores = scoring.score_videos(model.predict, videos, FeatureFolder(folder))
     results = scoring.frame_metrics(scores, model.config.classes)
@@ -348,7 +348,7 @@ def evaluation(args) -> list[Line]:
 
 
 def random_scores(num_videos: int, mean_length: int, num_classes: int) -> list:
-    from scoring import Scores
+    from videoanomaly.evaluation.scoring import Scores
 
     rng, videos = np.random.default_rng(0), []
     for i, length in enumerate(video_lengths(num_videos, mean_length)):
@@ -363,7 +363,7 @@ def random_scores(num_videos: int, mean_length: int, num_classes: int) -> list:
 
 def bootstrap(args) -> list[Line]:
     """Ours with all draws, scikit-learn with a few; equality is that of the intervals from these few, of the same seed."""
-    import metrics
+    from videoanomaly.evaluation import metrics
 
     num_draws, few, classes = pick(args, 100, 1000), 2, tuple("ABCDEF")
     scores = random_scores(pick(args, 60, 800), pick(args, 300, 2875), len(classes))

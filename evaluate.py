@@ -10,15 +10,14 @@ and NAME.p_class (frames, classes)), roc.png, pr.png, confusion.png and timeline
 """
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
+from videoanomaly.evaluation.evaluator import evaluate_checkpoint
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory
-from videoanomaly.runtime.processes import check_device
 from videoanomaly.runtime.run_folder import lock_folder
-from videoanomaly.weights.checkpoints import load_checkpoint, open_folders
+from videoanomaly.weights.checkpoints import load_checkpoint
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -59,56 +58,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
-    """Everything about one checkpoint: files into `out`, a table on the screen, the results as a dict."""
-    import torch
-
-    import metrics
-    import plots
-    import scoring
-    import tables
-    from anomalyclip import AnomalyCLIP
-    from videoanomaly.data.annotations import VideoLists
-    from videoanomaly.data.features import check_features
-
-    checkpoint, model = load_checkpoint(ckpt, args)
-    if args.projections and model.NAME != AnomalyCLIP.NAME:
-        raise InputError(f"--projections: found {model.NAME} in {ckpt}, expected AnomalyCLIP, whose directions lead from a "
-                         "prototype")
-    model = model.to(check_device(args.device)).eval()
-    torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
-    lists = VideoLists.from_plain(checkpoint["lists"])
-    features, temporal = open_folders(args, checkpoint)
-    check_features(features, lists.test, temporal)
-    if args.rules:
-        check_features(features, lists.train)
-    for folder, dim in ((features, model.config.feature_dim), (temporal, model.config.temporal_feature_dim)):
-        if (folder and folder.dim) != dim:
-            raise InputError(f"{folder and folder.root}: found features of {folder and folder.dim} values, expected {dim} as "
-                             f"in {ckpt}")
-    scores = scoring.score_videos(partial(model.predict, batch_size=args.batch_size), lists.test, features, temporal)
-    rates = scoring.frame_rates(features, lists.test, args.fps)
-    threshold = checkpoint.get("threshold") or 0.5
-    results = scoring.all_metrics(scores, lists.classes, rates, threshold=threshold, num_draws=args.bootstrap)
-    results |= {"epoch": checkpoint["epoch"], "system": model.NAME}
-    results["rules"] = scoring.evaluate_rules(lists, model, features) if args.rules else {}
-    if args.vadclip_map:
-        normal_segments = checkpoint["settings"].get("dataset") == "xdviolence"
-        results["vadclip"] = metrics.vadclip_map(list(scores.values()), lists.classes, normal_segments=normal_segments)
-    scoring.write_scores(out / "scores.npz", scores)
-    print(f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, per cent with "
-          f"95% intervals\n{tables.summary(results)}")
-    if args.projections:
-        plots.projections(out / "projections.png", *scoring.projections(model, lists.test, features), lists.classes)
-    plots.draw_all(out, results, scores, lists, num_timelines=args.timelines, videos=args.videos)
-    write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode()))  # all else is there
-    print(f"metrics, scores and pictures: {out}\n")
-    return results
-
-
 def draw_bars(path: Path, runs: dict[str, dict]) -> None:
     """mAUC and mAP of several checkpoints (Fig. 1 of the paper), a bar for each."""
-    import plots
+    from videoanomaly import plots
 
     labels = [f"{results['system']}, {Path(ckpt).parent.name}" for ckpt, results in runs.items()]
     values = {metric: [[100 * results[metric]] if results[metric] is not None else [] for results in runs.values()]
@@ -126,7 +78,7 @@ def main(argv=None) -> None:
         checkpoint, _ = load_checkpoint(args.ckpt[0], args)
         write_atomically(args.convert, lambda file: torch.save(checkpoint, file))
         return print(f"converted: {args.convert}")
-    import tables
+    from videoanomaly.evaluation import tables
 
     folders = [Path(args.out, str(i)) if args.out and len(args.ckpt) > 1 else Path(args.out or Path(ckpt).parent / "eval")
                for i, ckpt in enumerate(args.ckpt)]

@@ -141,8 +141,8 @@ def read_result(folder: Path) -> dict | None:
 
 def write_results(folder: Path, name: str, video: Path | None, scores: FrameScores, recogniser, args, settings: dict) -> dict:
     """All files of a video, events.json last; returns what that holds."""
-    import plots
     import report
+    from videoanomaly import plots
     from videoanomaly.video import key_frames
 
     classes, threshold = recogniser.model.config.classes, recogniser.threshold

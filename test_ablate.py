@@ -16,14 +16,13 @@ import torch
 
 import ablate
 import evaluate
-import plots
-import scoring
 import train
-from paper_tables import TABLES
 from test_train import SMALL, run, write_dataset
-from videoanomaly import settings as settings_
+from videoanomaly import plots, settings as settings_
 from videoanomaly.data.annotations import VideoLists
 from videoanomaly.data.features import FeatureFolder
+from videoanomaly.evaluation import projections
+from videoanomaly.evaluation.paper_tables import TABLES
 from videoanomaly.runtime.console import InputError
 
 HERE = Path(__file__).parent
@@ -455,7 +454,7 @@ def test_projections_equal_a_direct_computation(tmp_path, options, monkeypatch):
 
 def test_lengths_along_directions_are_means_over_crops_and_do_not_depend_on_their_length():
     rows = np.array([[[3.0, 1.0], [5.0, 3.0]]], np.float16)  # (N, crops, D)
-    longest, lengths = scoring.lengths_along(rows, np.array([1.0, 0.0]), np.array([[7.0, 0.0], [0.0, -0.1]]))
+    longest, lengths = projections.lengths_along(rows, np.array([1.0, 0.0]), np.array([[7.0, 0.0], [0.0, -0.1]]))
     np.testing.assert_allclose(lengths, [[3.0, -2.0]])
     assert longest == [3.0]
 

@@ -12,9 +12,9 @@ import pytest
 import sklearn.metrics
 
 import evaluate
-import plots
-import tables
 from test_train import run, write_dataset
+from videoanomaly import plots
+from videoanomaly.evaluation import evaluator, tables
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video import key_frames
 
@@ -67,7 +67,7 @@ def test_metrics_are_written_last_so_that_with_them_everything_is_there(runs, tm
     def fail(*args, **options):
         raise OSError("disk full")
 
-    monkeypatch.setattr(plots, "draw_all", fail)
+    monkeypatch.setattr(evaluator, "draw_all", fail)
     with pytest.raises(OSError, match="disk full"):
         evaluate.main(["--ckpt", runs[1][0], "--out", str(tmp_path), "--device", "cpu", "--bootstrap", "2"])
     assert [path.name for path in tmp_path.iterdir()] == ["scores.npz"]
@@ -138,7 +138,7 @@ def test_help_does_not_wait_for_numpy_and_torch():
 def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(runs, tmp_path, monkeypatch):
     _, checkpoints = runs
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *args: pytest.fail("work was done"))
+    monkeypatch.setattr(evaluator, "evaluate_checkpoint", lambda *args: pytest.fail("work was done"))
     with pytest.raises(InputError, match="cannot be written"):
         evaluate.main(["--ckpt", checkpoints[0], "--out", str(tmp_path / "file" / "out")])
 

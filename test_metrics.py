@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-import metrics
-from metrics import (
+from videoanomaly import event_rule
+from videoanomaly.evaluation import metrics
+from videoanomaly.evaluation.metrics import (
     IOUS,
     NMS_IOU,
     PROPOSAL_THRESHOLDS,
@@ -28,7 +29,6 @@ from metrics import (
     vadclip_map,
     weighted_auc_ap,
 )
-from videoanomaly import event_rule
 from videoanomaly.event_rule import cut_events, runs
 
 CLASSES = ("fire", "fall", "theft", "riot")  # no video has the last

@@ -15,10 +15,10 @@ import clip_model
 import evaluate
 import train
 from anomalyclip import AnomalyCLIP, metrics
-from metrics import choose_threshold, false_alarm_rate
 from testdata.tiny_clip import tiny_clip_state_dict
 from train import learning_rate
 from videoanomaly import settings, winograd
+from videoanomaly.evaluation.metrics import choose_threshold, false_alarm_rate
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.signals import stop_signals
 

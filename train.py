@@ -191,7 +191,7 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
     """
     import torch
 
-    from scoring import alarm_threshold
+    from videoanomaly.evaluation.scoring import alarm_threshold
     from videoanomaly.systems.catalogue import DEFAULTS, build, finish, make_optimizer, num_trained
     from videoanomaly.systems.ours import make_moments
     from videoanomaly.winograd import accelerate

@@ -208,15 +208,6 @@ def confusion_matrix(path: Path, p_A, p_class, labels, classes) -> None:
     save(figure, path)
 
 
-def pick_videos(videos, num_videos: int) -> list[str]:
-    """Names of up to num_videos videos: the first of each label, then the second, and so on."""
-    groups: dict[int, list[str]] = {}
-    for video in videos:
-        groups.setdefault(video.label, []).append(video.name)
-    turns = itertools.zip_longest(*(groups[label] for label in sorted(groups)))
-    return [name for turn in turns for name in turn if name is not None][:num_videos]
-
-
 def timeline(path: Path, name: str, p_A, p_class, labels, classes, pictures=()) -> None:
     """p_A over the frames of one video, the truth shaded, predicted classes as a strip below, key frames above (Fig. 3).
 
@@ -254,26 +245,3 @@ def draw_strip(axes, predicted: np.ndarray, classes, figure) -> None:
     axes.set_ylim(0, 1)
     if found:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right lower", fontsize=8, title="predicted")
-
-
-def draw_all(out: Path, results: dict, scores: dict, lists, *, num_timelines: int, videos: str | None) -> None:
-    """All pictures of an evaluation.
-
-    Args:
-        results: What metrics.json holds. scores: scoring.Scores of each video.
-        videos: Folder of the video files, for key frames in the timelines.
-    """
-    p_A, p_class, labels = (np.concatenate(values) for values in zip(*scores.values()))
-    roc_curves(out / "roc.png", p_A, p_class, labels, lists.classes)
-    pr_curves(out / "pr.png", p_A, p_class, labels, lists.classes)
-    confusion_matrix(out / "confusion.png", p_A, p_class, labels, lists.classes)
-    reliability(out / "reliability.png", p_A, labels)
-    for key in ("AUC", "AP"):
-        class_bars(out / f"class_{key.lower()}.png", results["per_class"], results["intervals"]["per_class"], key)
-    for name in pick_videos(lists.test, num_timelines):
-        pictures = []
-        if videos:
-            from videoanomaly.video.key_frames import pictures_of
-
-            pictures = pictures_of(videos, name, scores[name].p_A)
-        timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes, pictures)

@@ -1,6 +1,6 @@
 """What the field reports beyond the frame metrics of anomalyclip.metrics: intervals, events and operating points.
 
-`scores` is everywhere a sequence with one object per video, as evaluate.py's `Scores`: p_A (N,), p_class (N, C) and labels
+`scores` is everywhere a sequence with one object per video, as scoring.py's `Scores`: p_A (N,), p_class (N, C) and labels
 (N,), -1 for normal frames, else the class. `fps` is one number, or one per video. Metrics are in [0, 1]; a value that does
 not exist is None. Intervals of frames are half-open. V is the number of videos, R of bootstrap draws, E of events.
 """
@@ -25,8 +25,6 @@ IOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
 FALSE_ALARMS_PER_HOUR = 1.0
 NUM_CANDIDATES = 200  # thresholds tried, at most
 
-
-# Bootstrap over videos
 
 def sums_by_level(level: np.ndarray, video_idx: np.ndarray, num_levels: int, weights):
     """Function of (a, b): summed weights (V, R) of the items at each of the levels a to b - 1, (b - a, R) float64.
@@ -129,9 +127,6 @@ def bootstrap_metrics(scores, classes: tuple[str, ...], num_draws: int = 1000, s
         aps.append(ap)
     means = {"mAUC": interval(mean_of_present(np.array(aucs))), "mAP": interval(mean_of_present(np.array(aps)))}
     return result | means | {"per_class": per_class}
-
-
-# Events
 
 
 def reduce_runs(ufunc, p: np.ndarray, intervals: np.ndarray) -> np.ndarray:
@@ -315,8 +310,6 @@ def vadclip_map(scores, classes: tuple[str, ...], *, normal_segments: bool) -> d
         aps.append(ap_by_iou(video_idx, Events(*map(np.concatenate, zip(*parts))), truths, False))
     return named_aps(np.mean(aps, axis=0), "mAP")
 
-
-# Operating points
 
 def false_alarm_rate(normal: list[np.ndarray], rates, threshold: float, joined=None) -> float:
     """Events of cut_events per hour of the p_A of normal videos; `joined`: join_videos(normal), for many thresholds."""

@@ -4,6 +4,8 @@ Shapes: N feature rows of a video, crops per row, D feature size, C anomaly clas
 """
 import numpy as np
 
+from videoanomaly.evaluation.scoring import frame_metrics, score_videos
+
 
 def distance_to_prototype(rows: np.ndarray, prototype: np.ndarray) -> np.ndarray:
     """Distance of each row (N, crops, D) to the normality prototype (D,), mean over the crops, (N,)."""
@@ -43,3 +45,11 @@ class FrameLogisticRegression:
         seen = self.pipeline.classes_ >= 0
         p_class[:, self.pipeline.classes_[seen]] = probs[:, seen]
         return p_class.sum(axis=1), p_class
+
+
+def evaluate_rules(lists, model, features) -> dict[str, dict]:
+    """Metrics of the two simple rules, on the same videos and features."""
+    prototype = model.prototype.cpu().numpy()
+    rules = {"distance to prototype": lambda rows: (distance_to_prototype(rows, prototype), None),
+             "logistic regression": FrameLogisticRegression(lists.train, features, len(lists.classes)).predict}
+    return {name: frame_metrics(score_videos(rule, lists.test, features), lists.classes) for name, rule in rules.items()}

@@ -1,9 +1,8 @@
-"""Probabilities of all videos by a model or a rule, and everything that is measured on them.
+"""Probabilities of all videos of a list, and everything that is measured on them.
 
 Shapes: N frames of a video, C anomaly classes.
 """
 import sys
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -57,45 +56,6 @@ def frame_metrics(scores: dict[str, Scores], classes) -> dict:
     return metrics(p_A, np.concatenate([s.p_class for s in scores.values()]), labels, classes)
 
 
-def evaluate_rules(lists, model, features) -> dict[str, dict]:
-    """Metrics of the two simple rules, on the same videos and features."""
-    import baselines
-
-    prototype = model.prototype.cpu().numpy()
-    rules = {"distance to prototype": lambda rows: (baselines.distance_to_prototype(rows, prototype), None),
-             "logistic regression": baselines.FrameLogisticRegression(lists.train, features, len(lists.classes)).predict}
-    return {name: frame_metrics(score_videos(rule, lists.test, features), lists.classes) for name, rule in rules.items()}
-
-
-def lengths_along(rows, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Length of each row (N, crops, D) along each direction (C, D) from an origin (D,), mean over the crops.
-
-    Returns:
-        The longest of each row, (N,), and all, (N, C): in the places of p_A and p_class, so that `score_videos` takes them.
-    """
-    unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    lengths = (np.asarray(rows, dtype=np.float32).mean(axis=1) - origin) @ unit.T
-    return lengths.max(axis=1), lengths
-
-
-def projections(model, videos, features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Projections of all frames on each direction before and after re-centring (Fig. 2a), in units of the features.
-
-    Args:
-        model: An AnomalyCLIP in evaluation mode. Where its directions are free vectors, the point to which one leads from
-            the prototype stands for the text feature.
-    Returns:
-        Along the text features from the origin, (frames, C); along their way from the prototype, (frames, C); labels,
-        (frames,), -1 normal.
-    """
-    prototype, directions = (t.cpu().numpy() for t in (model.prototype, model.directions))
-    text = directions if model.config.likelihood == "cosine" else directions + prototype  # cosine: they are not re-centred
-    measures = [partial(lengths_along, origin=origin, directions=text - origin) for origin in (0 * prototype, prototype)]
-    before, after = (score_videos(measure, videos, features) for measure in measures)
-    labels = np.concatenate([s.labels for s in before.values()])
-    return *(np.concatenate([s.p_class for s in scores.values()]) for scores in (before, after)), labels
-
-
 def frame_rates(features, videos, default: float) -> list[float]:
     """Frames per second of each video, as meta.json tells, else the default."""
     known = features.meta["videos"] if features.meta else {}
@@ -104,7 +64,8 @@ def frame_rates(features, videos, default: float) -> list[float]:
 
 def alarm_threshold(model, lists, features, temporal=None, max_videos: int = 100, default_rate: float = 30.0) -> float:
     """Threshold on p_A at which the normal training videos are quiet (metrics.choose_threshold), from up to 100 of them."""
-    import metrics
+
+    from videoanomaly.evaluation import metrics
 
     normal = [video for video in lists.train if video.label < 0]
     picked = normal[::-(-len(normal) // max_videos)]  # evenly over the list
@@ -114,7 +75,8 @@ def alarm_threshold(model, lists, features, temporal=None, max_videos: int = 100
 
 def all_metrics(scores: dict[str, Scores], classes, rates: list[float], *, threshold: float, num_draws: int) -> dict:
     """Frame metrics with intervals, event metrics and operating points at a threshold on p_A."""
-    import metrics
+
+    from videoanomaly.evaluation import metrics
 
     videos = list(scores.values())
     return frame_metrics(scores, classes) | {
