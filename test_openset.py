@@ -8,10 +8,7 @@ import pytest
 import torch
 
 import clip_model
-import explain
-import openset
 import predict
-import recogniser
 import train
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, metrics
 from test_predict import RED, write_clip
@@ -19,6 +16,7 @@ from testdata.tiny_clip import tiny_clip_state_dict
 from videoanomaly.data import features as features_, prototype
 from videoanomaly.data.annotations import Video
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.prediction import explain, open_set, recogniser
 from videoanomaly.runtime.console import InputError
 
 TRAINED, NEW = ("Assault", "Robbery", "Shoplifting"), "Abuse"
@@ -146,7 +144,7 @@ def test_the_direction_of_a_new_class_is_its_prompt_with_the_learned_contexts_mi
 def test_statistics_of_trained_classes_estimated_from_each_other_are_near_their_own(world):
     loaded = world.load(("--shared-ctx",))
     model, moments = loaded.model, loaded.checkpoint["normal_moments"]
-    mean, var = openset.projection_statistics(model, moments, 5 * model.directions)
+    mean, var = open_set.projection_statistics(model, moments, 5 * model.directions)
     assert ((var / model.batch_norm.running_var).log().abs() < np.log(1.5)).all()
     assert ((mean - model.batch_norm.running_mean).abs() < 0.4 * var.sqrt()).all()
     normal = np.concatenate([np.load(path) for path in (world.data / "features").glob("Normal_train*.npy")])
@@ -169,9 +167,9 @@ def test_what_all_trained_classes_have_in_common_is_met_exactly():
     model.directions.copy_(torch.from_numpy(directions[:3]))
     model.batch_norm.running_mean.copy_(torch.from_numpy(mean[:3]))
     model.batch_norm.running_var.copy_(torch.from_numpy(var[:3]))
-    found = openset.projection_statistics(model, moments, torch.from_numpy(directions[3:]))
+    found = open_set.projection_statistics(model, moments, torch.from_numpy(directions[3:]))
     assert np.allclose(found[0], mean[3:], rtol=1e-4) and np.allclose(found[1], var[3:], rtol=1e-4)
-    opened = openset.OpenSetAnomalyCLIP(model.eval(), ("d", "e"), torch.from_numpy(directions[3:]), *found)
+    opened = open_set.OpenSetAnomalyCLIP(model.eval(), ("d", "e"), torch.from_numpy(directions[3:]), *found)
     x = torch.from_numpy(rows[:1]).float()[None, None] - model.prototype
     assert np.allclose(opened.select_new(x)[0, 0], (lengths[:1, 3:] - mean[3:]) / np.sqrt(var[3:]), rtol=1e-3, atol=1e-4)
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import evaluate
-import events
 import predict
 from anomalyclip import AnomalyCLIP
 from test_released import REFERENCE, ROOT, needs_reference
 from videoanomaly import frame_scores, winograd
 from videoanomaly.event_rule import cut_events
+from videoanomaly.prediction import events
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video import decoding, encoding
 from videoanomaly.weights import checkpoints

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import predict
-import report
-from events import find_events
 from test_predict import BLUE, RED, write_clip
 from videoanomaly.event_rule import cut_events
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.prediction import report
+from videoanomaly.prediction.events import find_events
 from videoanomaly.video import key_frames
 
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

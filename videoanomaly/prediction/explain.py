@@ -8,9 +8,9 @@ from torch import Tensor
 
 import clip_model
 from anomalyclip import AnomalyCLIP
-from events import clock
 from videoanomaly.data.prototype import CHUNK_ROWS
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.prediction.events import clock
 
 NUM_WORDS, NUM_SEGMENTS = 5, 3  # shown per context vector, per class and video
 

@@ -7,9 +7,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageDraw, ImageFont
 
-from events import clock
-from report import peaks
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.prediction.events import clock
+from videoanomaly.prediction.report import peaks
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.video.decoding import decode, to_image, video_stream
 

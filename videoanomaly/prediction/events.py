@@ -1,8 +1,5 @@
 """Scores of frames -> events with names and times, and the files that hold them: JSON, CSV and subtitles.
 
-An event is one of metrics.cut_events on p_A, the rule that every number of evaluate.py is made with; report.html has it once
-more, so that its slider works without Python, and a test compares the two.
-
 Shapes: N frames of a video, C anomaly classes.
 """
 import csv

@@ -14,9 +14,9 @@ from urllib.parse import quote, quote_from_bytes
 import av
 import numpy as np
 
-from events import clock, count
 from videoanomaly.event_rule import MERGE_GAP, MIN_LENGTH
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.prediction.events import clock, count
 from videoanomaly.video.key_frames import KeyFrame
 
 HERE = Path(__file__).parent
@@ -26,9 +26,6 @@ MEDIA_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".
 SPARK_POINTS = 160
 INDEX_ROW = """<li class="{{kind}}"><a href="{{link}}/report.html"><span class="picture">{{picture}}</span>
 <span class="name">{{name}}</span><span class="facts">{{facts}}</span>{{spark}}<span class="best">{{best}}</span></a></li>"""
-
-
-# ---------------------------------------------------------------- a page
 
 
 def base64_text(data: bytes) -> str:
@@ -94,9 +91,6 @@ def page(result: dict, scores: FrameScores, video: Path | None, pictures: list[K
         "times": base64_text(scores.times.astype("<f8").tobytes()),
         "pictures": [{"time": p.time, "src": f"data:image/jpeg;base64,{base64_text(p.jpeg)}"} for p in pictures]}
     return fill(template, {"title": html.escape(result["video"]), "data": script_json(data), "script": script_hash(template)})
-
-
-# ---------------------------------------------------------------- the list
 
 
 def peaks(p: np.ndarray, num_points: int) -> np.ndarray:

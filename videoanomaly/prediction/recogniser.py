@@ -1,12 +1,9 @@
-"""A checkpoint made ready for new videos: its model, the encoder that goes with it, and scores frame by frame.
-
-Shapes: N frames of a video, C anomaly classes.
-"""
+"""A checkpoint made ready for new videos: its model, its threshold, and the classes that were added."""
 import hashlib
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import openset
+from videoanomaly.prediction import open_set
 from videoanomaly.weights import checkpoints
 from videoanomaly.weights.checkpoints import frames_per_feature
 
@@ -30,5 +27,5 @@ def load(args) -> Recogniser:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     threshold = args.threshold if args.threshold is not None else checkpoint.get("threshold") or 0.5
     spacing = args.frames_per_feature or frames_per_feature(checkpoint)
-    model, words = openset.prepare(args, checkpoint, model)
+    model, words = open_set.prepare(args, checkpoint, model)
     return Recogniser(model.to(args.device).eval(), checkpoint, spacing, threshold, sha256, words)

@@ -82,9 +82,6 @@ def projection_statistics(model: AnomalyCLIP, moments: dict, directions: Tensor)
     return (mean + shift * var.sqrt()).float(), (ratio * var).float()
 
 
-# ---------------------------------------------------------------- new classes
-
-
 def check_names(ckpt: str, names: tuple[str, ...], trained: tuple[str, ...]) -> None:
     known = {as_prompted(name): name for name in trained}
     for name in names:
@@ -147,7 +144,7 @@ def prepare(args, checkpoint: dict, model: AnomalyCLIP) -> tuple[AnomalyCLIP, di
 
     Of predict.py's options: ckpt, clip, classes, explain. What is wrong with them shows before CLIP is read.
     """
-    import explain
+    from videoanomaly.prediction import explain
 
     if (args.classes or args.explain) and model.NAME != AnomalyCLIP.NAME:
         raise InputError(f"{args.ckpt}: --classes and --explain are for checkpoints of AnomalyCLIP, found one of {model.NAME}")

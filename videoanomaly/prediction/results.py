@@ -1,0 +1,94 @@
+"""All files of a video's results, and index.html over several videos."""
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from videoanomaly.frame_scores import FrameScores
+from videoanomaly.prediction.events import count, find_events, to_csv, to_vtt
+from videoanomaly.runtime.console import as_text
+from videoanomaly.runtime.files import write_atomically
+
+
+def result_settings(args, recogniser, path: Path) -> dict:
+    """What the results of a video depend on; equal settings need no second run."""
+    stat = path.stat()
+    return {"checkpoint": recogniser.sha256, "threshold": recogniser.threshold, "frames_per_feature": recogniser.spacing,
+            "stride": args.stride or recogniser.spacing, "annotate": args.annotate, "fps": args.fps,
+            "encoder": [args.clip, args.encoder], "new_classes": list(args.classes or ()), "explain": args.explain,
+            "source": [path.name, stat.st_size, stat.st_mtime_ns]}
+
+
+def read_result(folder: Path) -> dict | None:
+    """The events.json of a finished video; it is written last."""
+    try:
+        result = json.loads((folder / "events.json").read_text(encoding="utf-8"))
+        return result if {"settings", "video", "events"} <= result.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def write_results(folder: Path, name: str, video: Path | None, scores: FrameScores, recogniser, args, settings: dict) -> dict:
+    """All files of a video, events.json last; returns what that holds."""
+    from videoanomaly import plots
+    from videoanomaly.prediction import report
+    from videoanomaly.video import key_frames
+
+    classes, threshold = recogniser.model.config.classes, recogniser.threshold
+    events = find_events(scores, classes, threshold)
+    result = {"video": as_text(name), "frames": len(scores.times), "fps": scores.fps, "duration": scores.duration,
+              "threshold": threshold, "highest_p_A": float(scores.p_A.max()), "classes": list(classes), "events": events,
+              "new_classes": list(args.classes or ()), "settings": settings}
+    arrays = {"p_A": scores.p_A, "p_class": scores.p_class, "time": scores.times, "classes": np.array(classes)}
+    write_atomically(folder / "scores.npz", lambda file: np.savez(file, **arrays))
+    no_truth = np.full(len(scores.p_A), -1)
+    title = as_text(name).replace("$", r"\$")  # matplotlib would take it for a formula
+    plots.timeline(folder / "timeline.png", title, scores.p_A, scores.p_class, no_truth, classes)
+    if args.annotate:
+        from videoanomaly.prediction import annotated_video
+
+        annotated_video.write_video(folder / "annotated.mp4", video, scores, events, classes, threshold)
+    pictures = key_frames.key_frames(video, scores, events) if video else []
+    if pictures:
+        best = max(pictures, key=lambda picture: picture.score)
+        write_atomically(folder / "key_frame.jpg", lambda file: file.write(best.jpeg))
+    if args.explain:
+        write_explanation(folder, result["video"], scores, recogniser)
+    page = report.page(result, scores, video, pictures, folder, Path(args.ckpt).name)
+    for file_name, text in (("events.csv", to_csv(events)), ("events.vtt", to_vtt(events)), ("report.html", page),
+                            ("events.json", json.dumps(result, indent=1))):
+        write_atomically(folder / file_name, partial(write_text, text=text))
+    return result
+
+
+def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser) -> None:
+    from tqdm import tqdm
+
+    from videoanomaly.prediction import explain
+
+    config = recogniser.model.config
+    segments = explain.driving_segments(scores, config.classes, config.num_frames * recogniser.spacing)
+    text = f"{video}: {explain.segments_text(segments)}"
+    found = json.dumps({"video": video, "contexts": recogniser.words, "segments": segments}, indent=1)
+    for name, content in (("explain.txt", f"{text}\n\n{explain.words_text(recogniser.words)}\n"), ("explain.json", found)):
+        write_atomically(folder / name, partial(write_text, text=content))
+    tqdm.write(text)
+
+
+def write_text(file, text: str) -> None:
+    file.write(text.encode("utf-8", "backslashreplace"))  # names of files may hold bytes that are no text
+
+
+def summary(folder: Path, result: dict) -> str:
+    best = max(result["events"], key=lambda event: event["confidence"], default=None)
+    found = f"highest {best['class']} {best['confidence']:.2f} at {best['start_time']}" if best else \
+        f"highest p_A {result['highest_p_A']:.2f}"
+    page = as_text(str(folder / "report.html"))
+    return f"{result['video']}: {count(len(result['events']), 'event')}, {found}; {page}"
+
+
+def write_index(out: Path, results: dict, failed: dict) -> None:
+    from videoanomaly.prediction import report
+
+    write_atomically(out / "index.html", partial(write_text, text=report.index(results, failed, out)))
