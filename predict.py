@@ -112,12 +112,12 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def watch(args, recogniser) -> int:
-    import live
+    from videoanomaly.live import service
     from videoanomaly.video.encoders import matching_encoder
 
     with redirect_stdout(sys.stderr):  # standard output is for events alone; some encoders print when they are loaded
         encoder = matching_encoder(args, recogniser)
-    return live.run(args.live, recogniser.model, encoder.model, threshold=recogniser.threshold,
+    return service.run(args.live, recogniser.model, encoder.model, threshold=recogniser.threshold,
                     stride=recogniser.spacing, crops=encoder.crops, jpeg=encoder.jpeg, n_px=encoder.n_px,
                     fps=args.fps, webhook=args.webhook)
 

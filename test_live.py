@@ -23,12 +23,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-import live
-import streams
-import webhook
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly import event_rule
 from videoanomaly.event_rule import cut_events
+from videoanomaly.live import service, streams, watcher as watcher_, webhook
 from videoanomaly.runtime.console import InputError
 
 FPS = 20
@@ -112,7 +110,7 @@ def video(tmp_path_factory):
 
 def watch_here(source, capfd, encoder=None, **options):
     """Runs `live.run` in this process; status, events, lines of stderr."""
-    status = live.run(str(source), Brightness(), encoder or GreyEncoder(), threshold=0.5, n_px=8, **options)
+    status = service.run(str(source), Brightness(), encoder or GreyEncoder(), threshold=0.5, n_px=8, **options)
     out, err = capfd.readouterr()
     return status, [json.loads(line) for line in out.splitlines()], err.splitlines()
 
@@ -199,7 +197,7 @@ def test_an_event_is_told_at_the_first_row_that_makes_it_one_and_ended_when_noth
 
 
 def test_ring_holds_the_newest_rows_in_order():
-    ring, rows = live.RowRing(6, (2, 3)), np.random.default_rng(0).random((20, 2, 3)).astype(np.float32)
+    ring, rows = watcher_.RowRing(6, (2, 3)), np.random.default_rng(0).random((20, 2, 3)).astype(np.float32)
     assert ring.newest().shape == (0, 2, 3)
     for count, row in enumerate(rows, 1):
         ring.push(row)
@@ -217,7 +215,7 @@ def small_model(num_frames=5) -> AnomalyCLIP:
 
 
 def make_watch(model, told, rate=5.0, threshold=0.5, num_crops=1):
-    return live.Watch(model, rate=rate, threshold=threshold, num_crops=num_crops, tell=lambda *news: told.append(news))
+    return watcher_.Watch(model, rate=rate, threshold=threshold, num_crops=num_crops, tell=lambda *news: told.append(news))
 
 
 @pytest.mark.parametrize("num_crops", [1, 2])
@@ -246,7 +244,7 @@ def grey(value):
 
 
 def test_missing_rows_repeat_the_last_one_and_a_longer_gap_ends_the_event(monkeypatch):
-    monkeypatch.setattr(live, "GAP", 2.0)
+    monkeypatch.setattr(watcher_, "GAP", 2.0)
     told = []
     watch = make_watch(Brightness(), told)
     for row in (0, 1, 2, 10):  # rows 3 to 9 are missing: less than 2 s of 5 rows
@@ -354,7 +352,7 @@ def test_rows_come_at_the_spacing_of_the_training_videos(video, capfd):
 
 
 def test_a_slow_encoder_drops_frames_evenly_and_says_so(video, capfd, monkeypatch):
-    monkeypatch.setattr(live, "REPORT", 1.0)
+    monkeypatch.setattr(service, "REPORT", 1.0)
     encoder = GreyEncoder(0.15)  # three times the distance of two frames
     _, events, err = watch_here(video, capfd, encoder)
     assert any("too slow" in line and "evenly" in line for line in err) and kinds(events) == ["begin", "end"]

@@ -17,7 +17,6 @@ Shapes: S segments of F rows, T = S * F rows in the ring, D feature size, C anom
 import json
 import queue
 import time
-from collections import deque
 from datetime import datetime, timezone
 
 import av
@@ -25,107 +24,18 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-from streams import Reader, find_source
-from videoanomaly.event_rule import Event, EventRule, highest_classes
+from videoanomaly.event_rule import Event, highest_classes
+from videoanomaly.live.streams import Reader, find_source
+from videoanomaly.live.watcher import GAP, Watch
+from videoanomaly.live.webhook import Webhook
 from videoanomaly.runtime.console import InputError, note
 from videoanomaly.runtime.signals import stop_signals
 from videoanomaly.video.decoding import to_image
 from videoanomaly.video.encoders import input_size
 from videoanomaly.video.encoding import to_float16
 from videoanomaly.video.preprocessing import prepare
-from webhook import Webhook
 
-GAP = 10.0  # seconds without a frame that end the open event
 REPORT = 60.0  # seconds between two notes on dropped frames
-
-
-# ---------------------------------------------------------------- rows
-
-
-class RowRing:
-    """The newest rows of a stream in one piece; each is stored twice, so that any T of them lie side by side.
-
-    Args:
-        num_rows: T. shape: Of a row, (crops, D).
-    """
-
-    def __init__(self, num_rows: int, shape: tuple[int, ...]):
-        self.rows, self.num_rows, self.count = np.zeros((2 * num_rows, *shape), np.float32), num_rows, 0
-
-    def push(self, row: np.ndarray) -> None:
-        place = self.count % self.num_rows
-        self.rows[[place, place + self.num_rows]] = row
-        self.count += 1
-
-    def newest(self) -> np.ndarray:
-        """Up to T rows, the newest last; a view, good until the next push."""
-        end = (self.count - 1) % self.num_rows + 1 + self.num_rows
-        return self.rows[end - min(self.count, self.num_rows):end]
-
-
-class Watch:
-    """Rows in, events out: ring, model and event rule of one stream.
-
-    Args:
-        model: AnomalyCLIP.
-        rate: Rows per second.
-        threshold: Of `EventRule`.
-        num_crops: Crops of a row.
-        tell: Called with "begin", "update" or "end", the number of the event, the event and the latency, seconds.
-    """
-
-    def __init__(self, model, *, rate: float, threshold: float, num_crops: int, tell):
-        config, self.model, self.tell = model.config, model, tell
-        num_rows, self.num_frames = config.num_segments * config.num_frames, config.num_frames
-        self.ring = RowRing(num_rows, (num_crops, config.feature_dim))
-        self.rule = EventRule(rate, threshold, len(config.classes))
-        self.max_missing = max(min(int(GAP * rate), num_rows - self.num_frames), 1)  # what is filled has to fit into the ring
-        self.arrivals = []  # of the rows without scores yet, seconds
-        self.next_row = self.features = self.arrival = None  # behind the last row; of the last row
-        self.num_events = 0
-        self.latencies = deque(maxlen=4096)  # of the oldest new row at each run of the model, seconds
-
-    def add(self, features: np.ndarray, row: int, arrival: float) -> None:
-        """Takes a row, (crops, D), by its number, greater than that of the one before; missing ones repeat that one."""
-        if self.next_row is not None and row - self.next_row > self.max_missing:
-            self.finish()
-        for missing in range(row - (row if self.next_row is None else self.next_row), -1, -1):
-            self.ring.push(self.features if missing else features)
-            self.arrivals.append(arrival)
-        self.next_row, self.features, self.arrival = row + 1, features, arrival
-        if len(self.arrivals) >= self.num_frames:
-            self.score()
-
-    def score(self) -> None:
-        """Runs the model and tells what the new rows' scores, (n,) and (n, C), begin, continue and end."""
-        num_new, numbers = len(self.arrivals), []
-        p_A, p_class = (p[-num_new:] for p in self.model.predict(self.ring.newest()))
-        self.latencies.append(time.monotonic() - self.arrivals[0])
-        first = self.next_row - num_new
-        for i in range(num_new):
-            if news := self.rule.add(first + i, float(p_A[i]), p_class[i]):
-                self.announce(*news, self.arrivals[i])
-                numbers.append(self.num_events)
-        if (event := self.rule.event()) and self.num_events not in numbers and event.end > first:
-            self.announce("update", event, self.arrivals[0])
-        self.arrivals.clear()
-
-    def announce(self, kind: str, event: Event, arrival: float) -> None:
-        self.num_events += kind == "begin"
-        self.tell(kind, self.num_events, event, time.monotonic() - arrival)
-
-    def finish(self) -> None:
-        """Scores what is left, ends the open event and starts anew."""
-        if self.next_row is None:
-            return
-        if self.arrivals:
-            self.score()
-        if news := self.rule.finish():
-            self.announce(*news, self.arrival)
-        self.next_row, self.ring.count = None, 0
-
-
-# ---------------------------------------------------------------- telling
 
 
 class Teller:
@@ -166,9 +76,6 @@ def summary(reader: Reader, watch: Watch | None, seconds: float) -> str:
     if watch and watch.latencies:
         text += "; latency median {:.2f} s, 95 % {:.2f} s".format(*np.percentile(watch.latencies, (50, 95)))
     return text
-
-
-# ---------------------------------------------------------------- work
 
 
 def follow(reader: Reader, encode, make_watch, signals: list) -> Watch | None:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import av
 
+from videoanomaly.live.webhook import public_name
 from videoanomaly.runtime.console import InputError, note
 from videoanomaly.video.decoding import BROKEN, video_stream
-from webhook import public_name
 
 TIMEOUT = 10.0  # seconds without data after which a stream counts as broken
 BACK_OFF = (1.0, 30.0)  # seconds before the first and at most before a further attempt to connect, doubled each time
