@@ -16,14 +16,14 @@ from sklearn.metrics import roc_auc_score
 import clip_model
 import predict
 import train
-from demo import dataset, train_clip, world
-from demo.actors import Person, Vehicle
-from demo.anomalies import ANOMALIES, CLASSES
-from demo.events import NORMAL
-from demo.occasions import OCCASIONS
-from demo.scenes import KINDS, make_scene
 from test_distributed import torchrun
 from videoanomaly.data.lists import load_lists
+from videoanomaly.demo import prepare, train_clip, world
+from videoanomaly.demo.actors import Person, Vehicle
+from videoanomaly.demo.anomalies import ANOMALIES, CLASSES
+from videoanomaly.demo.everyday import NORMAL
+from videoanomaly.demo.occasions import OCCASIONS
+from videoanomaly.demo.scenes import KINDS, make_scene
 from videoanomaly.runtime.console import InputError
 
 FEW = {"train": (1, 1), "test": (1, 1)}
@@ -331,7 +331,7 @@ def test_four_steps_equal_two_resumed_and_two_more(tmp_path, tiny):
 
 OF_TWO = """
 import sys, torch
-from demo.train_clip import Muon, add_over_ranks
+from videoanomaly.demo.train_clip import Muon, add_over_ranks
 from videoanomaly.runtime.processes import process_group
 from videoanomaly.runtime.torchrun import is_main, rank_and_world
 with process_group("cpu"):
@@ -396,9 +396,9 @@ def test_the_demo_leaves_other_peoples_folders_alone(tmp_path):
 
 
 def test_a_failed_extraction_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "write_world", lambda root: Path(root).mkdir())
+    monkeypatch.setattr(prepare, "write_world", lambda root: Path(root).mkdir())
     with pytest.raises(InputError, match="features of the demo's videos could not be extracted"):
-        dataset.write_dataset(tmp_path / "demo", tmp_path / "missing.pt", "cpu")
+        prepare.write_dataset(tmp_path / "demo", tmp_path / "missing.pt", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +413,7 @@ def demo(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_clip_of_the_demo_is_a_clip(demo):
-    model = clip_model.load(dataset.clip_path(demo / "runs/demo-data"))
+    model = clip_model.load(prepare.clip_path(demo / "runs/demo-data"))
     assert train_clip.WEIGHTS.stat().st_size < 5e6
     assert min(train_clip.retrieval(model).values()) > RETRIEVAL
     assert train_clip.zero_shot(model)["mAUC"] > ZERO_SHOT

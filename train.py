@@ -248,7 +248,7 @@ def prepare(args) -> tuple:
     from videoanomaly.data.lists import load_lists
 
     if args.dataset == "demo":
-        from demo.dataset import write_dataset
+        from videoanomaly.demo.prepare import write_dataset
 
         same_for_all(lambda: is_main() and write_dataset(args.root, args.clip, local_device(check_device(args.device))))
     lists = load_lists("custom" if args.dataset == "demo" else args.dataset, args.root, args.classes_csv)

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from demo.actors import CANVAS, COLOURS, shade, vary, vehicle_sprite
+from videoanomaly.demo.actors import CANVAS, COLOURS, shade, vary, vehicle_sprite
 
 AT_OBSTACLE = 1.25  # people there are so much larger than the perspective has it: few pixels show them
 FIRST_HELD_OUT = 1000  # scenes from this number on are the test's

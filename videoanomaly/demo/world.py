@@ -1,6 +1,6 @@
 """The demo world: short videos of fixed cameras in which normal life goes on and now and then something goes wrong.
 
-    python -m demo.world runs/demo-data          # renders the data set (cached)
+    python -m videoanomaly.demo.world runs/demo-data          # renders the data set (cached)
 
 Frames are (SIDE, SIDE, 3) uint8, FPS a second. What a video shows is drawn from its seed: a scene, a few normal events, and
 in an abnormal one an anomaly whose frames are known exactly. `Video.frame(i)` needs no frame before it. The test's scenes
@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageChops, ImageDraw
 
-from demo.actors import CANVAS, Person
-from demo.anomalies import ANOMALIES, CLASSES
-from demo.events import NORMAL
-from demo.occasions import OCCASIONS
-from demo.scenes import FIRST_HELD_OUT, KINDS, make_scene
+from videoanomaly.demo.actors import CANVAS, Person
+from videoanomaly.demo.anomalies import ANOMALIES, CLASSES
+from videoanomaly.demo.everyday import NORMAL
+from videoanomaly.demo.occasions import OCCASIONS
+from videoanomaly.demo.scenes import FIRST_HELD_OUT, KINDS, make_scene
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import write_atomically
 

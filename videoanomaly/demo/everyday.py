@@ -6,8 +6,8 @@ Each event is a function of (scene, rng, length of the video in seconds) that re
 import math
 from dataclasses import replace
 
-from demo import actors as a
-from demo.actors import CANVAS, CENTRE, COLOURS, Overlay, Person, Thing, Vehicle, random_look, vary, wave
+from videoanomaly.demo import actors
+from videoanomaly.demo.actors import CANVAS, CENTRE, COLOURS, Overlay, Person, Thing, Vehicle, random_look, vary, wave
 
 LUGGAGE = 1.5  # its size, as if people were that much taller
 NEON = ((255, 110, 25), (255, 60, 40), (255, 190, 60), (60, 150, 255))
@@ -41,7 +41,7 @@ def way(x0, y0, x1, y1):
     return math.hypot(x1 - x0, 3 * (y1 - y0)) or 1.0
 
 
-def goes(scene, x0, y0, x1, y1, start, speed, pose=a.walk, cadence=1.0, scale=1.0):
+def goes(scene, x0, y0, x1, y1, start, speed, pose=actors.walk, cadence=1.0, scale=1.0):
     """Script of somebody who goes from one place to another, `speed` in heights per second, and is away before and after.
 
     People are `scale` times as tall as the perspective has it.
@@ -92,14 +92,14 @@ def passer_by(scene, rng, length):
 
 def jogger(scene, rng, length):
     look = random_look(rng)
-    script = goes(scene, *crossing(scene, rng), rng.uniform(-2, length - 3), rng.uniform(1.45, 1.95), a.run, 1.5)
+    script = goes(scene, *crossing(scene, rng), rng.uniform(-2, length - 3), rng.uniform(1.45, 1.95), actors.run, 1.5)
     return [Person(look, script, when(script, fact(look, "jogging")))]
 
 
 def stander(scene, rng, length):
-    look, pose = random_look(rng), (a.stand, a.phone)[rng.integers(2)]
+    look, pose = random_look(rng), (actors.stand, actors.phone)[rng.integers(2)]
     script = stays(*spot(scene, rng), int(rng.choice((-1, 1))), pose)
-    return [Person(look, script, when(script, fact(look, "standing" if pose is a.stand else "looking at a phone")))]
+    return [Person(look, script, when(script, fact(look, "standing" if pose is actors.stand else "looking at a phone")))]
 
 
 def group(scene, rng, length):
@@ -121,9 +121,9 @@ def pair(scene, rng, poses, action, begin, end, gap=0.34):
     for side, pose in ((-1, poses[0]), (1, poses[1])):
         look, distance = random_look(rng), gap * h / 2
         phase = rng.uniform(0.9, 1.1)
-        script = chain((begin, stays(x + side * 0.3 * h, y, h, -side, a.stand, phase)),
+        script = chain((begin, stays(x + side * 0.3 * h, y, h, -side, actors.stand, phase)),
                        (end, stays(x + side * distance, y + side, h, -side, pose, phase)),
-                       (math.inf, stays(x + side * 0.3 * h, y, h, -side, a.stand, phase)))
+                       (math.inf, stays(x + side * 0.3 * h, y, h, -side, actors.stand, phase)))
         people.append(Person(look, script, lambda t, look=look: fact(look, action if begin <= t < end else "talking")))
     return people
 
@@ -134,15 +134,15 @@ def part_of(rng, length):
 
 
 def hugging(scene, rng, length):
-    return pair(scene, rng, (a.hug, a.hug), "hugging", *part_of(rng, length), gap=0.26)
+    return pair(scene, rng, (actors.hug, actors.hug), "hugging", *part_of(rng, length), gap=0.26)
 
 
 def greeting(scene, rng, length):
-    return pair(scene, rng, (a.shake_hands, a.shake_hands), "shaking hands", *part_of(rng, length), gap=0.6)
+    return pair(scene, rng, (actors.shake_hands, actors.shake_hands), "shaking hands", *part_of(rng, length), gap=0.6)
 
 
 def dancing(scene, rng, length):
-    return pair(scene, rng, (a.dance, a.dance), "dancing", *part_of(rng, length), gap=0.7)
+    return pair(scene, rng, (actors.dance, actors.dance), "dancing", *part_of(rng, length), gap=0.7)
 
 
 def waiting_with_luggage(scene, rng, length):
@@ -151,7 +151,7 @@ def waiting_with_luggage(scene, rng, length):
     kinds = ("duffel bag", "trolley") if scene.held_out else ("backpack", "suitcase", "box", "handbag")
     kind, side = str(rng.choice(kinds)), int(rng.choice((-1, 1)))
     look, action = random_look(rng), f"waiting beside a {kind}"
-    script = stays(x + side * 0.42 * h, y - 1, h, -side, (a.stand, a.phone)[rng.integers(2)])
+    script = stays(x + side * 0.42 * h, y - 1, h, -side, (actors.stand, actors.phone)[rng.integers(2)])
     return [Person(look, script, when(script, fact(look, action))),
             Thing(kind, x, y, LUGGAGE * h, bag_colour(rng), 0, math.inf)]
 
@@ -169,7 +169,7 @@ def sitting(scene, rng, length):
         pen.rectangle((x - 0.35 * h, y - 0.25 * h, x + 0.35 * h, y - 0.2 * h), fill=(105, 74, 48))
         for leg in (-0.3, 0.28):
             pen.rectangle((x + leg * h, y - 0.22 * h, x + leg * h + 2, y), fill=(60, 46, 36))
-    script = stays(x, y, h, facing, a.sit)
+    script = stays(x, y, h, facing, actors.sit)
     return [Overlay(y - 0.5, bench), Person(look, script, when(script, fact(look, "sitting on a bench")))]
 
 
@@ -186,7 +186,7 @@ def ladder(scene, rng, length):
         for i in range(9):
             y = foot + (top - foot) * i / 9
             pen.line((x - 0.13 * h, y, x + 0.13 * h, y), fill=(190, 180, 120), width=1)
-    script = stays(x - 0.05 * h, foot, h, 1, lambda p: replace(a.reach(p), lift=0.35))
+    script = stays(x - 0.05 * h, foot, h, 1, lambda p: replace(actors.reach(p), lift=0.35))
     return [Overlay(foot - 0.5, rungs),
             Person(look, script, when(script, ("worker", "", "standing on a ladder")))]
 
@@ -195,7 +195,7 @@ def at_the_obstacle(scene, rng, length):
     """Somebody who leans on what an intruder would climb."""
     left, right, foot, _ = scene.obstacle
     look, y = random_look(rng), foot + 3
-    facing, pose = int(rng.choice((-1, 1))), (a.stand, a.phone)[rng.integers(2)]
+    facing, pose = int(rng.choice((-1, 1))), (actors.stand, actors.phone)[rng.integers(2)]
     script = stays(free_x(scene, rng, left + 5, right - 5), y, scene.size_at_obstacle, facing, pose)
     return [Person(look, script, when(script, fact(look, f"standing at the {scene.obstacle_name}")))]
 
@@ -203,7 +203,7 @@ def at_the_obstacle(scene, rng, length):
 def shopper(scene, rng, length):
     y = scene.ground[0] - 12
     look = random_look(rng, carries=str(rng.choice(["", "bag"])))
-    script = stays(rng.uniform(*scene.sides), y, scene.size(y), int(rng.choice((-1, 1))), a.reach)
+    script = stays(rng.uniform(*scene.sides), y, scene.size(y), int(rng.choice((-1, 1))), actors.reach)
     return [Person(look, script, when(script, fact(look, "taking something from a shelf")))]
 
 
@@ -341,7 +341,7 @@ def steam(scene, rng, length):
     def paint(canvas, pen, t):
         pen.ellipse((x - 0.2 * h, y - 0.05 * h, x + 0.2 * h, y + 0.05 * h), fill=(58, 58, 60))
         if begin <= t < end:
-            a.smoke(canvas, t, x, y, size, tone, seeds, 0.5)
+            actors.smoke(canvas, t, x, y, size, tone, seeds, 0.5)
     return [Overlay(y - 30, paint, words=lambda t: ("steam", "white", "rising from the ground") if begin <= t < end else None)]
 
 
@@ -356,7 +356,7 @@ def door_opens(scene, rng, length):
             pen.rectangle((x0, y0, x1, y1), fill=inside)
             pen.polygon([(x0, y0), (x0 + 5, y0 + 3), (x0 + 5, y1 + 3), (x0, y1)], fill=(80, 60, 44))
             if somebody and t > begin + 0.6:
-                a.draw_person(pen, (x0 + x1) / 2, y1, 0.8 * (y1 - y0), 1, a.stand(t), look)
+                actors.draw_person(pen, (x0 + x1) / 2, y1, 0.8 * (y1 - y0), 1, actors.stand(t), look)
     return [Overlay(0, paint, words=lambda t: ("door", "", "standing open") if begin <= t < end else None)]
 
 
@@ -364,7 +364,7 @@ def camera_flash(scene, rng, length):
     """Somebody takes pictures with a flash."""
     x, y, h = spot(scene, rng, 16)
     look, times = random_look(rng), rng.uniform(0.5, length - 1, rng.integers(2, 5))
-    script = stays(x, y, h, 1, lambda p: a.Pose(0.0, (0.1, -0.1), (0, 0), (1.2, 1.3), (1.1, 1.0)))
+    script = stays(x, y, h, 1, lambda p: actors.Pose(0.0, (0.1, -0.1), (0, 0), (1.2, 1.3), (1.1, 1.0)))
 
     def is_lit(t):
         return any(0 <= t - at < 0.26 for at in times)

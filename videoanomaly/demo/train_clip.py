@@ -1,7 +1,7 @@
-"""Trains the demo's CLIP on rendered frames and composed captions, and writes demo/clip.npz.
+"""Trains the demo's CLIP on rendered frames and composed captions, and writes videoanomaly/demo/clip.npz.
 
-    torchrun --nproc-per-node 2 -m demo.train_clip --out runs/demo-clip   # one process a core; goes on where it was stopped
-    python -m demo.train_clip --evaluate                                  # figures of demo/clip.npz on the held-out world
+    torchrun --nproc-per-node 2 -m videoanomaly.demo.train_clip --out runs/demo-clip   # one process a core; goes on where it was stopped
+    python -m videoanomaly.demo.train_clip --evaluate   # figures of videoanomaly/demo/clip.npz on the held-out world
 
 The weights go to the repository in float16, with those rows of the token embedding alone that the captions use: all other
 words are zero. `unpack` writes them as a file that every script takes as --clip.
@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from anomalyclip import ENGINEERED_PROMPT
 from clip_model import CLIP, load, preprocess, tokenize
-from demo.world import CLASSES, COUNTS, SEED, SIDE, caption, make_video, plan, say, statements
+from videoanomaly.demo.world import CLASSES, COUNTS, SEED, SIDE, caption, make_video, plan, say, statements
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.processes import process_group, sum_over_ranks
@@ -391,7 +391,7 @@ def parse_args(argv=None):
     parser.add_argument("--steps", type=int, default=2000, help=f"steps of {BATCH} frames (default: 2000)")
     parser.add_argument("--stop-after", type=int, help="stop after so many steps of the schedule, to go on later")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: 0)")
-    parser.add_argument("--weights", default=WEIGHTS, help="where the packed weights go (default: demo/clip.npz)")
+    parser.add_argument("--weights", default=WEIGHTS, help="where the packed weights go (default: videoanomaly/demo/clip.npz)")
     parser.add_argument("--evaluate", action="store_true", help="no training: figures of --weights")
     args = parser.parse_args(argv)
     if BATCH // FRAMES_PER_VIDEO % rank_and_world()[2]:

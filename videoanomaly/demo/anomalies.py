@@ -7,11 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from demo import actors as a
-from demo.actors import CENTRE, Overlay, Person, Thing, random_look, vary, wave
-from demo.events import (LUGGAGE, bag_colour, chain, fact, free_x, goes, lane, random_vehicle, seeds_for, spot, stays,
-                         vehicle_length, way)
-from demo.scenes import AT_OBSTACLE
+from videoanomaly.demo import actors
+from videoanomaly.demo.actors import CENTRE, Overlay, Person, Thing, random_look, vary, wave
+from videoanomaly.demo.everyday import (
+    LUGGAGE,
+    bag_colour,
+    chain,
+    fact,
+    free_x,
+    goes,
+    lane,
+    random_vehicle,
+    seeds_for,
+    spot,
+    stays,
+    vehicle_length,
+    way,
+)
+from videoanomaly.demo.scenes import AT_OBSTACLE
 
 # ---------------------------------------------------------------- fire and explosion
 
@@ -42,15 +55,15 @@ def fire(scene, rng, look, begin, end):
     x, y, base, h, others = fire_place(scene, rng, look)
     width, height, palette, dark, num_puffs, density = FIRES[look]
     width, height = width * h * rng.uniform(0.8, 1.3), height * h * rng.uniform(0.8, 1.25)
-    seeds, puffs, glow = seeds_for(rng, 8), seeds_for(rng, num_puffs), a.PALETTES[palette][1]
+    seeds, puffs, glow = seeds_for(rng, 8), seeds_for(rng, num_puffs), actors.PALETTES[palette][1]
 
     def size(t):
         return min(1, 0.45 + 0.5 * (t - begin), max(0.35, (end - t) / 0.8)) if begin <= t < end else 0
 
     def paint(canvas, pen, t):
         if k := size(t):
-            a.smoke(canvas, t, x, base - 0.5 * height * k, (0.6 * width + 6) * k, (dark,) * 3, puffs, density)
-            a.flames(pen, t, x, base, width * k, height * k, palette, seeds)
+            actors.smoke(canvas, t, x, base - 0.5 * height * k, (0.6 * width + 6) * k, (dark,) * 3, puffs, density)
+            actors.flames(pen, t, x, base, width * k, height * k, palette, seeds)
 
     def lights(t):
         k = size(t)
@@ -65,7 +78,7 @@ BLASTS = {"fireball": (1, 50, "orange"), "dust": (0.3, 165, "yellow"), "flash": 
 def smoke_burst(canvas, x, y, scale, grow, fade, age, tone, seeds):
     for p, q, r in seeds:
         angle, far = 2 * math.pi * p, scale * (0.25 + 0.75 * q) * grow
-        a.paste_puff(canvas, x + far * math.cos(angle), y - 0.8 * far * abs(math.sin(angle)) - 7 * age,
+        actors.paste_puff(canvas, x + far * math.cos(angle), y - 0.8 * far * abs(math.sin(angle)) - 7 * age,
                      scale * (0.25 + 0.3 * r) * (0.5 + 0.5 * grow), (int(tone * (0.75 + 0.5 * r)),) * 3, 0.85 * fade)
 
 
@@ -74,8 +87,8 @@ def fire_burst(canvas, x, y, scale, grow, heat, palette, seeds):
     for i, (p, q, _) in enumerate(seeds):
         level = 3 * i // len(seeds)
         angle, far = 2 * math.pi * p, scale * 0.6 * q * grow * (1.2 - 0.35 * level)
-        a.paste_puff(canvas, x + far * math.cos(angle), y - far * abs(math.sin(angle)),
-                     scale * (0.34 - 0.07 * level) * (0.4 + 0.6 * grow), a.PALETTES[palette][level], heat)
+        actors.paste_puff(canvas, x + far * math.cos(angle), y - far * abs(math.sin(angle)),
+                     scale * (0.34 - 0.07 * level) * (0.4 + 0.6 * grow), actors.PALETTES[palette][level], heat)
 
 
 def flying_bits(pen, x, y, scale, age, colour, seeds):
@@ -111,9 +124,9 @@ def explosion(scene, rng, look, begin, end):
 
 # ---------------------------------------------------------------- people
 
-FIGHTS = {"boxing": (a.box, a.box), "kicking": (a.kick, a.stagger), "shoving": (a.shove, a.stagger),  # poses of the two sides
-          "stomping": (a.kick, a.squirm), "wrestling": (a.grapple, a.stagger), "beating": (a.strike_down, a.squirm),
-          "brawl": (a.grapple, a.box)}
+FIGHTS = {"boxing": (actors.box, actors.box), "kicking": (actors.kick, actors.stagger), "shoving": (actors.shove, actors.stagger),  # poses of the two sides
+          "stomping": (actors.kick, actors.squirm), "wrestling": (actors.grapple, actors.stagger), "beating": (actors.strike_down, actors.squirm),
+          "brawl": (actors.grapple, actors.box)}
 
 
 def fighter(scene, rng, pose, x, y, h, side, apart, begin, end):
@@ -122,7 +135,7 @@ def fighter(scene, rng, pose, x, y, h, side, apart, begin, end):
 
     def blow(t):
         return x + side * apart + 0.09 * h * wave(0.8 * t + sway), y, h, -side, pose(pace * t + sway)
-    script = chain((begin, stays(x + side * 1.35 * apart, y, h, -side, a.stand)), (end, blow),
+    script = chain((begin, stays(x + side * 1.35 * apart, y, h, -side, actors.stand)), (end, blow),
                    (math.inf, goes(scene, x + side * apart, y, CENTRE + side * 130, y, end, 0.9)))
     return Person(look, script, lambda t: None if begin <= t < end else fact(look, "talking" if t < begin else "walking away"))
 
@@ -154,9 +167,9 @@ def running_crowd(scene, rng, look, begin, end):
         ends = runner_way(scene, rng, look, y, stands)
         start, speed, person = begin + wait * i / count, rng.uniform(1.5, 2.1), random_look(rng)
         h, side = scene.size(ends[1]), 1 if ends[2] > ends[0] else -1
-        before = stays(*ends[:2], h, side, a.stand, rng.uniform(0.8, 1.2)) if stands else lambda t: None
+        before = stays(*ends[:2], h, side, actors.stand, rng.uniform(0.8, 1.2)) if stands else lambda t: None
         script = chain((start, before),
-                       (math.inf, goes(scene, *ends, start, speed, a.panic if surprised else a.run, rng.uniform(1.4, 1.8))))
+                       (math.inf, goes(scene, *ends, start, speed, actors.panic if surprised else actors.run, rng.uniform(1.4, 1.8))))
         last = max(last, start + way(*ends) / speed / h)
 
         def words(t, start=start, before=before, person=person):
@@ -171,7 +184,7 @@ def running_crowd(scene, rng, look, begin, end):
 def is_running(person, t):
     """Whether one of a crowd is in the picture and no longer stands."""
     state = person.script(t)
-    return state is not None and 0 < state[0] < a.CANVAS and state[1] < a.CANVAS + 0.5 * state[2] and (
+    return state is not None and 0 < state[0] < actors.CANVAS and state[1] < actors.CANVAS + 0.5 * state[2] and (
         state[4].lean > 0.2)
 
 
@@ -185,9 +198,9 @@ def abandoned_object(scene, rng, look, begin, end):
 
     def absent(t):
         gone = speed * h * min(t - leave, found - t + near / speed / h)
-        return start + side * gone, y - 1, h, side if t - leave < found - t else -side, a.walk(t - leave)
+        return start + side * gone, y - 1, h, side if t - leave < found - t else -side, actors.walk(t - leave)
     owner = chain((arrive, goes(scene, x - side * 3 * speed * h, y - 1, start, y - 1, arrive - 3, speed)),
-                  (leave, stays(start, y - 1, h, side, a.bend)), (found, absent), (math.inf, lambda t: None))
+                  (leave, stays(start, y - 1, h, side, actors.bend)), (found, absent), (math.inf, lambda t: None))
     takes = goes(scene, x, y - 1, CENTRE + side * 124, y - 1, found, speed)
     carrying = replace(person, carries="backpack" if kind == "backpack" else "suitcase")
     walks, puts = fact(person, "walking"), fact(person, "putting something down")
@@ -200,7 +213,7 @@ def climbing(scene, rng, look, begin, end):
     """Somebody climbs what is in the way, or a pipe or a swinging rope in front of it."""
     left, right, foot, height = scene.obstacle
     colour = str(rng.choice(("black", "grey", "blue")))
-    person = random_look(rng, shirt=vary(rng, a.shade(a.COLOURS[colour], 0.7)), colour=colour, hood=True, skirt=False,
+    person = random_look(rng, shirt=vary(rng, actors.shade(actors.COLOURS[colour], 0.7)), colour=colour, hood=True, skirt=False,
                          carries=str(rng.choice(["", "backpack"])))
     y, x, side = foot + 3, free_x(scene, rng, left + 8, right - 8), int(rng.choice((-1, 1)))
     h, end = scene.size_at_obstacle, min(end, begin + (rng.uniform(2, 3) if look == "vault" else rng.uniform(3, 7)))
@@ -210,9 +223,9 @@ def climbing(scene, rng, look, begin, end):
 
     def up(t):
         s = (t - begin) / (end - begin)
-        pose, dx, lift = a.climb(1.3 * t), 0, 0.9 * height / h * min(1, 1.7 * s)
+        pose, dx, lift = actors.climb(1.3 * t), 0, 0.9 * height / h * min(1, 1.7 * s)
         if look == "over" and s > 0.6:
-            pose, dx, lift = a.straddle(t), (s - 0.6) * 0.5 * h, height / h * (0.75 + 0.1 * (1 - s))
+            pose, dx, lift = actors.straddle(t), (s - 0.6) * 0.5 * h, height / h * (0.75 + 0.1 * (1 - s))
         elif look == "hanging":
             lift = 0.9 * height / h * (0.55 + 0.12 * wave(0.8 * s))
         elif look == "pipe":
@@ -220,10 +233,10 @@ def climbing(scene, rng, look, begin, end):
         elif look == "rope":
             dx, lift = swing(t), 0.1 + 0.15 * s
         elif look == "vault":
-            pose, dx, lift = a.vault(t), 0.25 * h * wave(0.35 * (t - begin)), height / h - 0.23
+            pose, dx, lift = actors.vault(t), 0.25 * h * wave(0.35 * (t - begin)), height / h - 0.23
         return x + side * dx, y, h, side, replace(pose, lift=lift)
     script = chain((begin, goes(scene, x - side * 1.6 * h, y, x, y, begin - 2, 0.8, scale=AT_OBSTACLE)), (end, up),
-                   (math.inf, goes(scene, x + side * 0.2 * h, y, CENTRE + side * 125, y, end, 1.6, a.run, 1.5, AT_OBSTACLE)))
+                   (math.inf, goes(scene, x + side * 0.2 * h, y, CENTRE + side * 125, y, end, 1.6, actors.run, 1.5, AT_OBSTACLE)))
 
     def paint(canvas, pen, t):
         if look == "pipe":
@@ -283,9 +296,9 @@ def into_pedestrian(crash, scene, rng):
         if t < begin:
             left = min((begin - t) / 4, 1)
             y = crash.y + left * (kerb - crash.y)
-            return crash.x + crash.direction * 0.1 * crash.size, y, scene.size(y), 1, (a.stand if left == 1 else a.walk)(t)
+            return crash.x + crash.direction * 0.1 * crash.size, y, scene.size(y), 1, (actors.stand if left == 1 else actors.walk)(t)
         return (crash.x + crash.direction * (0.4 * crash.size + crash.after(t, 0.45 * crash.size)), crash.y + 2, h,
-                crash.direction, a.lie(t))
+                crash.direction, actors.lie(t))
 
     def words(t):
         return fact(look, "standing" if begin - t >= 4 else "crossing the road") if t < begin else None
@@ -330,7 +343,7 @@ def road_accident(scene, rng, look, begin, end):
                 pen.rectangle((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=(205, 215, 220) if q < 0.5 else (50, 46, 44))
             if look != "pedestrian":
                 strength = 0.4 * min(1, t - begin)
-                a.smoke(canvas, t, crash.x, crash.y - 0.25 * crash.size, 0.3 * crash.size, (150,) * 3, puffs, strength)
+                actors.smoke(canvas, t, crash.x, crash.y - 0.25 * crash.size, 0.3 * crash.size, (150,) * 3, puffs, strength)
     car = random_vehicle(scene, rng, script, lambda t: "driving by" if t < begin else None, "car", crash.y)
     return [*others, car, Overlay(crash.y + 2, debris)], begin, math.inf
 

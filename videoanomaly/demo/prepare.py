@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from demo.train_clip import unpack
-from demo.world import write_world
+from videoanomaly.demo.train_clip import unpack
+from videoanomaly.demo.world import write_world
 from videoanomaly.runtime.console import InputError
 
-HERE = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
@@ -33,6 +33,6 @@ def write_dataset(root, clip, device: str) -> None:
                "--stride", "2"]
     print("python", *command, flush=True)
     alone = {name: value for name, value in os.environ.items() if name not in OF_TORCHRUN}
-    done = subprocess.run([sys.executable, HERE / command[0], *command[1:], "--device", device], env=alone)
+    done = subprocess.run([sys.executable, ROOT / command[0], *command[1:], "--device", device], env=alone)
     if done.returncode:
         raise InputError(f"{root}: the features of the demo's videos could not be extracted, see above")

@@ -6,9 +6,9 @@ as much as an anomaly does, so that what is unusual is not yet wrong.
 import math
 from dataclasses import replace
 
-from demo import actors as a
-from demo.actors import CENTRE, COLOURS, Overlay, Person, Thing, random_look, vary, wave
-from demo.events import fact, free_x, goes, part_of, seeds_for, spot, stays, when
+from videoanomaly.demo import actors
+from videoanomaly.demo.actors import CENTRE, COLOURS, Overlay, Person, Thing, random_look, vary, wave
+from videoanomaly.demo.everyday import fact, free_x, goes, part_of, seeds_for, spot, stays, when
 
 BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple")
 
@@ -47,8 +47,8 @@ def market(scene, rng, length):
         x, y = free_x(scene, rng, 30, 162), scene.ground[0] + rng.uniform(6, 20)
         h, looks = scene.size(y), [random_look(rng) for _ in range(2)]
         found.append(stall(x, y, h, bright(rng), [(rng.random(), bright(rng)) for _ in range(8)]))
-        sells = stays(x + rng.uniform(-0.2, 0.2) * h, y - 2, h, 1, a.stand)
-        buys = stays(x + rng.uniform(-0.5, 0.5) * h, y + 6, h, int(rng.choice((-1, 1))), a.reach)
+        sells = stays(x + rng.uniform(-0.2, 0.2) * h, y - 2, h, 1, actors.stand)
+        buys = stays(x + rng.uniform(-0.5, 0.5) * h, y + 6, h, int(rng.choice((-1, 1))), actors.reach)
         for look, script, action in zip(looks, (sells, buys), ("selling things", "buying things")):
             found.append(Person(look, script, when(script, fact(look, action))))
     return found
@@ -56,7 +56,7 @@ def market(scene, rng, length):
 
 def dig(p):
     s = wave(p)
-    return a.Pose(0.75 + 0.25 * s, (0.4, -0.3), (0.4, 0.2), (0.9 + 0.4 * s, 0.7 + 0.4 * s), (0.3, 0.3))
+    return actors.Pose(0.75 + 0.25 * s, (0.4, -0.3), (0.4, 0.2), (0.9 + 0.4 * s, 0.7 + 0.4 * s), (0.3, 0.3))
 
 
 def roadworks(scene, rng, length):
@@ -116,7 +116,7 @@ def football(scene, rng, length):
 
         def script(t, rate=rate, phase=phase, foot=foot):
             facing = 1 if wave(rate * t + phase + 0.25) > 0 else -1
-            return CENTRE + 72 * wave(rate * t + phase), foot, scene.size(foot), facing, a.run(1.3 * t + phase)
+            return CENTRE + 72 * wave(rate * t + phase), foot, scene.size(foot), facing, actors.run(1.3 * t + phase)
         found.append(Person(look, script, when(script, fact(look, "playing football"))))
     return found
 
@@ -129,7 +129,7 @@ def delivery(scene, rng, length):
     rate = rng.uniform(0.12, 0.25)
 
     def lift(t):
-        return a.bend(t) if wave(rate * t) > 0 else a.Pose(0.1, (0.1, -0.1), (0, 0), (1.2, 1.3), (0.4, 0.3))
+        return actors.bend(t) if wave(rate * t) > 0 else actors.Pose(0.1, (0.1, -0.1), (0, 0), (1.2, 1.3), (0.4, 0.3))
     people = [worker(rng, stays(x + side * 0.95 * h, y + 1, h, -side, lift), "moving boxes") for side in (-1, 1)]
     return [*boxes, *people]
 
@@ -142,16 +142,16 @@ def barbecue(scene, rng, length):
     def paint(canvas, pen, t):
         for dx in (-0.22, 0.2):
             pen.line((x + dx * h, y, x + 0.6 * dx * h, y - 0.4 * h), fill=(40, 40, 42), width=2)
-        a.flames(pen, t, x, y - 0.5 * h, 0.4 * h, 0.22 * h, "orange", seeds)
+        actors.flames(pen, t, x, y - 0.5 * h, 0.4 * h, 0.22 * h, "orange", seeds)
         pen.chord((x - 0.32 * h, y - 0.68 * h, x + 0.32 * h, y - 0.32 * h), 0, 180, fill=(48, 48, 50))
-        a.smoke(canvas, t, x, y - 0.6 * h, 0.3 * h, (190,) * 3, puffs, 0.4)
+        actors.smoke(canvas, t, x, y - 0.6 * h, 0.3 * h, (190,) * 3, puffs, 0.4)
 
     def lights(t):
         return [(x, y - 0.6 * h, 0.4 * h, (255, 150, 60), 0.4)]
     found = [Overlay(y, paint, lights, lambda t: ("grill", "", "burning"))]
     for k, dx in enumerate((-0.6, 0.65, 1.0, -1.0)[:int(rng.integers(2, 5))]):
         look = random_look(rng)
-        script = stays(x + dx * h, y + (1, 2, -5, -6)[k], h, -1 if dx > 0 else 1, a.reach if k == 0 else a.stand)
+        script = stays(x + dx * h, y + (1, 2, -5, -6)[k], h, -1 if dx > 0 else 1, actors.reach if k == 0 else actors.stand)
         found.append(Person(look, script, when(script, fact(look, "grilling" if k == 0 else "waiting for food"))))
     return found
 
@@ -170,7 +170,7 @@ def party(scene, rng, length):
     found = [Overlay(0, paint, lights, words=lambda t: ("coloured light", "", "moving"))]
     for k in range(int(rng.integers(4, 7))):
         (x, y, h), look, rate = spot(scene, rng, 6), random_look(rng), rng.uniform(0.8, 1.3)
-        script = stays(x, y, h, int(rng.choice((-1, 1))), a.dance, rate)
+        script = stays(x, y, h, int(rng.choice((-1, 1))), actors.dance, rate)
         found.append(Person(look, script, when(script, fact(look, "dancing"))))
     return found
 
@@ -190,7 +190,7 @@ def cleaning(scene, rng, length):
 
     def script(t):
         facing = 1 if wave(rate * t + phase + 0.25) > 0 else -1
-        pose = replace(a.walk(t), lean=0.2, shoulders=(0.9, 0.9), elbows=(0.3, 0.3))
+        pose = replace(actors.walk(t), lean=0.2, shoulders=(0.9, 0.9), elbows=(0.3, 0.3))
         return x + 50 * wave(rate * t + phase), y, h, facing, pose
 
     def machine(canvas, pen, t):
