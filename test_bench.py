@@ -1,4 +1,4 @@
-"""bench.py and its parts; no test asserts a time."""
+"""The benchmarks; no test asserts a time."""
 import math
 from importlib.util import find_spec
 
@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import bench
-import bench_growth
-import bench_peers
-import bench_rows
-import bench_tools
-from bench_tools import Line, against, spread, take_turns
+from benchmarks import __main__, data_rows, growth, inputs, measure, model_rows, peers
+from benchmarks.measure import Line, against, spread, take_turns
 from videoanomaly.data.annotations import Video, frame_labels
 from videoanomaly.runtime.console import InputError
 
 needs_peers = pytest.mark.skipif(
-    not all(map(find_spec, ("clip", "axial_attention"))), reason="needs requirements-peers.txt")
+    not all(map(find_spec, ("clip", "axial_attention"))), reason="needs benchmarks/requirements.txt")
 
 
 # ---- timing ----
@@ -32,7 +28,7 @@ def test_functions_take_turns_after_one_warm_up_each():
 
 def test_a_time_covers_the_call_and_nothing_else(monkeypatch):
     clock = iter(range(0, 100, 1))
-    monkeypatch.setattr(bench_tools.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
     _, seconds = take_turns({"slow": lambda: [next(clock) for _ in range(4)], "fast": lambda: None}, 2, "cpu")
     assert seconds == {"slow": [5, 5], "fast": [1, 1]}
 
@@ -50,12 +46,12 @@ def test_ratios_are_those_of_the_same_round_and_above_one_where_we_are_faster():
 
 def test_peak_memory_of_a_child_is_its_own():
     held = np.ones(2**27)  # 1 GiB
-    assert bench_tools.in_subprocess("bench_tools", "peak_memory", "cpu") < held.nbytes < bench_tools.peak_memory("cpu")
+    assert measure.in_subprocess("benchmarks.measure", "peak_memory", "cpu") < held.nbytes < measure.peak_memory("cpu")
 
 
 def test_a_failing_child_tells_its_last_line():
     with pytest.raises(RuntimeError, match="loads: json.decoder.JSONDecodeError: Expecting"):
-        bench_tools.in_subprocess("json", "loads", "{")
+        measure.in_subprocess("json", "loads", "{")
 
 
 # ---- table ----
@@ -69,15 +65,15 @@ def test_a_difference_above_the_tolerance_or_nan_is_wrong(difference, wrong):
 def test_table_has_a_row_for_each_line():
     lines = [against("work", "peer", [1.0], [2.0], lambda s: f"{s[0]:g} s", 1.5, difference=2.0, tolerance=1.0),
              Line("a | b", note="n")]
-    table = bench.markdown(lines, bench.parse_args(["--quick", "--device", "cpu"])).splitlines()
+    table = __main__.markdown(lines, __main__.parse_args(["--quick", "--device", "cpu"])).splitlines()
     assert table[4] == "| work | 1 s | peer: 2 s | 2 x | 1.5x: yes | 2.0e+00 (may 1) WRONG |  |"
     assert table[5] == "| a / b |  |  |  |  |  | n |"
 
 
 def run(monkeypatch, tmp_path, row) -> tuple[int, str]:
     """Exit status and table of a run with `row` in the place of a real one."""
-    monkeypatch.setitem(bench.ROWS, "limits", row)
-    status = bench.main(["--quick", "--device", "cpu", "--rows", "limits", "--markdown", str(tmp_path / "table.md")])
+    monkeypatch.setitem(__main__.ROWS, "limits", row)
+    status = __main__.main(["--quick", "--device", "cpu", "--rows", "limits", "--markdown", str(tmp_path / "table.md")])
     return status, (tmp_path / "table.md").read_text()
 
 
@@ -96,24 +92,24 @@ def test_a_row_that_fails_gives_status_1_and_says_why(monkeypatch, tmp_path):
 
 
 def test_a_missing_peer_gives_a_line_that_says_what_to_install(monkeypatch, tmp_path):
-    status, table = run(monkeypatch, tmp_path, lambda args: bench_peers.import_peer("no_such_module", "that-package"))
+    status, table = run(monkeypatch, tmp_path, lambda args: peers.import_peer("no_such_module", "that-package"))
     assert status == 0 and "needs pip install that-package" in table
 
 
 def test_one_missing_peer_leaves_the_others_in_the_row(monkeypatch, tmp_path):
     def none(state, sizes):
-        raise bench_peers.MissingPeer("pip install it")
+        raise peers.MissingPeer("pip install it")
 
     for name in ("open_clip_clip", "transformers_image_tower"):
-        monkeypatch.setattr(bench_peers, name, none)
-    monkeypatch.setattr(bench_peers, "openai_clip", lambda state, sizes: bench_rows.random_clip(sizes))
-    status, table = run(monkeypatch, tmp_path, bench_rows.image_fp32)
+        monkeypatch.setattr(peers, name, none)
+    monkeypatch.setattr(peers, "openai_clip", lambda state, sizes: inputs.random_clip(sizes))
+    status, table = run(monkeypatch, tmp_path, model_rows.image_fp32)
     assert status == 0 and table.count("needs pip install it") == 2 and "OpenAI: " in table
 
 
 def test_bad_arguments_are_told():
     with pytest.raises(InputError, match="--rounds 0: expected at least 1"):
-        bench.parse_args(["--rounds", "0"])
+        __main__.parse_args(["--rounds", "0"])
 
 
 # ---- rows ----
@@ -121,27 +117,27 @@ def test_bad_arguments_are_told():
 
 @pytest.mark.parametrize("row", ["loading", "bootstrap"])
 def test_cheap_rows_agree_with_their_peers(row, capsys):
-    assert bench.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", row]) == 0
+    assert __main__.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", row]) == 0
     table = capsys.readouterr().out
     assert "(may" in table and "FAILED" not in table
 
 
 def test_bootstrap_row_notices_another_answer(monkeypatch):
-    draws = bench_peers.sklearn_draws
-    monkeypatch.setattr(bench_peers, "sklearn_draws", lambda *values: draws(*values) | {"AUC": [0.5, 0.5]})
-    assert bench.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", "bootstrap"]) == 1
+    draws = peers.sklearn_draws
+    monkeypatch.setattr(peers, "sklearn_draws", lambda *values: draws(*values) | {"AUC": [0.5, 0.5]})
+    assert __main__.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", "bootstrap"]) == 1
 
 
 def test_loading_row_notices_other_rows(monkeypatch):
-    sample = bench_peers.whole_file_sample
-    monkeypatch.setattr(bench_peers, "whole_file_sample", lambda *values: sample(*values) + np.float32(1e-3))
-    assert bench.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", "loading"]) == 1
+    sample = peers.whole_file_sample
+    monkeypatch.setattr(peers, "whole_file_sample", lambda *values: sample(*values) + np.float32(1e-3))
+    assert __main__.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", "loading"]) == 1
 
 
 @needs_peers
 @pytest.mark.parametrize("training", [True, False])
 def test_the_released_model_is_ours_with_the_same_weights(training):
-    ours, theirs = (m.train(training) for m in bench_rows.make_pair(bench.parse_args(["--quick", "--device", "cpu"])))
+    ours, theirs = (m.train(training) for m in inputs.make_pair(__main__.parse_args(["--quick", "--device", "cpu"])))
     features = torch.randn(3, ours.config.num_segments, ours.config.num_frames, ours.config.feature_dim)
     for a, b in zip(ours(features)[:3], theirs(features)[:3]):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -150,48 +146,48 @@ def test_the_released_model_is_ours_with_the_same_weights(training):
 @needs_peers
 @pytest.mark.parametrize("row", ["text", "evaluation"])
 def test_rows_of_the_released_model_agree(row, monkeypatch, capsys):
-    monkeypatch.setattr(bench_rows, "in_subprocess", lambda *values: 0)
-    assert bench.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", row]) == 0
+    monkeypatch.setattr(data_rows, "in_subprocess", lambda *values: 0)
+    assert __main__.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", row]) == 0
     assert "FAILED" not in capsys.readouterr().out
 
 
 def test_loop_labels_are_the_frame_labels():
     video = Video("v", 3, ((2, 5), (7, 20)))
-    assert bench_peers.loop_labels(video, 9) == frame_labels(video, 9).tolist()
+    assert peers.loop_labels(video, 9) == frame_labels(video, 9).tolist()
 
 
 def test_lengths_have_the_mean_that_is_asked_for():
-    assert bench_rows.video_lengths(290, 3826).sum() == pytest.approx(1_109_680, rel=1e-3)
+    assert inputs.video_lengths(290, 3826).sum() == pytest.approx(1_109_680, rel=1e-3)
 
 
 def test_image_flops_are_those_of_vit_b16():
-    assert bench_rows.image_flops(bench_rows.VIT_B16) == pytest.approx(2 * 17.6e9, rel=0.01)  # 17.6 GMAC, timm's table
+    assert model_rows.image_flops(inputs.VIT_B16) == pytest.approx(2 * 17.6e9, rel=0.01)  # 17.6 GMAC, timm's table
 
 
 # ---- growth ----
 
 
 def test_exponents_of_powers():
-    assert bench_growth.exponents([1, 10, 100], [3, 30, 3000]) == pytest.approx([1, 2])
+    assert growth.exponents([1, 10, 100], [3, 30, 3000]) == pytest.approx([1, 2])
 
 
 def test_verdict_tells_where_growth_is_linear():
-    text = bench_growth.verdict([1, 10, 100, 1000, 10000], [5, 5, 50, 500, 50000])
+    text = growth.verdict([1, 10, 100, 1000, 10000], [5, 5, 50, 500, 50000])
     assert text == ("slower than the size from 1 to 10 (exponent 0.00); linear from 10 to 1,000 (exponent 1.00); "
                     "faster than the size from 1,000 to 10,000 (exponent 2.00)")
 
 
 def test_growth_writes_a_table_and_a_picture(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench_growth, "in_subprocess", lambda module, function, curve, count, *rest: (count / 1e3, 2**30))
-    assert bench.main(["--growth", str(tmp_path), "--device", "cpu"]) == 0
+    monkeypatch.setattr(growth, "in_subprocess", lambda module, function, curve, count, *rest: (count / 1e3, 2**30))
+    assert __main__.main(["--growth", str(tmp_path), "--device", "cpu"]) == 0
     table = (tmp_path / "growth.md").read_text()
     assert "](growth.png)" in table and "| frames | 1,000 | 3,000 |" in table and table.count("The time grows linear from") == 4
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("curve", bench_growth.QUICK)
+@pytest.mark.parametrize("curve", growth.QUICK)
 def test_each_curve_has_a_point(curve):
     threads = torch.get_num_threads()
     count = {"frames": 600, "videos": 6, "classes": 2, "batch": 2}[curve]
-    seconds, peak = bench_growth.point(curve, count, True, "cpu", threads)
+    seconds, peak = growth.point(curve, count, True, "cpu", threads)
     assert seconds > 0 and peak > 2**20

@@ -1,5 +1,6 @@
-"""What bench.py and bench_growth.py measure with: functions that take turns, peak memory, and a line of the table."""
+"""What the benchmarks measure with: functions that take turns, peak memory, and a line of the table."""
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 
 
 @dataclass
@@ -109,3 +110,13 @@ def gib(num_bytes: float) -> str:
 
 def pick(args, quick, full):
     return quick if args.quick else full
+
+
+def machine(args) -> str:
+    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    size = "small sizes (--quick): the ratios say nothing" if args.quick else "full sizes"
+    return (f"{time.strftime('%Y-%m-%d')}, {device}, {name}, {torch.backends.cpu.get_cpu_capability()}, "
+            f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds, {size}")

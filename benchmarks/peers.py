@@ -1,4 +1,4 @@
-"""What people would run instead, built from its packages, for bench.py: CLIP's other implementations and the released model.
+"""What people would run instead, built from its packages, for the benchmarks: CLIP's other implementations and the released model.
 
 No code of those projects is in here; the facts of the released model are in arXiv:2310.02835 and in the state dicts of its
 checkpoints (released.py). Letters as in anomalyclip.py.

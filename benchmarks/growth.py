@@ -1,4 +1,4 @@
-"""Time and memory against size, for bench.py --growth: each point in a process of its own, a table and a picture.
+"""Time and memory against size, for python -m benchmarks --growth: each point in a process of its own, a table and a picture.
 
 A curve is called linear between two neighbouring points where the time grows with an exponent of 0.8 to 1.2: 1 is twice the
 time for twice the size, 0 no more time, 2 four times.
@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from bench_rows import SMALL, VIT_B16, evaluate_ours, make_step, random_clip, random_scores, write_features
-from bench_tools import gib, in_subprocess, peak_memory, take_turns
+from benchmarks.inputs import SMALL, VIT_B16, evaluate_ours, make_step, random_clip, random_scores, write_features
+from benchmarks.measure import gib, in_subprocess, peak_memory, take_turns
 from videoanomaly import winograd
 from videoanomaly.data.annotations import Video
 from videoanomaly.runtime.files import write_atomically
@@ -49,7 +49,7 @@ def write_one(folder: str, count: int, dim: int) -> None:
 
 def frames_work(count: int, quick: bool, device: str, folder: Path):
     model = small_model(device, embed_dim=32).eval()
-    in_subprocess("bench_growth", "write_one", str(folder), count, model.config.feature_dim)  # its memory is not the evaluation's
+    in_subprocess("benchmarks.growth", "write_one", str(folder), count, model.config.feature_dim)  # its memory is not the evaluation's
     videos = [Video("0", 0, ((count // 4, count // 2),), count)]
     return lambda: evaluate_ours(model, videos, folder)
 
@@ -148,9 +148,9 @@ def run(args) -> int:
     for name, sizes in (QUICK if args.quick else SIZES).items():
         start = time.perf_counter()
         common = (args.quick, args.device, torch.get_num_threads())
-        curves[name] = [(n, *in_subprocess("bench_growth", "point", name, int(n), *common)) for n in sizes]
+        curves[name] = [(n, *in_subprocess("benchmarks.growth", "point", name, int(n), *common)) for n in sizes]
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    from bench import machine
+    from benchmarks.__main__ import machine
 
     text = f"# Growth of time and memory\n\n![the curves](growth.png)\n\n{machine(args)}\n\n{markdown(curves)}"
     write_atomically(folder / "growth.md", lambda file: file.write(text.encode()))

@@ -1,16 +1,16 @@
 """Measures this project beside what people use today: same inputs, same threads, taking turns, and the outputs compared.
 
-    python bench.py --markdown bench.md                # every row at full size; hours on two cores, so choose --rows
-    python bench.py --quick                            # every row small, under five minutes: do all run and agree?
-    python bench.py --rows text train --device cuda
-    python bench.py --growth docs                      # time and memory against frames, videos, classes and batch
+    python -m benchmarks --markdown bench.md                # every row at full size; hours on two cores, so choose --rows
+    python -m benchmarks --quick                            # every row small, under five minutes: do all run and agree?
+    python -m benchmarks --rows text train --device cuda
+    python -m benchmarks --growth docs                      # time and memory against frames, videos, classes and batch
 
-The packages to compare with are in requirements-peers.txt; a row whose package is missing says so. A figure is the median of
+The packages to compare with are in benchmarks/requirements.txt; a row whose package is missing says so. A figure is the median of
 the rounds, with the smallest and largest in brackets; a ratio is that of the times of the same round, above 1 where we are
-faster. All keep freed memory (memory.py), which makes the peers faster than they are by themselves. Exit status 1: outputs differ by more than they may, or a row failed. Letters as in anomalyclip.py.
+faster. All keep freed memory (memory.py), which makes the peers faster than they are by themselves. Exit status 1: outputs differ
+by more than they may, or a row failed. Letters as in anomalyclip.py.
 """
 import argparse
-import platform
 import sys
 import tempfile
 import time
@@ -18,13 +18,17 @@ from pathlib import Path
 
 import torch
 
-from bench_peers import MissingPeer
-from bench_rows import ROWS
-from bench_tools import Line, pick, spread
+from benchmarks.data_rows import bootstrap, evaluation, extraction, limits, loading, startup
+from benchmarks.measure import Line, machine, pick, spread
+from benchmarks.model_rows import accelerator, image_bf16, image_fp32, text, train
+from benchmarks.peers import MissingPeer
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.processes import check_device
+
+ROWS = {row.__name__: row for row in (limits, image_fp32, image_bf16, text, train, loading, evaluation, bootstrap, extraction,
+                                      startup, accelerator)}
 
 
 def markdown(lines: list[Line], args) -> str:
@@ -37,16 +41,6 @@ def markdown(lines: list[Line], args) -> str:
          ("FAILED " if line.failed else "") + line.note] for line in lines]
     table = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows)
     return f"{machine(args)}\n\n{table}\n"
-
-
-def machine(args) -> str:
-    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
-    size = "small sizes (--quick): the ratios say nothing" if args.quick else "full sizes"
-    return (f"{time.strftime('%Y-%m-%d')}, {device}, {name}, {torch.backends.cpu.get_cpu_capability()}, "
-            f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds, {size}")
 
 
 def run_row(name: str, args) -> list[Line]:
@@ -84,9 +78,9 @@ def main(argv=None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.growth:
-        import bench_growth
+        from benchmarks import growth
 
-        return bench_growth.run(args)
+        return growth.run(args)
     torch.backends.cudnn.allow_tf32 = False  # as the scripts do
     lines = []
     with tempfile.TemporaryDirectory() as folder:
