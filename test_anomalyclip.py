@@ -1,4 +1,4 @@
-"""Tests of anomalyclip.py, in its order; `testdata` holds numbers computed with the authors' code (random weights)."""
+"""Tests of anomalyclip.py, in its order; `tests/reference` holds numbers computed with the authors' code (random weights)."""
 import json
 import math
 import shutil
@@ -24,11 +24,11 @@ from anomalyclip import (
     metrics,
     select_segments,
 )
-from testdata.tiny_clip import tiny_clip_state_dict
+from tests.tiny_clip import tiny_clip_state_dict
 from videoanomaly.weights.released import convert_state
 
 HERE = Path(__file__).parent
-REFERENCE = HERE / "testdata"
+REFERENCE = HERE / "tests" / "reference"
 XD_CLASSES = ("Abuse", "Car_accident", "Explosion", "Fighting", "Riot", "Shooting")
 UCF_CLASSES = ("Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting", "RoadAccidents", "Robbery",
                "Shooting", "Shoplifting", "Stealing", "Vandalism")

@@ -15,57 +15,19 @@ import clip_model
 import evaluate
 import train
 from anomalyclip import AnomalyCLIP, metrics
-from testdata.tiny_clip import tiny_clip_state_dict
+from tests.places import ROOT
+from tests.synthetic import CLASSES, SMALL, equal, run, stop_in_the_third_epoch, write_dataset
+from tests.tiny_clip import tiny_clip_state_dict
 from train import learning_rate
 from videoanomaly import settings, winograd
 from videoanomaly.evaluation.metrics import choose_threshold, false_alarm_rate
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.signals import stop_signals
 
-HERE = Path(__file__).parent
-CLASSES = ("fire", "fall")
-SMALL = ["--num-segments", "6", "--num-frames", "4", "--topk", "2", "--embed-dim", "16", "--num-heads", "2", "--batch-size", "8",
-         "--workers", "0", "--device", "cpu"]
-
-
-def write_dataset(root: Path, dim: int = 64, frames_per_feature: int = 1, encoder: str = "synthetic") -> Path:
-    """Videos whose anomalies lie 4 units along an axis of their class; 8 normal and 8 abnormal ones in each list."""
-    rng = np.random.default_rng(0)
-    (root / "features").mkdir(parents=True)
-    lists, annotations, videos = {"train": [], "test": []}, [], {}
-    for split in lists:
-        for i in range(16):
-            label = -1 if i < 8 else i % 2
-            name, kind = f"{split}{i:02d}", "Normal" if label < 0 else CLASSES[label]
-            num_rows = 20 + (37 * i + len(split)) % 70
-            rows = rng.normal(size=(num_rows, dim)).astype(np.float16)
-            start, end = sorted(rng.choice(num_rows, 2, replace=False))
-            if label >= 0:
-                rows[start:end + 1, label] += 4
-                interval = f"{start * frames_per_feature}  {(end + 1) * frames_per_feature - 1}"
-            np.save(root / "features" / f"{name}.npy", rows)
-            videos[name] = {"frames": num_rows * frames_per_feature - frames_per_feature // 2, "fps": 25.0}
-            lists[split].append(f"{name}.mp4 {kind}")
-            if split == "test":
-                annotations.append(f"{name}.mp4  {kind}  {interval if label >= 0 else '-1  -1'}  -1  -1  ")
-    for split, lines in lists.items():
-        (root / f"{split}.txt").write_text("\n".join(lines))
-    (root / "temporal_annotations.txt").write_text("\n".join(annotations))
-    (root / "classes.txt").write_text("\n".join(["Normal", *CLASSES]))
-    meta = {"encoder": encoder, "weights_sha256": None, "dim": dim, "stride": frames_per_feature, "crops": 1, "jpeg": None}
-    (root / "features" / "meta.json").write_text(json.dumps(meta | {"videos": videos}))
-    return root
-
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"))
-
-
-def run(dataset: Path, out: Path, *options: str) -> dict:
-    """Trains with the small settings, returns the checkpoint."""
-    train.main(["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *options])
-    return torch.load(out / "last.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +43,6 @@ def evaluated(trained) -> Path:
     """The folder that the evaluation of that checkpoint writes."""
     evaluate.main(["--ckpt", str(trained), "--device", "cpu", "--rules", "--timelines", "3"])
     return trained.parent / "eval"
-
-
-def equal(a, b) -> bool:
-    """Bit for bit, through dicts and lists."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 # ---- settings ----
@@ -146,7 +97,7 @@ def test_wrong_options_are_named_before_any_work(dataset, tmp_path, options, mes
 
 
 def test_wrong_input_ends_the_script_with_one_line_and_status_2(tmp_path):
-    command = [sys.executable, str(HERE / "train.py"), "--dataset", "custom", "--root", str(tmp_path / "nothing")]
+    command = [sys.executable, str(ROOT / "train.py"), "--dataset", "custom", "--root", str(tmp_path / "nothing")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and "nothing" in result.stderr
@@ -162,23 +113,6 @@ def test_training_lowers_the_loss_and_logs_every_term(trained):
     assert {"dir_abnormal", "top_abnormal", "bottom_abnormal", "dir_normal", "top_normal", "sparse", "smooth", "total"} <= \
         records[0]["losses"].keys()
     assert records[0]["seconds"] > 0
-
-
-def stop_in_the_third_epoch(monkeypatch, begin) -> None:
-    """Begins a run, which is interrupted where its third epoch would begin."""
-    calls, real = [], train.train_epoch
-
-    def stop(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(train, "train_epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
-        begin()
-    torch.rand(5)  # the state of the process must not matter
-    monkeypatch.setattr(train, "train_epoch", real)
 
 
 def test_four_epochs_equal_two_resumed_and_two_more_bit_for_bit(dataset, tmp_path, monkeypatch):

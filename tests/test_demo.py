@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 import clip_model
 import predict
 import train
-from test_distributed import torchrun
+from tests.places import ROOT, torchrun
 from videoanomaly.data.lists import load_lists
 from videoanomaly.demo import prepare, train_clip, world
 from videoanomaly.demo.actors import Person, Vehicle
@@ -349,7 +349,7 @@ with process_group("cpu"):
 
 
 def test_two_processes_step_as_one(tmp_path):
-    (tmp_path / "steps.py").write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{OF_TWO}")
+    (tmp_path / "steps.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{OF_TWO}")
     for run in [torchrun(str(tmp_path / "steps.py"), str(tmp_path), processes=processes) for processes in (1, 2)]:
         printed = run.communicate(timeout=120)[0]
         assert run.returncode == 0, printed

@@ -45,7 +45,7 @@ class Planted:
     """A checkpoint that calls red pictures "fire" and blue ones "fall", and the encoder file that goes with it."""
 
     def __init__(self, root: Path, spacing: int):
-        from test_train import run, write_dataset
+        from tests.synthetic import run, write_dataset
 
         dataset = write_dataset(root / "data", frames_per_feature=spacing, encoder="Colours")
         checkpoint = run(dataset, root / "run", "--epochs", "1", "--temporal", "mlp", "--temporal-input", "similarity")

@@ -24,6 +24,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from tests.places import ROOT
 from videoanomaly import event_rule
 from videoanomaly.event_rule import cut_events
 from videoanomaly.live import service, streams, watcher as watcher_, webhook
@@ -49,11 +50,13 @@ if len(sys.argv) > 1:
 """
 SCRIPT = """
 import json, sys
-import live, streams, test_live
+from tests import test_live
+from videoanomaly.live import service, streams, watcher
 from videoanomaly.runtime.console import run_script
 options = json.loads(sys.argv[2])
-live.GAP, streams.TIMEOUT, streams.BACK_OFF = options.pop("gap", 10), options.pop("timeout", 5), (0.5, 1)
-run_script(lambda: live.run(sys.argv[1], test_live.Brightness(), test_live.GreyEncoder(), threshold=0.5, n_px=8, **options))
+watcher.GAP = service.GAP = options.pop("gap", 10)
+streams.TIMEOUT, streams.BACK_OFF = options.pop("timeout", 5), (0.5, 1)
+run_script(lambda: service.run(sys.argv[1], test_live.Brightness(), test_live.GreyEncoder(), threshold=0.5, n_px=8, **options))
 """
 
 
@@ -122,7 +125,7 @@ class Watcher:
         self.lines = []
         command = [sys.executable, "-c", SCRIPT, str(source), json.dumps(options)]
         self.process = subprocess.Popen(command, text=True, stdin=stdin, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, cwd=Path(__file__).parent)
+                                        stderr=subprocess.PIPE, cwd=ROOT)
         self.threads = [threading.Thread(target=self.read, args=(file,), daemon=True)
                         for file in (self.process.stdout, self.process.stderr)]
         for thread in self.threads:

@@ -3,7 +3,6 @@ import csv
 import json
 import os
 import re
-from fractions import Fraction
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,7 +14,8 @@ import torch
 import evaluate
 import predict
 from anomalyclip import AnomalyCLIP
-from test_released import REFERENCE, ROOT, needs_reference
+from tests.places import REFERENCE, REFERENCE_DATA, needs_reference
+from tests.videos import BLUE, RED, write_clip
 from videoanomaly import frame_scores, winograd
 from videoanomaly.event_rule import cut_events
 from videoanomaly.prediction import events
@@ -23,28 +23,7 @@ from videoanomaly.runtime.console import InputError
 from videoanomaly.video import decoding, encoding
 from videoanomaly.weights import checkpoints
 
-RED, BLUE = (200, 60, 60), (60, 60, 200)
-
 FILES = {"report.html", "events.json", "events.csv", "events.vtt", "scores.npz", "timeline.png", "key_frame.jpg"}
-
-
-def write_clip(path: Path, num_frames: int = 100, coloured=((50, 75, RED),), times=None, codec: str = "libx264",
-               rate: int = 25) -> Path:
-    """A video of grey noise, some frames [start, end) of which have a colour; `times`: when frames are shown, seconds."""
-    rng = np.random.default_rng(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.width = stream.height = 64
-        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 1000)
-        for i in range(num_frames):
-            base = next((colour for start, end, colour in coloured if start <= i < end), (110, 110, 110))
-            blocks = np.clip(np.array(base) + rng.normal(0, 26, (8, 8, 1)), 0, 255).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(blocks.repeat(8, 0).repeat(8, 1), format="rgb24")
-            frame.pts, frame.time_base = round(1000 * (i / rate if times is None else times[i])), Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def read_events(folder: Path) -> dict:
@@ -189,11 +168,11 @@ def test_checkpoints_that_do_not_hold_the_spacing_take_it_from_the_features_fold
 @needs_reference
 @pytest.mark.parametrize("converted", [False, True])
 def test_released_checkpoints_give_the_scores_of_the_released_code(tmp_path, converted):
-    options = ["--ckpt", str(REFERENCE / "last.ckpt"), "--dataset", "ucfcrime", "--root", ROOT]
+    options = ["--ckpt", str(REFERENCE / "last.ckpt"), "--dataset", "ucfcrime", "--root", REFERENCE_DATA]
     if converted:
         evaluate.main([*options, "--convert", str(tmp_path / "ours.pt")])
         options = ["--ckpt", str(tmp_path / "ours.pt")]
-    paths = sorted(Path(ROOT).rglob("*_x264.npy"))[:2]
+    paths = sorted(Path(REFERENCE_DATA).rglob("*_x264.npy"))[:2]
     predict.main([*options, "--features", *map(str, paths), "--fps", "30", "--out", str(tmp_path / "out"), "--device", "cpu"])
     expected = np.load(REFERENCE / "expected.npz")
     compared = [name for name in (path.stem for path in paths) if f"{name}.scores" in expected]
@@ -204,7 +183,7 @@ def test_released_checkpoints_give_the_scores_of_the_released_code(tmp_path, con
 
 
 def test_a_temporal_model_with_features_of_its_own_takes_them_from_a_folder(tmp_path):
-    from test_train import run, write_dataset
+    from tests.synthetic import run, write_dataset
 
     one, other = write_dataset(tmp_path / "a"), write_dataset(tmp_path / "b", dim=32)
     run(one, tmp_path / "run", "--epochs", "1", "--temporal-features", str(other / "features"))

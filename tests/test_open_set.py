@@ -11,8 +11,8 @@ import clip_model
 import predict
 import train
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, metrics
-from test_predict import RED, write_clip
-from testdata.tiny_clip import tiny_clip_state_dict
+from tests.tiny_clip import tiny_clip_state_dict
+from tests.videos import RED, write_clip
 from videoanomaly.data import features as features_, prototype
 from videoanomaly.data.annotations import Video
 from videoanomaly.frame_scores import FrameScores

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import predict
-from test_predict import BLUE, RED, write_clip
+from tests.videos import BLUE, RED, write_clip
 from videoanomaly.event_rule import cut_events
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import report

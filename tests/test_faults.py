@@ -22,13 +22,13 @@ import pytest
 import torch
 
 import train
-from test_extract_features import write_video
-from test_train import SMALL, equal, write_dataset
+from tests.places import ROOT
+from tests.synthetic import SMALL, equal, write_dataset
+from tests.videos import write_video
 from videoanomaly.runtime import run_folder
 from videoanomaly.runtime.console import InputError
 
 NUM_KILLS = 30
-HERE = Path(__file__).parent
 ENCODER = """
 import time
 import numpy as np
@@ -79,7 +79,7 @@ def start():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_faults", "torch._dynamo", "extract_features", "annotations", "anomalyclip"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE))  # the server of Python 3.11 does not look into sys.path
+        patch.setenv("PYTHONPATH", str(ROOT))  # the server of Python 3.11 does not look into sys.path
         forkserver.ensure_running()
 
     def start(module: str, argv: list[str], write_seconds: float = 0.005):
@@ -231,14 +231,14 @@ def test_a_stopped_script_tells_the_command_that_goes_on(dataset, tmp_path, star
     """The signal goes to the whole group, as from a terminal, a batch system or `timeout`."""
     options = [*train_options(dataset, Path("a run"), "--epochs", "40"), "--workers", workers]
     whole = start("train", train_options(dataset, tmp_path / "whole", "--epochs", "40"), write_seconds=0)
-    with running([str(HERE / "train.py"), *options], tmp_path) as process:
+    with running([str(ROOT / "train.py"), *options], tmp_path) as process:
         wait_for(tmp_path / "a run" / "last.pt")
         os.killpg(process.pid, number)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number and errors == ""
     assert 0 < len(losses(tmp_path / "a run")) < 40
     command = shlex.split(re.search(rf"stopped by {number.name}; go on with: (.*)\n\Z", output)[1])
-    assert command == [sys.executable, str(HERE / "train.py"), *options, "--resume"]
+    assert command == [sys.executable, str(ROOT / "train.py"), *options, "--resume"]
     with running(command[1:], tmp_path) as process:
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

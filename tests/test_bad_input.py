@@ -23,11 +23,12 @@ from hypothesis import given, settings, strategies as st
 
 import evaluate
 import extract_features
-import fuzz
 import train
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, Prediction, inference_rows, select_segments
-from test_extract_features import CUSTOM_ENCODER, assert_same_frames, our_frames, write_video
-from test_train import SMALL, write_dataset
+from tests import fuzz
+from tests.places import ROOT
+from tests.synthetic import SMALL, write_dataset
+from tests.videos import CUSTOM_ENCODER, assert_same_frames, our_frames, write_video
 from videoanomaly.data import annotations, prototype
 from videoanomaly.data.annotations import Video, frame_labels
 from videoanomaly.data.features import FeatureFolder, check_features, load_array
@@ -35,9 +36,6 @@ from videoanomaly.data.lists import load_lists
 from videoanomaly.data.sampling import BalancedBatches, training_rows
 from videoanomaly.runtime import console, files
 from videoanomaly.runtime.console import InputError
-
-HERE = Path(__file__).parent
-
 
 # ---------------------------------------------------------------- helpers
 
@@ -273,7 +271,7 @@ def test_a_mask_tells_the_length_of_its_video(tmp_path):
 def test_each_script_ends_with_one_line_and_status_2(root, command, part):
     (root / "features" / "train12.npy").write_bytes(b"")
     out = root.parent / "out"
-    command = [str(HERE / command[0]), *(text.format(root=root, out=out) for text in command[1:])]
+    command = [str(ROOT / command[0]), *(text.format(root=root, out=out) for text in command[1:])]
     result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and part in result.stderr, result.stderr
     assert not out.exists()

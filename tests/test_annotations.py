@@ -2,19 +2,18 @@
 
 import io
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.places import SHARED
 from videoanomaly.data import annotations, datasets
 from videoanomaly.data.annotations import Video, VideoLists, frame_labels
 from videoanomaly.data.features import FeatureFolder, check_features
 from videoanomaly.data.lists import load_lists
 from videoanomaly.runtime.console import InputError
 
-SHARED = Path(__file__).parent.parent / "shared"
 ANNOTATIONS = SHARED / "data" / "annotations"
 RELEASED = SHARED / "reference" / "checkpoint"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the real annotation files in ../shared")

@@ -13,7 +13,7 @@ import torch
 
 def tiny_clip_state_dict() -> dict[str, torch.Tensor]:
     """The state dict with OpenAI's names, float16."""
-    with np.load(Path(__file__).parent / "clip_tiny" / "compact.npz", allow_pickle=False) as arrays:
+    with np.load(Path(__file__).parent / "reference" / "clip_tiny" / "compact.npz", allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     rows, token_ids = state.pop("token_embedding.rows"), state.pop("token_embedding.ids")
     embedding = torch.zeros(49408, rows.shape[1], dtype=rows.dtype)

@@ -12,7 +12,7 @@ import pytest
 import sklearn.metrics
 
 import evaluate
-from test_train import run, write_dataset
+from tests.synthetic import run, write_dataset
 from videoanomaly import plots
 from videoanomaly.evaluation import evaluator, tables
 from videoanomaly.runtime.console import InputError

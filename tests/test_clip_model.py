@@ -1,4 +1,4 @@
-"""Tests of clip_model.py. Vectors of OpenAI's implementation lie in testdata/; whole files are read from ../shared."""
+"""Tests of clip_model.py. Vectors of OpenAI's implementation lie in tests/reference/; whole files are read from ../shared."""
 
 import ast
 import hashlib
@@ -21,13 +21,22 @@ import torch.nn.functional as F
 from PIL import Image
 
 import clip_model
-from clip_model import (CLIP, Attention, QuickGELU, WeightsError, available_models, load, preprocess, tokenize,
-                        weights_hash)
-from testdata.tiny_clip import tiny_clip_state_dict
+from clip_model import (
+    CLIP,
+    Attention,
+    QuickGELU,
+    WeightsError,
+    available_models,
+    load,
+    preprocess,
+    tokenize,
+    weights_hash,
+)
+from tests.places import ROOT, SHARED
+from tests.tiny_clip import tiny_clip_state_dict
 
-HERE = Path(__file__).parent
-TESTDATA = HERE / "testdata"
-SHARED_CLIP = HERE.parent / "shared" / "reference" / "clip_tiny"
+TESTDATA = ROOT / "tests" / "reference"
+SHARED_CLIP = SHARED / "reference" / "clip_tiny"
 CASES = json.loads((TESTDATA / "tokenizer" / "cases.json").read_text())
 PICTURES = json.loads((TESTDATA / "preprocess" / "expected.json").read_text())
 TINY = json.loads((TESTDATA / "clip_tiny" / "expected.json").read_text())["config"]
@@ -395,7 +404,7 @@ def test_entities_are_unescaped_twice():
 
 def test_file_works_when_copied_alone_with_its_merge_table(tmp_path):
     for name in ("clip_model.py", "bpe_merges.txt.gz"):
-        (tmp_path / name).write_bytes((HERE / name).read_bytes())
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     spec = importlib.util.spec_from_file_location("copied_clip_model", tmp_path / "clip_model.py")
     copied = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copied)
@@ -407,7 +416,7 @@ def test_file_works_when_copied_alone_with_its_merge_table(tmp_path):
 
 
 def test_top_level_imports_are_few_and_light():
-    tree = ast.parse((HERE / "clip_model.py").read_text())
+    tree = ast.parse((ROOT / "clip_model.py").read_text())
     names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} - sys.stdlib_module_names == {"torch", "ftfy", "regex"}

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -16,53 +15,15 @@ from PIL import Image
 
 import clip_model
 import extract_features
+from tests.places import ROOT, SHARED
+from tests.videos import CUSTOM_ENCODER, assert_same_frames, opencv_frames, our_frames, picture, write_video
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.video import encoders, encoding
-from videoanomaly.video.decoding import decode, to_image
 from videoanomaly.video.encoding import reading_ahead
 from videoanomaly.video.extraction import finished_videos, split_by_size
 from videoanomaly.video.preprocessing import cut_crops, jpeg_round_trip, resize_like_opencv
 
-SHARED = Path(__file__).parent.parent / "shared"
-
-
 # ---------------------------------------------------------------- helpers
-
-
-def picture(t, width, height):
-    """RGB colours that change over the picture and with time, with coarse noise in the middle."""
-    y, x = np.mgrid[0:height, 0:width]
-    image = np.stack([x * 255 // width + 7 * t, y * 255 // height + 5 * t, (x + y) * 3 + 11 * t], -1) % 256
-    inner = image[height // 4:height // 2, width // 4:width // 2]
-    inner[:] = np.random.default_rng(t).integers(0, 256, inner.shape)
-    return image.astype(np.uint8)
-
-
-def write_video(path, num_frames=12, codec="libx264", pixels="yuv420p", size=(96, 64), rotation=None, variable_rate=False,
-                color_range=None, colorspace=None, mux_options=None, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    width, height = size
-    time_base = Fraction(1, 1000) if variable_rate else Fraction(1, 25)
-    with av.open(str(path), "w", options=mux_options or {}) as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixels
-        stream.codec_context.time_base = stream.time_base = time_base
-        stream.codec_context.options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
-        if colorspace:
-            stream.codec_context.colorspace = colorspace
-        if color_range:
-            stream.codec_context.color_range = color_range
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
-        for t in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(picture(t + seed, width, height), "rgb24")
-            frame = frame.reformat(format=pixels, dst_color_range=color_range)
-            frame.pts, frame.time_base = (40 * t + 3 * t * t % 31 if variable_rate else t), time_base
-            if colorspace:
-                frame.colorspace = colorspace
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def write_sound(path, empty_pictures=False):
@@ -77,28 +38,6 @@ def write_sound(path, empty_pictures=False):
         container.mux(stream.encode())
 
 
-def our_frames(path):
-    reformatter = av.video.reformatter.VideoReformatter()
-    with av.open(str(path)) as container:
-        return [np.asarray(to_image(frame, reformatter)) for frame in decode(container.streams.video[0])]
-
-
-def opencv_frames(path):
-    cv2 = pytest.importorskip("cv2", reason="the reference decoder, opencv-python-headless, is not installed")
-    capture, frames = cv2.VideoCapture(str(path)), []
-    while (found := capture.read())[0]:
-        frames.append(found[1][..., ::-1])
-    return frames
-
-
-def assert_same_frames(path, num_frames):
-    ours, theirs = our_frames(path), opencv_frames(path)
-    assert len(ours) == len(theirs) == num_frames
-    for our, their in zip(ours, theirs):
-        assert our.shape == their.shape
-        assert np.abs(our.astype(int) - their).max() <= 1
-
-
 @pytest.fixture(scope="module")
 def clip_path(tmp_path_factory):
     torch.manual_seed(0)
@@ -108,29 +47,6 @@ def clip_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "tiny.pt"
     torch.save(model.state_dict(), path)
     return path
-
-
-CUSTOM_ENCODER = '''
-import numpy as np
-import torch
-
-class MeanColour:
-    dim = 3
-
-    def preprocess(self, image):
-        return torch.from_numpy(np.asarray(image.resize((8, 8)), dtype=np.float32)).permute(2, 0, 1)
-
-    def encode(self, batch):
-        return batch.mean(dim=(2, 3))
-
-class Placed(MeanColour):
-    def __init__(self, device):
-        self.device, self.net = device, torch.nn.Linear(3, 3, device=device)
-        torch.nn.init.eye_(self.net.weight)
-
-class Lying(MeanColour):
-    dim = 4
-'''
 
 
 @pytest.fixture
@@ -643,7 +559,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="needs glibc")
 def test_freed_memory_comes_back_without_page_faults():
-    faults = [int(subprocess.run([sys.executable, "-c", FAULTS.format(folder=str(Path(__file__).parent), keep=keep)],
+    faults = [int(subprocess.run([sys.executable, "-c", FAULTS.format(folder=str(ROOT), keep=keep)],
                                  capture_output=True, text=True, check=True).stdout) for keep in (True, False)]
     assert faults[0] <= faults[1] / 4, faults
 

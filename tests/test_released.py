@@ -10,19 +10,17 @@ import pytest
 import torch
 
 import evaluate
+from tests.places import REFERENCE, REFERENCE_DATA, needs_reference
 from videoanomaly.runtime.console import InputError
 from videoanomaly.weights.released import load, read_state
 
-REFERENCE = Path(__file__).parent.parent / "shared" / "reference" / "checkpoint"
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="needs the authors' checkpoint in ../shared")
-ROOT = str(REFERENCE / "dataset")
 NORMAL_ID = 7
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("released")
-    options = ["--ckpt", str(REFERENCE / "last.ckpt"), "--dataset", "ucfcrime", "--root", ROOT, "--device", "cpu"]
+    options = ["--ckpt", str(REFERENCE / "last.ckpt"), "--dataset", "ucfcrime", "--root", REFERENCE_DATA, "--device", "cpu"]
     evaluate.main([*options, "--out", str(out), "--timelines", "0"])
     evaluate.main([*options, "--convert", str(out / "ours.pt")])
     return out
@@ -64,7 +62,7 @@ def test_a_converted_checkpoint_evaluates_to_the_same_numbers(evaluated):
 @needs_reference
 def test_without_its_side_file_the_prototype_is_computed(tmp_path):
     os.symlink(REFERENCE / "last.ckpt", tmp_path / "last.ckpt")
-    checkpoint = load(tmp_path / "last.ckpt", "ucfcrime", ROOT, None)
+    checkpoint = load(tmp_path / "last.ckpt", "ucfcrime", REFERENCE_DATA, None)
     prototype = checkpoint["model"]["prototype"]
     assert checkpoint["settings"]["dataset"] == "ucfcrime"  # tells --vadclip-map which of its two rules to follow
     assert (prototype - torch.load(REFERENCE / "ncentroid.pt", weights_only=True)).abs().max() <= 1e-6

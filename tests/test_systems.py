@@ -14,9 +14,9 @@ import evaluate
 import predict
 import train
 from anomalyclip import MTN, AnomalyCLIP, AnomalyCLIPConfig, NonLocal
-from test_distributed import torchrun
-from test_train import equal, stop_in_the_third_epoch, write_dataset
-from testdata.tiny_clip import tiny_clip_state_dict
+from tests.places import torchrun
+from tests.synthetic import equal, stop_in_the_third_epoch, write_dataset
+from tests.tiny_clip import tiny_clip_state_dict
 from videoanomaly import settings
 from videoanomaly.data.sampling import BalancedBatches
 from videoanomaly.runtime.console import InputError

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.places import ROOT, SHARED
 from videoanomaly.data import prototype as prototype_
 from videoanomaly.data.annotations import Video
 from videoanomaly.data.features import FeatureFolder, check_features, matching_rows
@@ -19,9 +20,8 @@ from videoanomaly.data.sampling import BalancedBatches, SegmentDataset, training
 from videoanomaly.runtime import console, files
 from videoanomaly.runtime.console import InputError
 
-SHARED = Path(__file__).parent.parent / "shared"
 RELEASED = SHARED / "reference" / "checkpoint"
-SAMPLING = Path(__file__).parent / "testdata" / "sampling.json"
+SAMPLING = ROOT / "tests" / "reference" / "sampling.json"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the released data set in ../shared")
 
 

@@ -2,8 +2,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,22 +9,17 @@ import pytest
 import torch
 
 import train
-from test_train import SMALL, write_dataset
+from tests.places import ROOT, torchrun
+from tests.synthetic import SMALL, write_dataset
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError
 
-HERE = Path(__file__).parent
 WITHOUT_EFFECT = "temporal_model.body.non_local.2.out."  # MTN: a bias right before a batch normalisation has no gradient but noise
 STEPS_20 = ["--epochs", "10", "--lr", "1e-4"]  # 8 normal and 8 abnormal videos in batches of 8
 
 
 def arguments(dataset: Path, out: Path, *options: str) -> list[str]:
     return ["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *STEPS_20, *options]
-
-
-def torchrun(*script: str, processes: int = 2, options: tuple = ()) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options, *script]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HERE)
 
 
 def state_of(out: Path) -> dict:
@@ -61,7 +54,7 @@ os.write(1, f"left: {time.monotonic()}\\n".encode())
 def test_all_processes_leave_the_group_together(tmp_path, monkeypatch):
     """One that ended right after its last exchange could be aborted by a thread of gloo that still frees a tensor."""
     (tmp_path / "script.py").write_text(LEAVING)
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     printed = torchrun(str(tmp_path / "script.py")).communicate(timeout=300)[0]
     last, left = ([float(x) for x in re.findall(rf"{word}: (\S+)", printed)] for word in ("last", "left"))
     assert len(left) == 2 and min(left) >= last[0], printed
@@ -84,7 +77,7 @@ def test_two_processes_train_as_one(dataset, tmp_path, options):
 
 @pytest.mark.slow
 def test_a_killed_worker_starts_all_again_from_the_last_checkpoint(dataset, tmp_path):
-    script = (HERE / "train.py", *arguments(dataset, tmp_path / "two", "--epochs", "60"))
+    script = (ROOT / "train.py", *arguments(dataset, tmp_path / "two", "--epochs", "60"))
     run = torchrun(*map(str, script), options=("--max-restarts", "3"))
     while not (tmp_path / "two/last.pt").exists():
         assert run.poll() is None, run.communicate()[0]

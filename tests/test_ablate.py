@@ -17,7 +17,8 @@ import torch
 import ablate
 import evaluate
 import train
-from test_train import SMALL, run, write_dataset
+from tests.places import ROOT, SHARED
+from tests.synthetic import SMALL, run, write_dataset
 from videoanomaly import plots, settings as settings_
 from videoanomaly.data.annotations import VideoLists
 from videoanomaly.data.features import FeatureFolder
@@ -25,7 +26,6 @@ from videoanomaly.evaluation import projections
 from videoanomaly.evaluation.paper_tables import TABLES
 from videoanomaly.runtime.console import InputError
 
-HERE = Path(__file__).parent
 ABLATIONS = [name for name, table in TABLES.items() if not table.compares]
 
 # In the place of train.py: notes its starts, and obeys the orders in the folder of the data set
@@ -116,10 +116,10 @@ def test_the_papers_numbers_are_copied_right():
         assert table.metrics == (("AP", "mAP") if table.dataset == "xdviolence" else ("AUC", "mAUC"))
 
 
-@pytest.mark.skipif(not (HERE.parent / "shared" / "paper.md").exists(), reason="the paper's text is not there")
+@pytest.mark.skipif(not (SHARED / "paper.md").exists(), reason="the paper's text is not there")
 def test_every_number_stands_in_the_papers_text():
     """Of comparisons in the line of the table that names the system, of ablations somewhere, side by side."""
-    text = (HERE.parent / "shared" / "paper.md").read_text()
+    text = (SHARED / "paper.md").read_text()
     for name, table in TABLES.items():
         whole = text.split(f"\nTable {name}:")[1].split("\nTable ")[0] if table.compares else text
         for row in table.rows:
@@ -226,7 +226,7 @@ def test_abbreviated_options_which_would_undo_the_rows_are_refused(fake, tmp_pat
 
 
 def test_wrong_input_ends_the_script_with_one_line_and_status_2(tmp_path):
-    command = [sys.executable, str(HERE / "ablate.py"), "--table", "7", "--dataset", "custom", "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "ablate.py"), "--table", "7", "--dataset", "custom", "--out", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == \
         (2, "error: --root is missing: expected the folder with the lists of --dataset custom\n")
@@ -299,7 +299,7 @@ def test_a_signal_stops_all_runs_and_the_same_command_goes_on(fake, tmp_path, da
                "sys.exit(ablate.main(sys.argv[1:]))")
     command = ["--table", "10", "--dataset", "custom", "--root", str(dataset), "--out", str(tmp_path / "out"), "--seeds", "1"]
     process = subprocess.Popen([sys.executable, "-c", program, *command, "--", "--device", "cpu"], stdout=subprocess.PIPE,
-                               text=True, env=os.environ | {"PYTHONPATH": str(HERE)})
+                               text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     while not (tmp_path / "out" / "hangs").exists():
         assert process.poll() is None
         time.sleep(0.05)

@@ -1,0 +1,1 @@
+"""The tests; those of the model alone are in test_anomalyclip.py beside it."""
