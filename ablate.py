@@ -1,14 +1,16 @@
 """Runs the tables of the paper, row by row, and writes them beside its numbers (paper_tables.py).
 
     python ablate.py --table 7 --dataset demo                                      # 7 to 15, D.16, D.17: ablations
-    python ablate.py --table 2 --dataset ucfcrime --root data/UCFCrime --jobs 8    # 1, 2, 3: AnomalyCLIP and other systems
-    python ablate.py --table 11 --dataset custom --root data/mine -- --directions direct --epochs 50
+    python ablate.py --table 2 --dataset ucfcrime --root data/UCFCrime --jobs 8    # 1, 2, 3: AnomalyCLIP and other
+    systems python ablate.py --table 11 --dataset custom --root data/mine -- --directions direct --epochs 50
 
-Options behind -- go to train.py, which trains each row with each seed in a process of its own, as evaluate.py evaluates it;
-of several GPUs each gets one in turn. The same command once more goes on where it stopped: what is finished is not run again.
-Writes into OUT: table.md, table.csv, table.png, recognition.png (mAUC and mAP of each row, as Fig. 1), and per row and seed
-the folder that train.py makes and a .log beside it. Exits with status 1 if a run failed; the others go on.
+Options behind -- go to train.py, which trains each row with each seed in a process of its own, as evaluate.py evaluates
+it; of several GPUs each gets one in turn. The same command once more goes on where it stopped: what is finished is not
+run again. Writes into OUT: table.md, table.csv, table.png, recognition.png (mAUC and mAP of each row, as Fig. 1), and
+per row and seed the folder that train.py makes and a .log beside it. Exits with status 1 if a run failed; the others go
+on.
 """
+
 import argparse
 import csv
 import io
@@ -61,8 +63,9 @@ class Run(NamedTuple):
 def parse_args(argv=None) -> argparse.Namespace:
     argv = sys.argv[1:] if argv is None else list(argv)
     split = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--table", required=True, choices=TABLES, help="number of the table in the paper")
     add("--dataset", required=True, choices=datasets.PRESETS, help="data set to run it on")
@@ -73,7 +76,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--out", help="output folder (default: runs/DATASET-table-NUMBER)")
     add("--jobs", type=int, help="runs at a time (default: one per GPU, one without)")
     args = parser.parse_args(argv[:split])
-    args.rest = argv[split + 1:]
+    args.rest = argv[split + 1 :]
     args.out = Path(args.out or f"runs/{args.dataset}-table-{args.table}")
     for name in ("seeds", "jobs"):
         if (value := getattr(args, name)) is not None and value < 1:
@@ -90,7 +93,9 @@ def check_rest(args) -> None:
     for word in args.rest:
         name = word.partition("=")[0]
         if name in rows:
-            raise InputError(f"{name} behind --: the rows of Table {args.table} set it, expected other options of train.py")
+            raise InputError(
+                f"{name} behind --: the rows of Table {args.table} set it, expected other options of train.py"
+            )
         if name in OURS:
             raise InputError(f"{name} behind --: ablate.py sets it, expected it before --, if at all")
 
@@ -143,12 +148,15 @@ def why_missing(row: Row, args, settings: dict) -> str:
 
 
 def check_input(args) -> dict:
-    """Looks at all that the rows share, down to each file of features, and makes the demo's data; the settings of train.py."""
+    """Looks at all that the rows share, down to each file of features, and makes the demo's data; the settings of
+    train.py.
+    """
     shared = train.parse_args([*data_options(args), *args.rest, "--out", str(args.out)])
     features = ["--temporal-features", args.temporal_features] if args.temporal_features else []
     # without CLIP, which a row that needs it opens: other rows shall go on if it is not there
-    train.prepare(train.parse_args([*data_options(args), *args.rest, *features, "--out", str(args.out),
-                                    "--directions", "direct"]))
+    train.prepare(
+        train.parse_args([*data_options(args), *args.rest, *features, "--out", str(args.out), "--directions", "direct"])
+    )
     return vars(shared)
 
 
@@ -165,8 +173,10 @@ def check_settings(args, settings: dict) -> None:
         raise InputError(f"{path}: is damaged ({error}), expected what ablate.py writes") from None
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
-            raise InputError(f"{path}: found {name} = {old.get(name)}, expected {new.get(name)} as given now; go on with "
-                             "the same settings, or choose another --out")
+            raise InputError(
+                f"{path}: found {name} = {old.get(name)}, expected {new.get(name)} as given now; go on with "
+                "the same settings, or choose another --out"
+            )
 
 
 def plan(args, settings: dict) -> list[Run]:
@@ -196,8 +206,16 @@ def places(args, settings: dict) -> list[dict[str, str]]:
 
 def commands(run: Run, args, settings: dict) -> list[list[str]]:
     """What a run consists of: a training, which goes on where it stopped, then an evaluation."""
-    training = [*data_options(args), *row_options(run.row, args), "--seed", str(run.seed), "--out", str(run.folder),
-                "--resume", "--no-evaluate"]
+    training = [
+        *data_options(args),
+        *row_options(run.row, args),
+        "--seed",
+        str(run.seed),
+        "--out",
+        str(run.folder),
+        "--resume",
+        "--no-evaluate",
+    ]
     evaluation = ["--ckpt", str(run.folder / "last.pt"), "--timelines", "0"]
     evaluation += ["--device", settings["device"]] if settings["device"] else []
     return [["train.py", *training], ["evaluate.py", *evaluation]]
@@ -206,8 +224,13 @@ def commands(run: Run, args, settings: dict) -> list[list[str]]:
 def start(run: Run, command: list[str], place: dict[str, str]) -> subprocess.Popen:
     """Starts one of a run's commands; what it prints is added to the run's log."""
     with open(run.log, "ab") as log:
-        return subprocess.Popen([sys.executable, str(HERE / command[0]), *command[1:]], stdin=subprocess.DEVNULL, stdout=log,
-                                stderr=log, env=os.environ | place)
+        return subprocess.Popen(
+            [sys.executable, str(HERE / command[0]), *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | place,
+        )
 
 
 def finish(run: Run, status: int) -> str:
@@ -268,13 +291,19 @@ def read_run(run: Run) -> dict[str, float | None]:
         values = {name: results[name] for name in METRICS[:4]} | {"event mAP": results["events"]["mAP"]}
         values = {name: None if value is None else 100 * float(value) for name, value in values.items()}
         path = run.folder / "log.jsonl"
-        seconds = [float(json.loads(line)["seconds"]) for line in path.read_text().splitlines()] if path.exists() else []
+        seconds = (
+            [float(json.loads(line)["seconds"]) for line in path.read_text().splitlines()] if path.exists() else []
+        )
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: is damaged ({error!r}), expected what train.py and evaluate.py write; delete {run.folder} "
-                         "to run it again") from None
+        raise InputError(
+            f"{path}: is damaged ({error!r}), expected what train.py and evaluate.py write; delete {run.folder} "
+            "to run it again"
+        ) from None
     log = run.log.read_text(errors="replace") if run.log.exists() else ""
-    printed = {"segment rows": re.findall(r"segments of (\d+) rows", log),
-               "parameters": re.findall(r"([\d,]+) trainable parameters", log)}
+    printed = {
+        "segment rows": re.findall(r"segments of (\d+) rows", log),
+        "parameters": re.findall(r"([\d,]+) trainable parameters", log),
+    }
     values |= {name: int(found[-1].replace(",", "")) if found else None for name, found in printed.items()}
     return values | {"training seconds": sum(seconds) if seconds else None}
 
@@ -293,12 +322,25 @@ def gather(args, settings: dict, runs: list[Run], failed: dict[Run, str]) -> lis
         own = [run for run in runs if run.row == row]
         done = [read_run(run) for run in own if run.metrics.exists()]
         missing = why_missing(row, args, settings)
-        notes = [f"not available: {missing}"] if missing else [
-            f"seed {run.seed} {'failed: ' + failed[run] if run in failed else 'is not finished'}"
-            for run in own if not run.metrics.exists()]
+        notes = (
+            [f"not available: {missing}"]
+            if missing
+            else [
+                f"seed {run.seed} {'failed: ' + failed[run] if run in failed else 'is not finished'}"
+                for run in own
+                if not run.metrics.exists()
+            ]
+        )
         values = {name: [v[name] for v in done if v[name] is not None] for name in (*METRICS, *SIZES)}
-        gathered.append({"row": row, "values": values, "paper": dict(zip(table.metrics, row.paper)), "seeds": len(done),
-                         "note": "; ".join(notes)})
+        gathered.append(
+            {
+                "row": row,
+                "values": values,
+                "paper": dict(zip(table.metrics, row.paper)),
+                "seeds": len(done),
+                "note": "; ".join(notes),
+            }
+        )
     return gathered
 
 
@@ -332,9 +374,11 @@ def to_markdown(args, gathered: list[dict]) -> str:
     from videoanomaly.evaluation import tables
 
     table, shared = TABLES[args.table], shlex.join(["train.py", *data_options(args), *args.rest])
-    text = (f"Table {args.table} of the paper, {table.title}: ours on {args.dataset}, the paper's numbers of {table.dataset}. "
-            f"Per cent, mean ± standard deviation over seeds. {table.note}{COMPARED if table.compares else ''}"
-            f"All rows: `{shared}`.")
+    text = (
+        f"Table {args.table} of the paper, {table.title}: ours on {args.dataset}, the paper's numbers of {table.dataset}. "
+        f"Per cent, mean ± standard deviation over seeds. {table.note}{COMPARED if table.compares else ''}"
+        f"All rows: `{shared}`."
+    )
     return f"{text}\n\n{tables.to_markdown([cells(table, gathered)])}"
 
 
@@ -348,8 +392,11 @@ def to_csv(gathered: list[dict]) -> str:
         numbers = []
         for name in METRICS:
             values = entry["values"][name]
-            numbers += [show(statistics.mean(values), ".4f") if values else "",
-                        show(statistics.stdev(values), ".4f") if len(values) > 1 else "", show(entry["paper"].get(name))]
+            numbers += [
+                show(statistics.mean(values), ".4f") if values else "",
+                show(statistics.stdev(values), ".4f") if len(values) > 1 else "",
+                show(entry["paper"].get(name)),
+            ]
         sizes = [f"{statistics.mean(entry['values'][name]):.0f}" if entry["values"][name] else "" for name in SIZES]
         writer.writerow([entry["row"].label, entry["row"].options, entry["seeds"], *numbers, *sizes, entry["note"]])
     return file.getvalue()
@@ -366,8 +413,14 @@ def write_tables(args, gathered: list[dict]) -> None:
     for name, metrics in {"table.png": table.metrics, "recognition.png": ("mAUC", "mAP")}.items():
         values = {metric: [entry["values"][metric] for entry in gathered] for metric in metrics}
         paper = {metric: [entry["paper"].get(metric) for entry in gathered] for metric in metrics}
-        plots.row_bars(args.out / name, labels, values, paper, title=f"{table.title}: {args.dataset}",
-                       paper_label=f"paper, {table.dataset}")
+        plots.row_bars(
+            args.out / name,
+            labels,
+            values,
+            paper,
+            title=f"{table.title}: {args.dataset}",
+            paper_label=f"paper, {table.dataset}",
+        )
     print(f"\n{tables.align(cells(table, gathered))}\n\ntables and pictures: {args.out}")
 
 
@@ -382,7 +435,10 @@ def main(argv=None) -> int | None:
         for run in runs:
             if run not in rest:
                 read_run(run)  # tells of a damaged one before the work
-        print(f"Table {args.table} on {args.dataset}: {len(runs)} runs, {len(runs) - len(rest)} of them finished", flush=True)
+        print(
+            f"Table {args.table} on {args.dataset}: {len(runs)} runs, {len(runs) - len(rest)} of them finished",
+            flush=True,
+        )
         failed, number = run_all(rest, args, settings)
         write_tables(args, gather(args, settings, runs, failed))
     if number:

@@ -9,10 +9,12 @@ Shapes: B videos in a batch (first half abnormal, second half normal), S segment
 D feature size, C anomaly classes (Normal is not one of them), K selected segments, E embedding size, L tokens of a
 prompt, W width of the text tower, J passes over a video, N feature rows of a video.
 """
+
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,17 +41,28 @@ class AnomalyCLIPConfig:
     num_frames: int = option(16, "feature rows per segment (F)")
     topk: int = option(3, "segments that MIL selects per video (K)")
     mask_ratio: float = option(0.7, "share of segments hidden from the selection while training (App. A)")
-    directions: str = option("finetune", "class directions (Table 7): prompts with tuned or frozen text projection, "
-                             "fixed prompts, or free vectors without CLIP", ("finetune", "frozen", "engineered", "direct"))
+    directions: str = option(
+        "finetune",
+        "class directions (Table 7): prompts with tuned or frozen text projection, "
+        "fixed prompts, or free vectors without CLIP",
+        ("finetune", "frozen", "engineered", "direct"),
+    )
     num_ctx: int = option(8, "learned context vectors per prompt (Table 8)")
     shared_ctx: bool = option(False, "one set of context vectors for all classes (Table 8)")
-    likelihood: str = option("projection", "Selector (Table 9): projection of re-centred features on directions, or "
-                             "cosine in CLIP's own space", ("projection", "cosine"))
-    selection: str = option("likelihood", "what ranks segments (Table 9): the Selector's likelihood, or the magnitude of "
-                            "the features", ("likelihood", "magnitude"))
+    likelihood: str = option(
+        "projection",
+        "Selector (Table 9): projection of re-centred features on directions, or cosine in CLIP's own space",
+        ("projection", "cosine"),
+    )
+    selection: str = option(
+        "likelihood",
+        "what ranks segments (Table 9): the Selector's likelihood, or the magnitude of the features",
+        ("likelihood", "magnitude"),
+    )
     temporal: str = option("axial", "Temporal model (Table 10)", ("axial", "mlp", "short", "long", "mtn"))
-    temporal_input: str = option("features", "what the Temporal model sees (Table 15, App. A)",
-                                 ("features", "similarity", "both"))
+    temporal_input: str = option(
+        "features", "what the Temporal model sees (Table 15, App. A)", ("features", "similarity", "both")
+    )
     embed_dim: int = option(256, "embedding size of the Temporal model (E, Table 11)")
     depth: int = option(1, "layers of the Temporal model (Table 11)")
     num_heads: int = option(8, "attention heads of the Temporal model")
@@ -79,8 +92,10 @@ class AnomalyCLIPConfig:
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}")
         if self.embed_dim % self.num_heads or self.temporal == "mtn" and self.embed_dim % 8:
-            raise ValueError(f"embed_dim must be a multiple of num_heads ({self.num_heads}), and of 8 for 'mtn', "
-                             f"got {self.embed_dim}")
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads ({self.num_heads}), and of 8 for 'mtn', "
+                f"got {self.embed_dim}"
+            )
         if self.temporal_feature_dim is not None and self.temporal_input == "similarity":
             raise ValueError("temporal_input 'similarity' has no use for features of its own (temporal_feature_dim)")
 
@@ -122,7 +137,9 @@ class AxisAttention(nn.Module):
         lead = x.shape[:2]
         x = self.norm(x).flatten(0, 1)  # (B * other axis, T, E)
         q, k, v = self.to_q(x), *self.to_kv(x).chunk(2, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B *, heads, T, E / heads)
+        q, k, v = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
+        )  # (B *, heads, T, E / heads)
         x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B *, T, E)
         return self.to_out(x).unflatten(0, lead)
 
@@ -163,8 +180,9 @@ class AxialLayer(nn.Module):
 class AxialTransformer(nn.Module):
     """Short- and long-term relations at once: each axis of the (S, F) grid in turn (Ho et al.)."""
 
-    def __init__(self, dim: int, *, num_segments: int, num_frames: int, num_heads: int, depth: int,
-                 head_dim: int | None = None):
+    def __init__(
+        self, dim: int, *, num_segments: int, num_frames: int, num_heads: int, depth: int, head_dim: int | None = None
+    ):
         super().__init__()
         self.pos_segments = nn.Parameter(torch.randn(num_segments, 1, dim))
         self.pos_frames = nn.Parameter(torch.randn(1, num_frames, dim))
@@ -187,9 +205,12 @@ class AxisTransformer(nn.Module):
         super().__init__()
         self.long = long
         self.pos = nn.Parameter(torch.randn(length, dim))
-        self.layers = nn.Sequential(*(
-            nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout=0.0, batch_first=True, norm_first=True)
-            for _ in range(self.LAYERS * depth)))
+        self.layers = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout=0.0, batch_first=True, norm_first=True)
+                for _ in range(self.LAYERS * depth)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.long:
@@ -218,7 +239,8 @@ class MTN(nn.Module):
     def __init__(self, dim: int, width: int, norm: Callable[[int], nn.Module] = nn.BatchNorm1d):
         super().__init__()
         self.scales = nn.ModuleList(
-            nn.Sequential(nn.Conv1d(dim, width, 3, padding=d, dilation=d), nn.ReLU(), norm(width)) for d in (1, 2, 4))
+            nn.Sequential(nn.Conv1d(dim, width, 3, padding=d, dilation=d), nn.ReLU(), norm(width)) for d in (1, 2, 4)
+        )
         self.non_local = nn.Sequential(nn.Conv1d(dim, width, 1, bias=False), nn.ReLU(), NonLocal(width, norm))
         self.fuse = nn.Sequential(nn.Conv1d(4 * width, dim, 3, padding=1, bias=False), nn.ReLU(), norm(dim))
 
@@ -264,7 +286,9 @@ class TemporalModel(nn.Module):
 def causal_attention(attn: nn.Module, x: Tensor) -> Tensor:
     """Self-attention of a text-tower block by its parameter names, which all CLIP implementations share."""
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)  # (n, L, 3W)
-    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, dim=-1))  # (n, heads, L, W / heads)
+    q, k, v = (
+        t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, dim=-1)
+    )  # (n, heads, L, W / heads)
     x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return attn.out_proj(x.transpose(1, 2).flatten(2))  # (n, L, W)
 
@@ -288,22 +312,28 @@ class PromptLearner(nn.Module):
         tokens = tokenize([f"{name}." if learned else ENGINEERED_PROMPT.format(name) for name in names])
         eot_idx = tokens.long().argmax(dim=-1) + num_ctx  # (C,)
         if int(eot_idx.max()) >= len(clip.positional_embedding):
-            raise ValueError(f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {num_ctx} of them context vectors; "
-                             f"the text tower has {len(clip.positional_embedding)} positions")
+            raise ValueError(
+                f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {num_ctx} of them context vectors; "
+                f"the text tower has {len(clip.positional_embedding)} positions"
+            )
         with torch.no_grad():
             embeddings = clip.token_embedding(tokens.to(clip.token_embedding.weight.device)).float()  # (C, 77, W)
         num_suffix = int(eot_idx.max()) - num_ctx
         self.register_buffer("prefix", embeddings[:, :1].clone(), persistent=False)  # (C, 1, W)
-        self.register_buffer("suffix", embeddings[:, 1:1 + num_suffix].clone(), persistent=False)  # (C, L - 1 - num_ctx, W)
+        self.register_buffer(
+            "suffix", embeddings[:, 1 : 1 + num_suffix].clone(), persistent=False
+        )  # (C, L - 1 - num_ctx, W)
         self.register_buffer("eot_idx", eot_idx.to(embeddings.device), persistent=False)
-        positions = clip.positional_embedding.detach()[:int(eot_idx.max()) + 1]
+        positions = clip.positional_embedding.detach()[: int(eot_idx.max()) + 1]
         self.register_buffer("positions", positions.float().clone(), persistent=False)  # (L, W)
         tower = {"blocks": clip.transformer.resblocks, "ln_final": clip.ln_final}
         self.text_tower = nn.ModuleDict(copy.deepcopy(tower)).float().requires_grad_(False)
         projection = clip.text_projection.detach().float().clone()  # (W, D)
         self.text_projection = nn.Parameter(projection, requires_grad=config.directions == "finetune")
         self.ctx = None
-        if learned:  # the last row is Normal's: of no use to the directions, but part of the published 10.4 M parameters
+        if (
+            learned
+        ):  # the last row is Normal's: of no use to the directions, but part of the published 10.4 M parameters
             sets = () if config.shared_ctx else (len(names) + 1,)
             self.ctx = nn.Parameter(0.02 * torch.randn(*sets, num_ctx, embeddings.shape[-1], device=embeddings.device))
 
@@ -415,8 +445,11 @@ class VideoModel(nn.Module):
         p_A = np.empty(num_rows, np.float32)
         p_class = np.empty((num_rows, len(self.config.classes)), np.float32)
         for rows in inference_rows(num_rows, self.config.num_segments, self.config.num_frames, batch_size):
-            segments = [self.read_rows(source, rows % num_rows) for source in (features, temporal_features)
-                        if source is not None]
+            segments = [
+                self.read_rows(source, rows % num_rows)
+                for source in (features, temporal_features)
+                if source is not None
+            ]
             kept = rows < num_rows  # the rest is padding
             score, per_class = self.probabilities(*segments)
             p_A[rows[kept]] = score[kept]
@@ -426,7 +459,9 @@ class VideoModel(nn.Module):
     def read_rows(self, source, rows: np.ndarray) -> Tensor:
         """Rows (J, S, F) of a video -> (crops, J, S, F, D) float32 on the model's device."""
         index = rows.reshape(-1)
-        x = torch.as_tensor(source[torch.from_numpy(index)] if isinstance(source, Tensor) else np.asarray(source[index]))
+        x = torch.as_tensor(
+            source[torch.from_numpy(index)] if isinstance(source, Tensor) else np.asarray(source[index])
+        )
         x = x.to(self.prototype.device, torch.float32).reshape(*rows.shape, -1, x.shape[-1])  # (J, S, F, crops, D)
         return x.movedim(3, 0)
 
@@ -457,14 +492,20 @@ class VideoModel(nn.Module):
         found = {k: getattr(v, "shape", None) for k, v in state.items()}
         if own != found:
             differ = sorted(k for k in own.keys() | found.keys() if own.get(k) != found.get(k))
-            raise ValueError(f"state does not fit the model at {' '.join(differ[0].split())}: found {found.get(differ[0], 'nothing')}, "
-                             f"expected {own.get(differ[0], 'nothing')} ({len(differ)} such)")
+            raise ValueError(
+                f"state does not fit the model at {' '.join(differ[0].split())}: found {found.get(differ[0], 'nothing')}, "
+                f"expected {own.get(differ[0], 'nothing')} ({len(differ)} such)"
+            )
         self.load_state_dict(state, strict=False)
 
     def checkpoint(self) -> dict:
         """The model as a plain dict; `from_checkpoint` reads it, and training adds its own entries."""
-        return {"format": CHECKPOINT_FORMAT, "system": self.NAME, "config": self.config.to_plain(),
-                "model": self.trained_state()}
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "system": self.NAME,
+            "config": self.config.to_plain(),
+            "model": self.trained_state(),
+        }
 
     @classmethod
     def from_checkpoint(cls, path, device="cpu") -> "VideoModel":
@@ -476,7 +517,9 @@ class VideoModel(nn.Module):
         try:
             model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
         except TypeError as error:
-            raise ValueError(f"the checkpoint's config is not one of this version: {' '.join(str(error).split())}") from None
+            raise ValueError(
+                f"the checkpoint's config is not one of this version: {' '.join(str(error).split())}"
+            ) from None
         model.load_trained_state(checkpoint["model"])
         return model
 
@@ -495,28 +538,40 @@ class AnomalyCLIP(VideoModel):
 
     NAME = "anomalyclip"
 
-    def __init__(self, config: AnomalyCLIPConfig, *, clip: nn.Module | None = None,
-                 tokenize: Callable[[list[str]], Tensor] | None = None, prototype: Tensor | None = None,
-                 temporal_prototype: Tensor | None = None):
+    def __init__(
+        self,
+        config: AnomalyCLIPConfig,
+        *,
+        clip: nn.Module | None = None,
+        tokenize: Callable[[list[str]], Tensor] | None = None,
+        prototype: Tensor | None = None,
+        temporal_prototype: Tensor | None = None,
+    ):
         super().__init__()
         self.config = config
         C, D = len(config.classes), config.feature_dim
         temporal_dim = config.temporal_feature_dim or D
         self.register_buffer("prototype", torch.zeros(D) if prototype is None else prototype.float().clone())
-        self.register_buffer("temporal_prototype", torch.zeros(temporal_dim) if temporal_prototype is None
-                             else temporal_prototype.float().clone())
+        self.register_buffer(
+            "temporal_prototype",
+            torch.zeros(temporal_dim) if temporal_prototype is None else temporal_prototype.float().clone(),
+        )
         self.register_buffer("directions", torch.zeros(C, D))  # finished ones, for inference
         self.prompt_learner = self.free_directions = None
         if config.directions == "direct":  # points around m; only where they lie from m matters
             self.free_directions = nn.Parameter(0.02 * torch.randn(C, D))
         elif clip is not None:
             if clip.text_projection.shape[1] != D:
-                raise ValueError(f"CLIP's text features have {clip.text_projection.shape[1]} values, the video features {D}; "
-                                 "use features of the same CLIP, or directions='direct'")
+                raise ValueError(
+                    f"CLIP's text features have {clip.text_projection.shape[1]} values, the video features {D}; "
+                    "use features of the same CLIP, or directions='direct'"
+                )
             self.prompt_learner = PromptLearner(config, clip, tokenize)
-        # CLIP's temperature. It takes part with likelihood="cosine" only, but is one of the published 10.4 M parameters.
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)) if clip is None
-                                        else clip.logit_scale.detach().float().clone())
+        # CLIP's temperature. It takes part with likelihood="cosine" only, but is one of the published 10.4 M
+        # parameters.
+        self.logit_scale = nn.Parameter(
+            torch.tensor(math.log(1 / 0.07)) if clip is None else clip.logit_scale.detach().float().clone()
+        )
         self.batch_norm = nn.BatchNorm1d(C, affine=False)
         input_dim = {"features": temporal_dim, "similarity": C, "both": C + temporal_dim}[config.temporal_input]
         self.temporal_model = TemporalModel(input_dim, temporal_body(config), config.embed_dim)
@@ -535,8 +590,10 @@ class AnomalyCLIP(VideoModel):
         found = (features.shape[-1], None if temporal_features is None else temporal_features.shape[-1])
         expected = (self.config.feature_dim, self.config.temporal_feature_dim)
         if found != expected:
-            raise ValueError(f"features and temporal_features must be {expected[0]} and {expected[1]} wide, got "
-                             f"{found[0]} and {found[1]}")
+            raise ValueError(
+                f"features and temporal_features must be {expected[0]} and {expected[1]} wide, got "
+                f"{found[0]} and {found[1]}"
+            )
         directions = self.class_directions() if self.training else self.directions  # (C, D)
         x = self.recentre(features, self.prototype)  # (B, S, F, D)
         likelihood = self.select(x, directions)  # (B, S, F, C)
@@ -549,7 +606,9 @@ class AnomalyCLIP(VideoModel):
         return Prediction(likelihood, class_logits.float(), anomaly_logits.float(), magnitude)
 
     def class_directions(self) -> Tensor:
-        """Directions d_c of the classes (Eq. 2), (C, D); in CLIP's own space, where nothing is re-centred, text features."""
+        """Directions d_c of the classes (Eq. 2), (C, D); in CLIP's own space, where nothing is re-centred, text
+        features.
+        """
         if self.free_directions is not None:
             return self.free_directions
         if self.prompt_learner is None:
@@ -578,8 +637,10 @@ class AnomalyCLIP(VideoModel):
         """
         half = len(labels)
         if prediction.anomaly_logits.shape[0] != 2 * half:
-            raise ValueError(f"{half} labels for the abnormal half go with {2 * half} videos, "
-                             f"got {prediction.anomaly_logits.shape[0]}")
+            raise ValueError(
+                f"{half} labels for the abnormal half go with {2 * half} videos, "
+                f"got {prediction.anomaly_logits.shape[0]}"
+            )
         if segment_mask is None:
             segment_mask = draw_segment_mask(2 * half, self.config, labels.device)
         losses = self.abnormal_losses(prediction.half(slice(half)), labels, segment_mask[:half])
@@ -611,7 +672,9 @@ class AnomalyCLIP(VideoModel):
         return {
             "dir_normal": per_frame.mean(),  # Eq. 10
             "top_normal": -gather_segments(F.logsigmoid(-prediction.anomaly_logits), top).mean(),  # Eq. 11
-            "dir_top_normal": gather_segments(per_frame, top).mean(),  # Eq. 16; its c, undefined for Normal, as in Eq. 10
+            "dir_top_normal": gather_segments(
+                per_frame, top
+            ).mean(),  # Eq. 16; its c, undefined for Normal, as in Eq. 10
         }
 
     def rank(self, prediction: Prediction, likelihood: Tensor, mask: Tensor, *, largest: bool) -> Tensor:
@@ -636,7 +699,8 @@ class AnomalyCLIP(VideoModel):
 
 
 def read_checkpoint(path, *needed: str) -> dict:
-    """The dict that train.py saved, tensors on the CPU; nothing in the file is executed. It must have the entries `needed`, too.
+    """The dict that train.py saved, tensors on the CPU; nothing in the file is executed. It must have the entries
+    `needed`, too.
 
     Raises:
         ValueError: If the file is not such a checkpoint, or one of a newer format.
@@ -647,11 +711,15 @@ def read_checkpoint(path, *needed: str) -> dict:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file, expected a checkpoint of train.py") from None
     except Exception as error:  # torch.load has no error class of its own for files that are none of its
-        raise ValueError(f"{path}: found {type(error).__name__} on reading, expected a checkpoint of train.py") from error
+        raise ValueError(
+            f"{path}: found {type(error).__name__} on reading, expected a checkpoint of train.py"
+        ) from error
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         raise ValueError(f"{path}: found a file without {', '.join(sorted(needed))}, expected a checkpoint of train.py")
     if checkpoint["format"] > CHECKPOINT_FORMAT:
-        raise ValueError(f"{path}: found checkpoint format {checkpoint['format']} of a newer version, expected {CHECKPOINT_FORMAT}")
+        raise ValueError(
+            f"{path}: found checkpoint format {checkpoint['format']} of a newer version, expected {CHECKPOINT_FORMAT}"
+        )
     return checkpoint
 
 
@@ -661,14 +729,16 @@ def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size
     grid = np.arange(num_segments * num_passes * num_frames).reshape(num_segments, num_passes, num_frames)
     grid = grid.transpose(1, 0, 2)  # (J, S, F)
     for start in range(0, num_passes, batch_size):
-        yield grid[start:start + batch_size]
+        yield grid[start : start + batch_size]
 
 
 # ---- Metrics (Sec. 4.1) ----
 
 
 def auc_ap(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
-    """Area under ROC and average precision of one score, as scikit-learn's; None where only one kind of frame is present."""
+    """Area under ROC and average precision of one score, as scikit-learn's; None where only one kind of frame is
+    present.
+    """
     if positive.all() or not positive.any():
         return {"AUC": None, "AP": None}
     levels, gains = np.unique(scores[positive], return_counts=True)  # ascending; positives with each score
@@ -676,7 +746,10 @@ def auc_ap(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
     at_or_above, above = (len(negatives) - np.searchsorted(negatives, levels, side) for side in ("left", "right"))
     true = gains[::-1].cumsum()[::-1]  # positives at or above each level
     wins = (gains * (len(negatives) - (at_or_above + above) / 2)).sum()  # pairs in the right order, ties half
-    return {"AUC": float(wins / (true[0] * len(negatives))), "AP": float((gains * (true / (true + at_or_above))).sum() / true[0])}
+    return {
+        "AUC": float(wins / (true[0] * len(negatives))),
+        "AP": float((gains * (true / (true + at_or_above))).sum() / true[0]),
+    }
 
 
 def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict:
@@ -691,8 +764,10 @@ def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: t
         AUC, AP, mAUC, mAP, frames, anomalous_frames, and per_class[name] with AUC, AP, frames. A value that does not
         exist, as of a class without frames, is None.
     """
-    per_class = {name: auc_ap(p_class[:, c], labels == c) | {"frames": int((labels == c).sum())}
-                 for c, name in enumerate(classes)}
+    per_class = {
+        name: auc_ap(p_class[:, c], labels == c) | {"frames": int((labels == c).sum())}
+        for c, name in enumerate(classes)
+    }
     result = auc_ap(p_A, labels >= 0)
     for key in ("AUC", "AP"):
         present = [values[key] for values in per_class.values() if values[key] is not None]

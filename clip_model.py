@@ -56,7 +56,9 @@ class Attention(nn.MultiheadAttention):
         weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
         q = F.linear(x if idx is None else pick(x, idx), weight[:width], bias[:width])  # (n, L or 1, width)
         k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)  # each (n, L, width)
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (n, heads, L, head width)
+        q, k, v = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
+        )  # (n, heads, L, head width)
         mask = None  # or where the one query of a causal sequence may look, (n, 1, 1, L)
         if self.causal and idx is not None:
             mask = torch.arange(x.shape[1], device=x.device) <= idx[:, None, None, None]
@@ -70,9 +72,13 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width=width, heads=heads, causal=causal)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(OrderedDict(c_fc=nn.Linear(width, 4 * width),
-                                             gelu=QuickGELU() if quick_gelu else nn.GELU(),
-                                             c_proj=nn.Linear(4 * width, width)))
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, 4 * width),
+                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                c_proj=nn.Linear(4 * width, width),
+            )
+        )
 
     def forward(self, x: Tensor, idx: Tensor | None = None) -> Tensor:
         x = (x if idx is None else pick(x, idx)) + self.attn(self.ln_1(x), idx)
@@ -84,8 +90,12 @@ class Transformer(nn.Module):
 
     def __init__(self, *, width: int, layers: int, heads: int, causal: bool, quick_gelu: bool):
         super().__init__()
-        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(
-            width=width, heads=heads, causal=causal, quick_gelu=quick_gelu) for _ in range(layers)))
+        self.resblocks = nn.Sequential(
+            *(
+                ResidualAttentionBlock(width=width, heads=heads, causal=causal, quick_gelu=quick_gelu)
+                for _ in range(layers)
+            )
+        )
         for block in self.resblocks:  # as OpenAI's text tower: the 2 * layers summands of the stream are scaled down
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=(2 * layers * width) ** -0.5)
@@ -104,8 +114,17 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, *, input_resolution: int, patch_size: int, width: int, layers: int, heads: int,
-                 output_dim: int, quick_gelu: bool):
+    def __init__(
+        self,
+        *,
+        input_resolution: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        output_dim: int,
+        quick_gelu: bool,
+    ):
         super().__init__()
         self.input_resolution = input_resolution
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
@@ -138,18 +157,41 @@ class CLIP(nn.Module):
         quick_gelu: QuickGELU, which OpenAI's weights need, or else GELU.
     """
 
-    def __init__(self, *, embed_dim: int, image_resolution: int, vision_layers: int, vision_width: int,
-                 vision_patch_size: int, context_length: int, vocab_size: int, transformer_width: int,
-                 transformer_heads: int, transformer_layers: int, quick_gelu: bool = True,
-                 vision_heads: int | None = None):
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        image_resolution: int,
+        vision_layers: int,
+        vision_width: int,
+        vision_patch_size: int,
+        context_length: int,
+        vocab_size: int,
+        transformer_width: int,
+        transformer_heads: int,
+        transformer_layers: int,
+        quick_gelu: bool = True,
+        vision_heads: int | None = None,
+    ):
         super().__init__()
         self.visual = VisionTransformer(
-            input_resolution=image_resolution, patch_size=vision_patch_size, width=vision_width, layers=vision_layers,
-            heads=vision_heads or vision_width // 64, output_dim=embed_dim, quick_gelu=quick_gelu)
+            input_resolution=image_resolution,
+            patch_size=vision_patch_size,
+            width=vision_width,
+            layers=vision_layers,
+            heads=vision_heads or vision_width // 64,
+            output_dim=embed_dim,
+            quick_gelu=quick_gelu,
+        )
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(context_length, transformer_width))
-        self.transformer = Transformer(width=transformer_width, layers=transformer_layers, heads=transformer_heads,
-                                       causal=True, quick_gelu=quick_gelu)
+        self.transformer = Transformer(
+            width=transformer_width,
+            layers=transformer_layers,
+            heads=transformer_heads,
+            causal=True,
+            quick_gelu=quick_gelu,
+        )
         self.ln_final = nn.LayerNorm(transformer_width)
         self.text_projection = nn.Parameter(transformer_width**-0.5 * torch.randn(transformer_width, embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # Sec. 2.5
@@ -162,7 +204,9 @@ class CLIP(nn.Module):
             raise ValueError(f"images must be (n, 3, {side}, {side}) for this CLIP, got {tuple(images.shape)}")
         if images.device.type != "cpu":
             return self.visual(images)
-        few = max(1, 2**20 // self.visual.positional_embedding.numel())  # so the MLP's 4 * width fit into the cache: 16 MiB
+        few = max(
+            1, 2**20 // self.visual.positional_embedding.numel()
+        )  # so the MLP's 4 * width fit into the cache: 16 MiB
         return torch.cat([self.visual(part) for part in images.split(few)])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -195,8 +239,9 @@ class CLIP(nn.Module):
 
 
 _SPECIAL_IDS = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
-_WORDS = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
-                       regex.IGNORECASE)
+_WORDS = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
 
 
 @lru_cache(maxsize=1)
@@ -229,8 +274,8 @@ def _word_ids(word: str) -> tuple[int, ...]:
     while pairs := [pair for pair in zip(ids, ids[1:]) if pair in merges]:
         best, i = min(pairs, key=merges.get), 0
         while i < len(ids):
-            if tuple(ids[i:i + 2]) == best:
-                ids[i:i + 2] = [merges[best]]
+            if tuple(ids[i : i + 2]) == best:
+                ids[i : i + 2] = [merges[best]]
             i += 1
     return tuple(ids)
 
@@ -255,19 +300,24 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
         ids = [i for word in ("<|startoftext|>", *_WORDS.findall(clean), "<|endoftext|>") for i in _word_ids(word)]
         if len(ids) > context_length and not truncate:
             raise RuntimeError(f"Input {text} is too long for context length {context_length}")
-        ids = ids[:-1][:context_length - 1] + ids[-1:]
-        row[:len(ids)] = torch.tensor(ids)
+        ids = ids[:-1][: context_length - 1] + ids[-1:]
+        row[: len(ids)] = torch.tensor(ids)
     return rows
 
 
 def preprocess(n_px: int):
     """OpenAI's transform of a PIL image to a float32 tensor (3, n_px, n_px): shorter side resized, centre cropped."""
     from torchvision import transforms as T
-    return T.Compose([
-        T.Resize(n_px, interpolation=T.InterpolationMode.BICUBIC, antialias=True),
-        T.CenterCrop(n_px), methodcaller("convert", "RGB"), T.ToTensor(),
-        T.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    ])
+
+    return T.Compose(
+        [
+            T.Resize(n_px, interpolation=T.InterpolationMode.BICUBIC, antialias=True),
+            T.CenterCrop(n_px),
+            methodcaller("convert", "RGB"),
+            T.ToTensor(),
+            T.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        ]
+    )
 
 
 _BASE_URL = "https://openaipublic.azureedge.net/clip/models/"
@@ -344,9 +394,13 @@ class _Inert:
 
 
 ARCHIVE_GLOBALS = {  # all that the pickle of an archive may name, besides its own classes
-    "torch.HalfStorage": torch.float16, "torch.FloatStorage": torch.float32, "torch.LongStorage": torch.int64,
+    "torch.HalfStorage": torch.float16,
+    "torch.FloatStorage": torch.float32,
+    "torch.LongStorage": torch.int64,
     "torch._utils._rebuild_tensor_v2": lambda data, offset, size, stride, *_: data.as_strided(size, stride, offset),
-    "torch.jit._pickle.build_intlist": list, "collections.OrderedDict": OrderedDict}
+    "torch.jit._pickle.build_intlist": list,
+    "collections.OrderedDict": OrderedDict,
+}
 
 
 class TensorUnpickler(pickle._Unpickler):  # the one in C lets a file choose how much memory its memo takes
@@ -401,10 +455,20 @@ def _read_torch(path: Path) -> dict:
 
 
 _HUGGING_FACE_NAMES = {  # replaced in this order
-    "vision_model.": "visual.", "text_model.": "", "embeddings.": "", "encoder.layers.": "transformer.resblocks.",
-    "position_embedding.weight": "positional_embedding", "patch_embedding.": "conv1.", "pre_layrnorm.": "ln_pre.",
-    "post_layernorm.": "ln_post.", "final_layer_norm.": "ln_final.", ".layer_norm": ".ln_", ".self_attn.": ".attn.",
-    ".fc1.": ".c_fc.", ".fc2.": ".c_proj.", "visual_projection.weight": "visual.proj",
+    "vision_model.": "visual.",
+    "text_model.": "",
+    "embeddings.": "",
+    "encoder.layers.": "transformer.resblocks.",
+    "position_embedding.weight": "positional_embedding",
+    "patch_embedding.": "conv1.",
+    "pre_layrnorm.": "ln_pre.",
+    "post_layernorm.": "ln_post.",
+    "final_layer_norm.": "ln_final.",
+    ".layer_norm": ".ln_",
+    ".self_attn.": ".attn.",
+    ".fc1.": ".c_fc.",
+    ".fc2.": ".c_proj.",
+    "visual_projection.weight": "visual.proj",
     "text_projection.weight": "text_projection",
 }
 
@@ -436,15 +500,21 @@ def _settings(path: Path, state: dict[str, Tensor], is_checkpoint: bool) -> dict
         activations = {tower.get("hidden_act", "quick_gelu") for tower in (text, vision)}
         if activations not in ({"quick_gelu"}, {"gelu"}):
             raise WeightsError(f"hidden_act must be quick_gelu or gelu, in both towers, got {sorted(activations)}")
-        return {"quick_gelu": activations == {"quick_gelu"}, "vision_heads": vision.get("num_attention_heads", 12),
-                "transformer_heads": text.get("num_attention_heads", 8)}
+        return {
+            "quick_gelu": activations == {"quick_gelu"},
+            "vision_heads": vision.get("num_attention_heads", 12),
+            "transformer_heads": text.get("num_attention_heads", 8),
+        }
     if "input_resolution" in state:
         return {"quick_gelu": True}
     if config := _read_config(path.with_name("open_clip_config.json")):
         config = config.get("model_cfg", config)
         vision_heads = len(state["visual.class_embedding"]) // config["vision_cfg"].get("head_width", 64)
-        return {"quick_gelu": config.get("quick_gelu", False), "vision_heads": vision_heads,
-                "transformer_heads": config["text_cfg"].get("heads", 8)}
+        return {
+            "quick_gelu": config.get("quick_gelu", False),
+            "vision_heads": vision_heads,
+            "transformer_heads": config["text_cfg"].get("heads", 8),
+        }
     return {"quick_gelu": "quickgelu" in path.name or not (is_checkpoint or path.name.startswith("open_clip"))}
 
 
@@ -457,12 +527,17 @@ def _sizes_of(state: dict[str, Tensor]) -> dict[str, int]:
     blocks = [name for name in state if name.endswith(".ln_1.weight")]
     vision_layers = sum(name.startswith("visual.") for name in blocks)
     return {
-        "embed_dim": embed_dim, "vision_layers": vision_layers, "vision_width": vision_width,
+        "embed_dim": embed_dim,
+        "vision_layers": vision_layers,
+        "vision_width": vision_width,
         "vision_heads": 16 if vision_width == 1280 else vision_width // 64,  # ViT-H/14 alone has heads of 80
         "image_resolution": math.isqrt(len(state["visual.positional_embedding"]) - 1) * patch_size,
-        "vision_patch_size": patch_size, "context_length": len(state["positional_embedding"]),
-        "vocab_size": len(state["token_embedding.weight"]), "transformer_width": text_width,
-        "transformer_heads": text_width // 64, "transformer_layers": len(blocks) - vision_layers,
+        "vision_patch_size": patch_size,
+        "context_length": len(state["positional_embedding"]),
+        "vocab_size": len(state["token_embedding.weight"]),
+        "transformer_width": text_width,
+        "transformer_heads": text_width // 64,
+        "transformer_layers": len(blocks) - vision_layers,
     }
 
 
@@ -472,8 +547,14 @@ def build(state: dict[str, Tensor], settings: dict) -> CLIP:
         model = CLIP(**{**_sizes_of(state), **settings})
     expected = model.state_dict()
     for name in sorted(expected.keys() | state.keys()):
-        found, wanted = ("nothing" if name not in names else tuple(names[name].shape)
-                         if names[name].is_floating_point() else names[name].dtype for names in (state, expected))
+        found, wanted = (
+            "nothing"
+            if name not in names
+            else tuple(names[name].shape)
+            if names[name].is_floating_point()
+            else names[name].dtype
+            for names in (state, expected)
+        )
         if found != wanted:
             raise WeightsError(f"{name}: expected {wanted}, found {found}")
     model.load_state_dict({name: tensor.float().contiguous() for name, tensor in state.items()}, assign=True)
@@ -510,8 +591,11 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", quick_gel
     path = _fetch(name_or_path) if name_or_path in _URLS else _find_file(Path(name_or_path))
     with _named_errors(path):
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-        state = {name.removeprefix("module.").removeprefix("text."): tensor  # of DataParallel, of open_clip's towers
-                 for name, tensor in content.get("state_dict", content).items() if isinstance(tensor, Tensor)}
+        state = {
+            name.removeprefix("module.").removeprefix("text."): tensor  # of DataParallel, of open_clip's towers
+            for name, tensor in content.get("state_dict", content).items()
+            if isinstance(tensor, Tensor)
+        }
         if sum(tensor.nbytes for tensor in state.values()) > _MOST_UNPACKED * path.stat().st_size:  # stride 0
             raise WeightsError(f"its tensors claim more than {_MOST_UNPACKED} times its size")
         chosen = {} if quick_gelu is None else {"quick_gelu": quick_gelu}

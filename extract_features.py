@@ -10,6 +10,7 @@ OUT/meta.json says how they were made and lists the finished videos, so that a s
 Under torchrun each process takes a share of the missing videos, by their length; OUT is a folder that all machines see.
 What the decoder promises: videoanomaly/video/decoding.py.
 """
+
 import argparse
 import os
 import sys
@@ -41,20 +42,40 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--videos", type=Path, required=True, help="a folder, taken with its subfolders, or one video")
     add("--out", type=Path, required=True, help="folder of the .npy files and meta.json")
     add("--clip", default="ViT-B/16", help="CLIP weights: a name or a file (default: ViT-B/16)")
-    add("--encoder", metavar="FILE.py:CLASS",
+    add(
+        "--encoder",
+        metavar="FILE.py:CLASS",
         help="instead of CLIP a class with dim, preprocess(PIL image) -> (3, n, n) tensor and encode(batch) -> (batch, dim) "
-             "tensor; THIS RUNS THE CODE IN THE FILE (default: CLIP)")
+        "tensor; THIS RUNS THE CODE IN THE FILE (default: CLIP)",
+    )
     add("--stride", type=int, default=1, help="encode every n-th frame (default: 1, every frame)")
-    add("--crops", type=int, default=1, choices=(1, 5, 10),
-        help="pictures cut from a frame: 1 as the encoder does it, 5 or 10 as VadCLIP does (default: 1)")
-    add("--jpeg", type=int, metavar="QUALITY",
-        help="1 to 100: save each frame as JPEG in between; 95 is what the published features saw (default: do not)")
+    add(
+        "--crops",
+        type=int,
+        default=1,
+        choices=(1, 5, 10),
+        help="pictures cut from a frame: 1 as the encoder does it, 5 or 10 as VadCLIP does (default: 1)",
+    )
+    add(
+        "--jpeg",
+        type=int,
+        metavar="QUALITY",
+        help="1 to 100: save each frame as JPEG in between; 95 is what the published features saw (default: do not)",
+    )
     add("--batch", type=int, default=32, help="pictures given to the encoder at once (default: 32)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
-    add("--device-preprocess", action=argparse.BooleanOptionalAction, default=False,
-        help="CLIP: resize and normalise on the device, many frames at once; features within 1e-3 of PIL's (default: PIL)")
-    add("--workers", type=int, default=max(1, min(8, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
-        help="videos read at once, each in a thread; about 3 batches of memory for each (default: %(default)s here)")
+    add(
+        "--device-preprocess",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="CLIP: resize and normalise on the device, many frames at once; features within 1e-3 of PIL's (default: PIL)",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=max(1, min(8, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
+        help="videos read at once, each in a thread; about 3 batches of memory for each (default: %(default)s here)",
+    )
     return parser.parse_args(argv)
 
 
@@ -67,7 +88,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.out.is_file():
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
     if args.device_preprocess and args.encoder:
-        raise InputError(f"--device-preprocess: found --encoder {args.encoder}, whose preprocess works with PIL; expected CLIP")
+        raise InputError(
+            f"--device-preprocess: found --encoder {args.encoder}, whose preprocess works with PIL; expected CLIP"
+        )
     args.device = check_device(local_device(check_device(args.device)))
 
 
@@ -78,8 +101,13 @@ def extract_missing(args, videos: dict[str, Path], meta: dict, encoder, n_px: in
     if args.device_preprocess:
         encoder = DevicePreprocessing(encoder)
     to_inputs = partial(prepare, preprocess=encoder.preprocess, num_crops=args.crops, jpeg=args.jpeg, n_px=n_px)
-    read = partial(read_batches, to_inputs=to_inputs, stride=args.stride, batch_size=args.batch,
-                   pin_memory=args.device.startswith("cuda"))
+    read = partial(
+        read_batches,
+        to_inputs=to_inputs,
+        stride=args.stride,
+        batch_size=args.batch,
+        pin_memory=args.device.startswith("cuda"),
+    )
     shows_bar = is_main() and sys.stderr.isatty()
     num_rows = sum(map(header_frames, own.values())) // args.stride if shows_bar else None
     start, record = time.monotonic(), Record(args.out, meta)

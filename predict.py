@@ -1,16 +1,17 @@
 """Videos in, events out: what a checkpoint says of your own videos, as a page to look at and as files to go on with.
 
-    python predict.py --ckpt runs/mine/last.pt video.mp4 --out out          # then open out/report.html
-    python predict.py --ckpt runs/mine/last.pt folder/ --out out --annotate # out/index.html lists all videos
-    python predict.py --ckpt runs/mine/last.pt --features x.npy --fps 25 --out out
-    python predict.py --ckpt released.ckpt --dataset ucfcrime --root data/UCFCrime video.mp4 --out out
-    python predict.py --ckpt runs/mine/last.pt video.mp4 --out out --classes "fire, person falling"  # never trained; README
-    python predict.py --ckpt runs/mine/last.pt --export model.onnx
+    python predict.py --ckpt runs/mine/last.pt video.mp4 --out out          # then open out/report.html python
+    predict.py --ckpt runs/mine/last.pt folder/ --out out --annotate # out/index.html lists all videos python predict.py
+    --ckpt runs/mine/last.pt --features x.npy --fps 25 --out out python predict.py --ckpt released.ckpt --dataset
+    ucfcrime --root data/UCFCrime video.mp4 --out out python predict.py --ckpt runs/mine/last.pt video.mp4 --out out
+    --classes "fire, person falling"  # never trained; README python predict.py --ckpt runs/mine/last.pt --export
+    model.onnx
 
-For each video: report.html (one file, no network), events.json, events.csv, events.vtt (subtitles), scores.npz (per frame
-p_A, p_class and time in seconds), timeline.png and key_frame.jpg. One video's files lie in OUT itself, those of several in
-OUT/NAME/. Videos that an earlier run with the same settings has finished are left as they are.
+For each video: report.html (one file, no network), events.json, events.csv, events.vtt (subtitles), scores.npz (per
+frame p_A, p_class and time in seconds), timeline.png and key_frame.jpg. One video's files lie in OUT itself, those of
+several in OUT/NAME/. Videos that an earlier run with the same settings has finished are left as they are.
 """
+
 import argparse
 import math
 import os
@@ -29,29 +30,68 @@ from videoanomaly.runtime.run_folder import lock_folder
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("videos", nargs="*", type=Path, metavar="VIDEO_OR_FOLDER", help="videos, and folders taken with their subfolders")
+    add(
+        "videos",
+        nargs="*",
+        type=Path,
+        metavar="VIDEO_OR_FOLDER",
+        help="videos, and folders taken with their subfolders",
+    )
     add("--ckpt", required=True, help="checkpoint that train.py wrote, or with --dataset one of the paper's authors")
     add("--out", type=Path, help="output folder")
-    add("--threshold", type=float, help="events begin at this p_A (default: the one stored in the checkpoint, else 0.5)")
-    add("--stride", type=int, help="encode every n-th frame and interpolate the features between them; faster, see the README "
-        "for what it costs (default: as the checkpoint was trained)")
-    add("--annotate", action="store_true", help="also annotated.mp4, an H.264 copy without sound with the scores drawn in")
-    add("--classes", metavar='"NAME, NAME"', help="also these classes, which were never trained; needs a checkpoint whose "
-        "classes share their contexts (train.py --shared-ctx)")
-    add("--explain", action="store_true", help="also explain.txt and explain.json: the vocabulary words nearest to the "
-        "learned contexts, and the segments that drove the score of each class")
+    add(
+        "--threshold", type=float, help="events begin at this p_A (default: the one stored in the checkpoint, else 0.5)"
+    )
+    add(
+        "--stride",
+        type=int,
+        help="encode every n-th frame and interpolate the features between them; faster, see the README "
+        "for what it costs (default: as the checkpoint was trained)",
+    )
+    add(
+        "--annotate",
+        action="store_true",
+        help="also annotated.mp4, an H.264 copy without sound with the scores drawn in",
+    )
+    add(
+        "--classes",
+        metavar='"NAME, NAME"',
+        help="also these classes, which were never trained; needs a checkpoint whose "
+        "classes share their contexts (train.py --shared-ctx)",
+    )
+    add(
+        "--explain",
+        action="store_true",
+        help="also explain.txt and explain.json: the vocabulary words nearest to the "
+        "learned contexts, and the segments that drove the score of each class",
+    )
     add("--force", action="store_true", help="do finished videos again")
     add = parser.add_argument_group("the checkpoint's features").add_argument
     add("--clip", help="CLIP weights, a name or a file (default: those of the training, else ViT-B/16)")
     add("--encoder", metavar="FILE.py:CLASS", help="image encoder instead of CLIP; THIS RUNS THE CODE IN THE FILE")
-    add("--features", type=Path, nargs="+", metavar="X.npy", help="feature files instead of videos; no encoder is needed")
+    add(
+        "--features",
+        type=Path,
+        nargs="+",
+        metavar="X.npy",
+        help="feature files instead of videos; no encoder is needed",
+    )
     add("--temporal-features", help="with --features: folder of the Temporal model's own features, if it has any")
     add("--fps", type=float, help="with --features: frames per second (default: as meta.json beside them tells)")
     add("--frames-per-feature", type=int, help="frames from one row of features to the next (default: as in training)")
-    add("--dataset", choices=("shanghaitech", "ucfcrime", "xdviolence"), help="the checkpoint is the authors' for this one")
+    add(
+        "--dataset",
+        choices=("shanghaitech", "ucfcrime", "xdviolence"),
+        help="the checkpoint is the authors' for this one",
+    )
     add("--root", help="with --dataset: folder of its lists")
     add = parser.add_argument_group("other work").add_argument
-    add("--export", type=Path, metavar="MODEL.onnx", help="write the model for other programs, as .onnx or .pt2 (torch.export)")
+    add(
+        "--export",
+        type=Path,
+        metavar="MODEL.onnx",
+        help="write the model for other programs, as .onnx or .pt2 (torch.export)",
+    )
     add("--live", metavar="SOURCE", help="watch a camera (its number), a URL, a file, or - for standard input")
     add("--webhook", metavar="URL", help="with --live: post each event there as JSON")
     add = parser.add_argument_group("speed").add_argument
@@ -80,8 +120,10 @@ def check_args(args: argparse.Namespace) -> None:
         args.classes = class_names(args.classes)
     asked = [name for name in ("videos", "features", "live", "export") if getattr(args, name)]
     if len(asked) != 1:
-        raise InputError(f"found {' and '.join(asked) or 'nothing'} to work on, expected one of: videos, --features, --live, "
-                         "--export")
+        raise InputError(
+            f"found {' and '.join(asked) or 'nothing'} to work on, expected one of: videos, --features, --live, "
+            "--export"
+        )
     if asked[0] in ("videos", "features") and not args.out:
         raise InputError("--out is missing: expected a folder for the results")
     if args.out and args.out.is_file():
@@ -117,9 +159,18 @@ def watch(args, recogniser) -> int:
 
     with redirect_stdout(sys.stderr):  # standard output is for events alone; some encoders print when they are loaded
         encoder = matching_encoder(args, recogniser)
-    return service.run(args.live, recogniser.model, encoder.model, threshold=recogniser.threshold,
-                    stride=recogniser.spacing, crops=encoder.crops, jpeg=encoder.jpeg, n_px=encoder.n_px,
-                    fps=args.fps, webhook=args.webhook)
+    return service.run(
+        args.live,
+        recogniser.model,
+        encoder.model,
+        threshold=recogniser.threshold,
+        stride=recogniser.spacing,
+        crops=encoder.crops,
+        jpeg=encoder.jpeg,
+        n_px=encoder.n_px,
+        fps=args.fps,
+        webhook=args.webhook,
+    )
 
 
 def main(argv=None) -> int:
@@ -133,8 +184,9 @@ def main(argv=None) -> int:
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
     loaded = recogniser.load(args)
     if args.stride and args.stride < loaded.spacing:
-        raise InputError(f"--stride {args.stride}: expected at least {loaded.spacing}, the spacing that {args.ckpt} was "
-                         "trained with")
+        raise InputError(
+            f"--stride {args.stride}: expected at least {loaded.spacing}, the spacing that {args.ckpt} was trained with"
+        )
     if args.explain:
         from videoanomaly.prediction import explain
 

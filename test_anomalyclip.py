@@ -1,4 +1,7 @@
-"""Tests of anomalyclip.py, in its order; `tests/reference` holds numbers computed with the authors' code (random weights)."""
+"""Tests of anomalyclip.py, in its order; `tests/reference` holds numbers computed with the authors' code (random
+weights).
+"""
+
 import json
 import math
 import shutil
@@ -30,8 +33,21 @@ from videoanomaly.weights.released import convert_state
 HERE = Path(__file__).parent
 REFERENCE = HERE / "tests" / "reference"
 XD_CLASSES = ("Abuse", "Car_accident", "Explosion", "Fighting", "Riot", "Shooting")
-UCF_CLASSES = ("Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting", "RoadAccidents", "Robbery",
-               "Shooting", "Shoplifting", "Stealing", "Vandalism")
+UCF_CLASSES = (
+    "Abuse",
+    "Arrest",
+    "Arson",
+    "Assault",
+    "Burglary",
+    "Explosion",
+    "Fighting",
+    "RoadAccidents",
+    "Robbery",
+    "Shooting",
+    "Shoplifting",
+    "Stealing",
+    "Vandalism",
+)
 XD_NORMAL_ID = 4
 
 
@@ -40,9 +56,18 @@ XD_NORMAL_ID = 4
 
 def tiny_clip() -> clip_model.CLIP:
     """The random CLIP that the reference numbers were computed with: 64-d, two layers."""
-    clip = clip_model.CLIP(embed_dim=64, image_resolution=32, vision_layers=2, vision_width=64, vision_patch_size=8,
-                           context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1,
-                           transformer_layers=2)
+    clip = clip_model.CLIP(
+        embed_dim=64,
+        image_resolution=32,
+        vision_layers=2,
+        vision_width=64,
+        vision_patch_size=8,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=64,
+        transformer_heads=1,
+        transformer_layers=2,
+    )
     clip.load_state_dict({k: v.float() for k, v in tiny_clip_state_dict().items() if v.ndim or k == "logit_scale"})
     return clip.eval()
 
@@ -54,16 +79,28 @@ def clip():
 
 def small_config(**changes) -> AnomalyCLIPConfig:
     """Sizes that all differ, so that swapped axes show: S 7, F 3, C 4, D 64, E 16, K 2."""
-    sizes = dict(classes=("fire", "fall", "car crash", "riot"), feature_dim=64, num_segments=7, num_frames=3, topk=2,
-                 embed_dim=16, num_heads=2, num_ctx=5)
+    sizes = dict(
+        classes=("fire", "fall", "car crash", "riot"),
+        feature_dim=64,
+        num_segments=7,
+        num_frames=3,
+        topk=2,
+        embed_dim=16,
+        num_heads=2,
+        num_ctx=5,
+    )
     return AnomalyCLIPConfig(**(sizes | changes))
 
 
 def small_model(clip, seed=0, **changes) -> AnomalyCLIP:
     torch.manual_seed(seed)
     config = small_config(**changes)
-    return AnomalyCLIP(config, clip=None if config.directions == "direct" else clip, tokenize=clip_model.tokenize,
-                       prototype=torch.randn(64))
+    return AnomalyCLIP(
+        config,
+        clip=None if config.directions == "direct" else clip,
+        tokenize=clip_model.tokenize,
+        prototype=torch.randn(64),
+    )
 
 
 def random_batch(config, B=6, seed=1):
@@ -81,8 +118,10 @@ def read_reference(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def arrays(name: str) -> dict[str, torch.Tensor]:
-    return {k: torch.from_numpy(v).float() if v.dtype == np.float16 else torch.from_numpy(v)
-            for k, v in np.load(REFERENCE / f"{name}.npz").items()}
+    return {
+        k: torch.from_numpy(v).float() if v.dtype == np.float16 else torch.from_numpy(v)
+        for k, v in np.load(REFERENCE / f"{name}.npz").items()
+    }
 
 
 def assert_near(actual, expected, *, atol, relative_to_largest=False):
@@ -93,12 +132,20 @@ def assert_near(actual, expected, *, atol, relative_to_largest=False):
 # ---- config ----
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"classes": ()}, "one or more different names"), ({"classes": ("a", "a")}, "one or more different names"),
-    ({"classes": "fire"}, "one or more different names"), ({"num_frames": 0}, "num_frames must be at least 1"), ({"topk": 8}, r"topk must be in \[1, 7\]"),
-    ({"temporal": "lstm"}, "temporal must be one of axial, mlp"), ({"embed_dim": 15}, "multiple of num_heads"),
-    ({"mask_ratio": 1.0}, r"mask_ratio must be in \[0, 1\)"),
-    ({"temporal_input": "similarity", "temporal_feature_dim": 9}, "no use for features of its own")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"classes": ()}, "one or more different names"),
+        ({"classes": ("a", "a")}, "one or more different names"),
+        ({"classes": "fire"}, "one or more different names"),
+        ({"num_frames": 0}, "num_frames must be at least 1"),
+        ({"topk": 8}, r"topk must be in \[1, 7\]"),
+        ({"temporal": "lstm"}, "temporal must be one of axial, mlp"),
+        ({"embed_dim": 15}, "multiple of num_heads"),
+        ({"mask_ratio": 1.0}, r"mask_ratio must be in \[0, 1\)"),
+        ({"temporal_input": "similarity", "temporal_feature_dim": 9}, "no use for features of its own"),
+    ],
+)
 def test_a_wrong_setting_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         small_config(**change)
@@ -107,14 +154,24 @@ def test_a_wrong_setting_is_named(change, message):
 # ---- Temporal models ----
 
 
-@pytest.mark.parametrize("case, sizes", [
-    ("depth1", dict(input_dim=24, E=16, num_heads=8, head_dim=None, depth=1, S=8, F=4, B=3)),
-    ("depth2", dict(input_dim=24, E=16, num_heads=8, head_dim=None, depth=2, S=8, F=4, B=2)),
-    ("depth1_dimheads", dict(input_dim=10, E=8, num_heads=2, head_dim=3, depth=1, S=5, F=3, B=2))])
+@pytest.mark.parametrize(
+    "case, sizes",
+    [
+        ("depth1", dict(input_dim=24, E=16, num_heads=8, head_dim=None, depth=1, S=8, F=4, B=3)),
+        ("depth2", dict(input_dim=24, E=16, num_heads=8, head_dim=None, depth=2, S=8, F=4, B=2)),
+        ("depth1_dimheads", dict(input_dim=10, E=8, num_heads=2, head_dim=3, depth=1, S=5, F=3, B=2)),
+    ],
+)
 def test_temporal_model_equals_the_released_one(case, sizes):
     S, F_ = sizes["S"], sizes["F"]
-    body = AxialTransformer(sizes["E"], num_segments=S, num_frames=F_, num_heads=sizes["num_heads"], depth=sizes["depth"],
-                            head_dim=sizes["head_dim"])
+    body = AxialTransformer(
+        sizes["E"],
+        num_segments=S,
+        num_frames=F_,
+        num_heads=sizes["num_heads"],
+        depth=sizes["depth"],
+        head_dim=sizes["head_dim"],
+    )
     model = TemporalModel(sizes["input_dim"], body, sizes["E"])
     rename = {f"temporal_model.{k}": v for k, v in read_reference(f"temporal/{case}").items()}
     model.load_state_dict({k.removeprefix("temporal_model."): v for k, v in from_released(rename).items()})
@@ -151,9 +208,18 @@ def test_long_transformer_and_mtn_give_all_frames_of_a_segment_one_score_and_sho
 
 
 def test_ucf_crime_preset_has_the_published_number_of_trainable_parameters():
-    clip = clip_model.CLIP(embed_dim=512, image_resolution=32, vision_layers=1, vision_width=64, vision_patch_size=16,
-                           context_length=77, vocab_size=49408, transformer_width=512, transformer_heads=8,
-                           transformer_layers=1)  # text sizes of ViT-B/16; how many frozen layers there are adds nothing
+    clip = clip_model.CLIP(
+        embed_dim=512,
+        image_resolution=32,
+        vision_layers=1,
+        vision_width=64,
+        vision_patch_size=16,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=512,
+        transformer_heads=8,
+        transformer_layers=1,
+    )  # text sizes of ViT-B/16; how many frozen layers there are adds nothing
     model = AnomalyCLIP(AnomalyCLIPConfig(classes=UCF_CLASSES), clip=clip, tokenize=clip_model.tokenize)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 10_430_466
 
@@ -176,11 +242,11 @@ def test_prompts_cut_at_their_longest_equal_all_77_positions_in_value_and_gradie
     learner = small_model(clip).prompt_learner
     short = learner()
     weights = torch.randn(short.shape)
-    grad_short, = torch.autograd.grad((short * weights).sum(), learner.ctx)
+    (grad_short,) = torch.autograd.grad((short * weights).sum(), learner.ctx)
     padding = clip.token_embedding(torch.zeros(len(learner.prefix), 77 - len(learner.positions), dtype=torch.long))
     x = torch.cat([learner.prefix, learner.ctx[:-1], learner.suffix, padding], dim=1) + clip.positional_embedding
     x = clip.ln_final(clip.transformer(x))[torch.arange(len(x)), learner.eot_idx] @ learner.text_projection
-    grad_full, = torch.autograd.grad((x * weights).sum(), learner.ctx)
+    (grad_full,) = torch.autograd.grad((x * weights).sum(), learner.ctx)
     assert len(learner.positions) < 12
     assert_near(short, x, atol=2e-6)
     assert_near(grad_short, grad_full, atol=1e-5, relative_to_largest=True)
@@ -201,7 +267,9 @@ def test_a_prompt_too_long_for_the_text_tower_is_refused(clip):
 
 
 def test_features_of_another_width_than_clips_are_refused_with_the_way_out(clip):
-    with pytest.raises(ValueError, match="text features have 64 values, the video features 2048; .*directions='direct'"):
+    with pytest.raises(
+        ValueError, match="text features have 64 values, the video features 2048; .*directions='direct'"
+    ):
         AnomalyCLIP(small_config(feature_dim=2048), clip=clip, tokenize=clip_model.tokenize)
 
 
@@ -275,31 +343,58 @@ def slow_losses(model: AnomalyCLIP, prediction: Prediction, labels, mask) -> dic
 
     for b in range(2 * half):
         c = int(labels[b]) if b < half else None
-        segment = [sum(likelihood[b][s][f][c] if b < half else sum(likelihood[b][s][f]) for f in range(F_)) for s in range(S)]
+        segment = [
+            sum(likelihood[b][s][f][c] if b < half else sum(likelihood[b][s][f]) for f in range(F_)) for s in range(S)
+        ]
         if config.selection == "magnitude":
             segment = [float(prediction.magnitude[b, s].sum()) for s in range(S)]
         allowed = sorted((s for s in range(S) if mask[b, s]), key=lambda s: segment[s])
         top, bottom = allowed[-K:], allowed[:K]
         if b < half:
             add("dir_abnormal", -sum(likelihood[b][s][f][c] for s in top for f in range(F_)) / (K * F_))
-            add("top_abnormal", -sum(math.log(p_A[b][s][f] * cond[b][s][f][c]) for s in top for f in range(F_)) / (K * F_))
+            add(
+                "top_abnormal",
+                -sum(math.log(p_A[b][s][f] * cond[b][s][f][c]) for s in top for f in range(F_)) / (K * F_),
+            )
             add("bottom_abnormal", -sum(math.log(1 - p_A[b][s][f]) for s in bottom for f in range(F_)) / (K * F_))
             add("dir_bottom_abnormal", sum(likelihood[b][s][f][c] for s in bottom for f in range(F_)) / (K * F_))
             frames = [p for row in p_A[b] for p in row]
             add("sparse", sum(frames) / (S * F_))
             add("smooth", sum((frames[i] - frames[i - 1]) ** 2 for i in range(1, S * F_)))
         else:
-            add("dir_normal", sum(likelihood[b][s][f][c] for s in range(S) for f in range(F_) for c in range(C)) / (S * F_ * C))
+            add(
+                "dir_normal",
+                sum(likelihood[b][s][f][c] for s in range(S) for f in range(F_) for c in range(C)) / (S * F_ * C),
+            )
             add("top_normal", -sum(math.log(1 - p_A[b][s][f]) for s in top for f in range(F_)) / (K * F_))
-            add("dir_top_normal", sum(likelihood[b][s][f][c] for s in top for f in range(F_) for c in range(C)) / (K * F_ * C))
+            add(
+                "dir_top_normal",
+                sum(likelihood[b][s][f][c] for s in top for f in range(F_) for c in range(C)) / (K * F_ * C),
+            )
     return {name: sum(values) / len(values) for name, values in videos.items()}
 
 
-@pytest.mark.parametrize("changes", [{}, {"selection": "magnitude"}, {"likelihood": "cosine"}, {"temporal_input": "both"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"selection": "magnitude"}, {"likelihood": "cosine"}, {"temporal_input": "both"}]
+)
 def test_losses_equal_the_equations_written_as_loops(clip, changes):
-    weights = {f"lambda_{name}": 0.1 * i for i, name in enumerate(
-        ("dir_abnormal", "top_abnormal", "bottom_abnormal", "dir_normal", "top_normal", "sparse", "smooth",
-         "dir_bottom_abnormal", "dir_top_normal"), 1)}
+    weights = {
+        f"lambda_{name}": 0.1 * i
+        for i, name in enumerate(
+            (
+                "dir_abnormal",
+                "top_abnormal",
+                "bottom_abnormal",
+                "dir_normal",
+                "top_normal",
+                "sparse",
+                "smooth",
+                "dir_bottom_abnormal",
+                "dir_top_normal",
+            ),
+            1,
+        )
+    }
     model = small_model(clip, **changes, **weights)
     features, labels = random_batch(model.config)
     prediction = model(features)
@@ -310,7 +405,9 @@ def test_losses_equal_the_equations_written_as_loops(clip, changes):
     assert losses.keys() == expected.keys() | {"total"}
     for name, value in expected.items():
         assert float(losses[name].detach()) == pytest.approx(value, abs=2e-6), name
-    assert float(losses["total"].detach()) == pytest.approx(sum(weights[f"lambda_{k}"] * v for k, v in expected.items()), abs=1e-5)
+    assert float(losses["total"].detach()) == pytest.approx(
+        sum(weights[f"lambda_{k}"] * v for k, v in expected.items()), abs=1e-5
+    )
 
 
 def test_smoothness_stops_at_the_end_of_a_video_but_not_in_the_released_variant(clip):
@@ -336,11 +433,27 @@ def test_labels_that_do_not_go_with_the_batch_are_refused(clip):
         model.losses(model(features), labels[:2])
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"shared_ctx": True}, {"directions": "frozen"}, {"directions": "engineered"}, {"directions": "direct"},
-    {"likelihood": "cosine"}, {"selection": "magnitude"}, {"temporal": "mlp"}, {"temporal": "short"}, {"temporal": "long"},
-    {"temporal": "mtn"}, {"temporal_input": "similarity"}, {"temporal_input": "both"}, {"depth": 2},
-    {"temporal_feature_dim": 10}, {"variant": "released"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"shared_ctx": True},
+        {"directions": "frozen"},
+        {"directions": "engineered"},
+        {"directions": "direct"},
+        {"likelihood": "cosine"},
+        {"selection": "magnitude"},
+        {"temporal": "mlp"},
+        {"temporal": "short"},
+        {"temporal": "long"},
+        {"temporal": "mtn"},
+        {"temporal_input": "similarity"},
+        {"temporal_input": "both"},
+        {"depth": 2},
+        {"temporal_feature_dim": 10},
+        {"variant": "released"},
+    ],
+)
 def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(clip, changes):
     model = small_model(clip, lambda_dir_top_normal=1.0, lambda_dir_bottom_abnormal=1.0, **changes)
     features, labels = random_batch(model.config)
@@ -365,12 +478,26 @@ def reference_model(clip, state: dict, prototype, **changes) -> AnomalyCLIP:
     return model
 
 
-NET_TERMS = {"dir_abn": "dir_abnormal", "dir_nor": "dir_normal", "topk_abn": "top_abnormal", "bottomk_abn": "bottom_abnormal",
-             "topk_nor": "top_normal", "smooth": "smooth", "sparse": "sparse", "total": "total"}
+NET_TERMS = {
+    "dir_abn": "dir_abnormal",
+    "dir_nor": "dir_normal",
+    "topk_abn": "top_abnormal",
+    "bottomk_abn": "bottom_abnormal",
+    "topk_nor": "top_normal",
+    "smooth": "smooth",
+    "sparse": "sparse",
+    "total": "total",
+}
 
 
-@pytest.mark.parametrize("case, changes", [("class_specific", {}), ("shared_context", {"shared_ctx": True}),
-                                           ("concat_depth2", {"temporal_input": "both", "depth": 2})])
+@pytest.mark.parametrize(
+    "case, changes",
+    [
+        ("class_specific", {}),
+        ("shared_context", {"shared_ctx": True}),
+        ("concat_depth2", {"temporal_input": "both", "depth": 2}),
+    ],
+)
 def test_the_released_variant_equals_the_released_code(clip, case, changes, monkeypatch):
     inputs, expected = arrays("net/inputs"), arrays(f"net/{case}")
     meta = json.loads((REFERENCE / "net/meta.json").read_text())["cases"][case]
@@ -378,7 +505,9 @@ def test_the_released_variant_equals_the_released_code(clip, case, changes, monk
     features = inputs["features_float16"].view(8, 32, 16, 64)
     labels = torch.tensor([c - (c > XD_NORMAL_ID) for c in inputs["labels"][:4].tolist()])
     selected = []
-    monkeypatch.setattr(anomalyclip, "select_segments", lambda *a, **k: selected.append(select_segments(*a, **k)) or selected[-1])
+    monkeypatch.setattr(
+        anomalyclip, "select_segments", lambda *a, **k: selected.append(select_segments(*a, **k)) or selected[-1]
+    )
     prediction = model(features)
     losses = model.losses(prediction, labels, inputs["mask"].bool())
     losses["total"].backward()
@@ -413,19 +542,30 @@ def test_thirty_training_steps_end_where_the_released_codes_do(clip, run, beta2,
     from train import learning_rate
 
     selected = []
-    monkeypatch.setattr(anomalyclip, "select_segments", lambda *a, **k: selected.append(select_segments(*a, **k)) or selected[-1])
+    monkeypatch.setattr(
+        anomalyclip, "select_segments", lambda *a, **k: selected.append(select_segments(*a, **k)) or selected[-1]
+    )
     data, expected = arrays("trajectory/batches"), arrays(f"trajectory/{run}")
-    model = reference_model(clip, read_reference("trajectory/initial_state"), data["ncentroid"], num_segments=8, num_frames=4).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], betas=(0.9, beta2), eps=1e-8, weight_decay=0.2)
+    model = reference_model(
+        clip, read_reference("trajectory/initial_state"), data["ncentroid"], num_segments=8, num_frames=4
+    ).train()
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], betas=(0.9, beta2), eps=1e-8, weight_decay=0.2
+    )
     for step in range(30):
         lr = optimizer.param_groups[0]["lr"] = learning_rate(step, 3, 10, 5e-4, released=True)
         assert lr == pytest.approx(float(expected["lr"][step]), abs=1e-12)
-        videos = [data[f"{kind}_features_float16"][data[f"{kind}_index"][step].long()] for kind in ("abnormal", "normal")]
+        videos = [
+            data[f"{kind}_features_float16"][data[f"{kind}_index"][step].long()] for kind in ("abnormal", "normal")
+        ]
         labels = data["abnormal_labels"][data["abnormal_index"][step].long()]
         prediction = model(torch.cat(videos).view(8, 8, 4, 64))
         losses = model.losses(prediction, labels - (labels > XD_NORMAL_ID).long(), data["masks"][step].bool())
         order = ("total", "dir_abn", "dir_nor", "topk_abn", "bottomk_abn", "topk_nor", "smooth", "sparse")
-        weighted = [losses[n] if n == "total" else losses[n] * getattr(model.config, f"lambda_{n}") for n in (NET_TERMS[o] for o in order)]
+        weighted = [
+            losses[n] if n == "total" else losses[n] * getattr(model.config, f"lambda_{n}")
+            for n in (NET_TERMS[o] for o in order)
+        ]
         assert_near(torch.stack(weighted).double(), expected["losses"][step], atol=1e-5)
         for idx, name in zip(selected[-3:], ("idx_topk_abn", "idx_bottomk_abn", "idx_topk_nor")):
             assert torch.equal(idx, expected[name][step].long()), (step, name)
@@ -523,9 +663,16 @@ def test_prediction_leaves_the_model_as_it_was(clip):
 
 
 def test_a_checkpoint_predicts_the_same_without_clip(clip, tmp_path):
-    for changes in ({}, {"directions": "direct"}, {"directions": "engineered"}, {"likelihood": "cosine", "shared_ctx": True}):
+    for changes in (
+        {},
+        {"directions": "direct"},
+        {"directions": "engineered"},
+        {"likelihood": "cosine", "shared_ctx": True},
+    ):
         model = small_model(clip, **changes)
-        model.losses(model(random_batch(model.config)[0]), random_batch(model.config)[1])  # moves the running statistics
+        model.losses(
+            model(random_batch(model.config)[0]), random_batch(model.config)[1]
+        )  # moves the running statistics
         torch.save(model.checkpoint(), tmp_path / "x.pt")
         loaded = AnomalyCLIP.from_checkpoint(tmp_path / "x.pt")
         video = torch.randn(50, 64)
@@ -617,8 +764,13 @@ model = anomalyclip.AnomalyCLIP(config, clip=clip, tokenize=clip_model.tokenize)
 model.losses(model(torch.randn(4, 32, 16, 8)), torch.tensor([0, 1]))["total"].backward()
 print(*(p.shape for p in model.predict(torch.randn(600, 8))))
 """)
-    result = subprocess.run([sys.executable, "use.py"], cwd=tmp_path / "mine", env={"PYTHONPATH": str(tmp_path / "clip")},
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "use.py"],
+        cwd=tmp_path / "mine",
+        env={"PYTHONPATH": str(tmp_path / "clip")},
+        capture_output=True,
+        text=True,
+    )
     assert result.stdout == "(600,) (600, 2)\n", result.stderr
 
 
@@ -639,8 +791,11 @@ def test_openais_clip_gives_the_same_directions(clip):
 
 def test_open_clip_gives_the_same_directions(clip):
     open_clip = pytest.importorskip("open_clip", reason="PyPI's open-clip-torch is not installed")
-    theirs = open_clip.model.CLIP(embed_dim=64, quick_gelu=True,
-                                  vision_cfg=dict(layers=2, width=64, patch_size=8, image_size=32),
-                                  text_cfg=dict(layers=2, width=64, heads=1, vocab_size=49408, context_length=77))
+    theirs = open_clip.model.CLIP(
+        embed_dim=64,
+        quick_gelu=True,
+        vision_cfg=dict(layers=2, width=64, patch_size=8, image_size=32),
+        text_cfg=dict(layers=2, width=64, heads=1, vocab_size=49408, context_length=77),
+    )
     theirs.load_state_dict(clip.state_dict(), strict=False)
     assert_near(directions_of(theirs, open_clip.tokenize), directions_of(clip, clip_model.tokenize), atol=2e-6)

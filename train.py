@@ -8,9 +8,10 @@
     torchrun --nproc-per-node 8 --max-restarts 3 train.py ...        # 8 processes, one per GPU, train as one
 
 Writes OUT/last.pt after every epoch, of 200 and more after every hundredth part, and a line per epoch to OUT/log.jsonl;
-evaluate.py reads last.pt. Ctrl-C or SIGTERM: it finishes the step, saves, tells how to go on there, and exits with status 130
-or 143; a second Ctrl-C stops at once.
+evaluate.py reads last.pt. Ctrl-C or SIGTERM: it finishes the step, saves, tells how to go on there, and exits with
+status 130 or 143; a second Ctrl-C stops at once.
 """
+
 import argparse
 import math
 import os
@@ -45,8 +46,9 @@ from videoanomaly.weights.checkpoints import NOT_BEGUN, load_resumed, restore, s
 def parse_args(argv=None) -> argparse.Namespace:
     from videoanomaly import settings
 
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument_group("data").add_argument
     add("--dataset", required=True, choices=PRESETS, help="annotation format and preset of settings")
     add("--root", help="folder of lists and annotations")
@@ -59,8 +61,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_config_options(parser)
     add = parser.add_argument_group("optimisation").add_argument
     add("--lr", type=float, help="peak learning rate (default: as the preset)")
-    add("--epochs", type=int, help="epochs; the first tenth warms up (default: as the preset; with another --model as many as "
-        "take its steps)")
+    add(
+        "--epochs",
+        type=int,
+        help="epochs; the first tenth warms up (default: as the preset; with another --model as many as "
+        "take its steps)",
+    )
     add("--batch-size", type=int, help="videos per batch, half of them normal (default: 64)")
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     add("--amp", action=argparse.BooleanOptionalAction, default=False, help="bfloat16 autocast")
@@ -68,7 +74,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add = parser.add_argument_group("run").add_argument
     add("--out", help="output folder (default: runs/DATASET)")
     add("--resume", action="store_true", help="go on from OUT/last.pt; start anew if there is none")
-    add("--evaluate", action=argparse.BooleanOptionalAction, help="evaluate on the test list at the end (default: demo only)")
+    add(
+        "--evaluate",
+        action=argparse.BooleanOptionalAction,
+        help="evaluate on the test list at the end (default: demo only)",
+    )
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     add("--workers", type=int, default=2, help="processes that read features (default: 2)")
     args = parser.parse_args(argv)
@@ -87,9 +97,15 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     from videoanomaly.systems import catalogue
 
     add = parser.add_argument_group("model").add_argument
-    add("--model", default="anomalyclip", choices=catalogue.MODELS, help="what to train; the others have the settings of their "
-        "papers and of systems.py (default: anomalyclip)")
-    add("--clip", help="CLIP whose text tower gives the directions: a name or a file (default: ViT-B/16; demo: its own)")
+    add(
+        "--model",
+        default="anomalyclip",
+        choices=catalogue.MODELS,
+        help="what to train; the others have the settings of their papers and of systems.py (default: anomalyclip)",
+    )
+    add(
+        "--clip", help="CLIP whose text tower gives the directions: a name or a file (default: ViT-B/16; demo: its own)"
+    )
     weights = []
     for f in config_fields():
         if f.name.startswith("lambda_"):
@@ -97,10 +113,19 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
             continue
         others = [f"; {name}: {preset[f.name]}" for name, preset in PRESETS.items() if f.name in preset]
         text = {"help": f"{f.metadata['help']} (default: {f.default}{''.join(others)})"}
-        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {
-            "type": f.type, "choices": f.metadata["choices"]}
+        kind = (
+            {"action": argparse.BooleanOptionalAction}
+            if f.type is bool
+            else {"type": f.type, "choices": f.metadata["choices"]}
+        )
         add(f"--{f.name.replace('_', '-')}", **kind, **text)
-    add("--lambdas", nargs="+", default=[], metavar="LOSS=WEIGHT", help=f"weights of losses (defaults: {' '.join(weights)})")
+    add(
+        "--lambdas",
+        nargs="+",
+        default=[],
+        metavar="LOSS=WEIGHT",
+        help=f"weights of losses (defaults: {' '.join(weights)})",
+    )
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -110,7 +135,14 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--batch-size {args.batch_size}: expected an even number, half of it normal videos")
     if args.batch_size % (twice := 2 * rank_and_world()[2]):
         raise InputError(f"--batch-size {args.batch_size}: expected a multiple of {twice}, twice the processes")
-    least = {"epochs": 1, "frames_per_feature": 1, "temporal_frames_per_feature": 1, "crops": 1, "seed": 0, "workers": 0}
+    least = {
+        "epochs": 1,
+        "frames_per_feature": 1,
+        "temporal_frames_per_feature": 1,
+        "crops": 1,
+        "seed": 0,
+        "workers": 0,
+    }
     for name, smallest in least.items():
         if (value := getattr(args, name)) is not None and value < smallest:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected at least {smallest}")
@@ -132,11 +164,15 @@ def batch_losses(model, forward, batch: dict, device, amp: bool) -> dict:
         prediction = forward(*inputs)
     labels = gather_videos(batch["label"].to(device))
     prediction = type(prediction)(*(None if x is None else gather_videos(x) for x in prediction))
-    return model.losses(prediction, labels[:len(labels) // 2])
+    return model.losses(prediction, labels[: len(labels) // 2])
 
 
-def train_epoch(model, forward, loader, optimizer, schedule, epoch: int, begun: dict, signals: list, args, device) -> dict:
-    """Goes on with an epoch from where it was begun (see NOT_BEGUN) to its end or the first signal; what is done by then."""
+def train_epoch(
+    model, forward, loader, optimizer, schedule, epoch: int, begun: dict, signals: list, args, device
+) -> dict:
+    """Goes on with an epoch from where it was begun (see NOT_BEGUN) to its end or the first signal; what is done by
+    then.
+    """
     from tqdm import tqdm
 
     start, steps, sums = time.perf_counter(), begun["steps"], dict(begun["sums"])
@@ -160,7 +196,9 @@ def train_epoch(model, forward, loader, optimizer, schedule, epoch: int, begun: 
 def mean_losses(done: dict) -> dict[str, float]:
     means = {name: float(value) / done["steps"] for name, value in done["sums"].items()}
     if not math.isfinite(means["total"]):
-        raise FloatingPointError(f"the loss became {means['total']} in this epoch; try a lower --lr, or look at the features")
+        raise FloatingPointError(
+            f"the loss became {means['total']} in this epoch; try a lower --lr, or look at the features"
+        )
     return means
 
 
@@ -173,10 +211,15 @@ def make_loader(args, config, lists, features, temporal, device: str):
     released, mean = config.variant == "released", getattr(MODELS[args.model], "SEES_MEANS", False)
     dataset = SegmentDataset(lists.train, features, config.num_segments, config.num_frames, temporal, released, mean)
     batches = BalancedBatches([v.label for v in lists.train], args.batch_size, args.seed, released=released)
-    return torch.utils.data.DataLoader(dataset, batch_sampler=RestOfEpoch(batches), num_workers=args.workers,
-                                       pin_memory=device != "cpu", persistent_workers=args.workers > 0,
-                                       worker_init_fn=survive_one_signal,
-                                       generator=torch.Generator())  # of its own, so that workers change no other draw
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=RestOfEpoch(batches),
+        num_workers=args.workers,
+        pin_memory=device != "cpu",
+        persistent_workers=args.workers > 0,
+        worker_init_fn=survive_one_signal,
+        generator=torch.Generator(),
+    )  # of its own, so that workers change no other draw
 
 
 def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, str]:
@@ -214,11 +257,19 @@ def fit(args, device: str, config, data, clip: dict, extra: dict) -> tuple[int, 
     loader = make_loader(args, config, *data, device)
     forward = split_model(torch.compile(model) if args.compile else model, device)
     num_normal = sum(v.label < 0 for v in lists.train)
-    print(f"{args.dataset}: {len(lists.train) - num_normal} abnormal and {num_normal} normal videos, {len(lists.classes)} "
-          f"classes, {config.num_segments} segments of {config.num_frames} rows, "
-          f"{num_trained(model, args.epochs):,} trainable parameters, {len(loader)} steps an epoch on {device}")
-    schedule = partial(learning_rate, steps_per_epoch=len(loader), epochs=args.epochs, peak=args.lr, released=released,
-                       kind=DEFAULTS[args.model].schedule)
+    print(
+        f"{args.dataset}: {len(lists.train) - num_normal} abnormal and {num_normal} normal videos, {len(lists.classes)} "
+        f"classes, {config.num_segments} segments of {config.num_frames} rows, "
+        f"{num_trained(model, args.epochs):,} trainable parameters, {len(loader)} steps an epoch on {device}"
+    )
+    schedule = partial(
+        learning_rate,
+        steps_per_epoch=len(loader),
+        epochs=args.epochs,
+        peak=args.lr,
+        released=released,
+        kind=DEFAULTS[args.model].schedule,
+    )
 
     with stop_signals() as signals:
         for epoch in range(first_epoch, args.epochs):
@@ -257,14 +308,22 @@ def prepare(args) -> tuple:
     settings.complete(args, len(lists.train) - num_normal, num_normal, features.frames_per_feature)
     config = make_config(args, lists.classes, features.dim, temporal and temporal.dim)
     clip, clip_sha256 = load_clip(args, config, features.encoder)
-    extra = {"settings": vars(args), "lists": lists.to_plain(), "encoder": features.encoder,
-             "frames_per_feature": features.frames_per_feature, "temporal_encoder": temporal and temporal.encoder,
-             "clip_sha256": clip_sha256}
+    extra = {
+        "settings": vars(args),
+        "lists": lists.to_plain(),
+        "encoder": features.encoder,
+        "frames_per_feature": features.frames_per_feature,
+        "temporal_encoder": temporal and temporal.encoder,
+        "clip_sha256": clip_sha256,
+    }
     return config, (lists, features, temporal), clip, extra
 
 
-def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, released: bool, kind: str = "cosine") -> float:
-    """Linear warm-up from zero over the first tenth of the epochs, then a cosine to zero (App. B); other kinds: see Defaults.
+def learning_rate(
+    step: int, steps_per_epoch: int, epochs: int, peak: float, released: bool, kind: str = "cosine"
+) -> float:
+    """Linear warm-up from zero over the first tenth of the epochs, then a cosine to zero (App. B); other kinds: see
+    Defaults.
 
     The released code changes it once an epoch, so that its whole first epoch has rate zero; we change it every step.
     """
@@ -278,7 +337,9 @@ def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, rel
 
 
 def surest(path: Path, videos) -> str:
-    """Name of the abnormal video with the highest p_A in evaluate.py's file of scores, whose report has something to show."""
+    """Name of the abnormal video with the highest p_A in evaluate.py's file of scores, whose report has something to
+    show.
+    """
     import numpy as np
 
     with np.load(path) as scores:
@@ -308,7 +369,9 @@ def main(argv=None) -> int | None:
     evaluate.main(["--ckpt", str(last), "--device", device])
     if args.dataset == "demo":
         video = surest(Path(args.out, "eval", "scores.npz"), prepared[1][0].test)
-        print(f"next: python predict.py --ckpt {last} --clip {args.clip} {args.root}/{video}.mp4 --out {args.out}/report")
+        print(
+            f"next: python predict.py --ckpt {last} --clip {args.clip} {args.root}/{video}.mp4 --out {args.out}/report"
+        )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Measures this project beside what people use today: same inputs, same threads, taking turns, and the outputs compared.
+"""Measures this project beside what people use today: same inputs, same threads, taking turns, and the outputs
+compared.
 
-    python -m benchmarks --markdown bench.md                # every row at full size; hours on two cores, so choose --rows
-    python -m benchmarks --quick                            # every row small, under five minutes: do all run and agree?
-    python -m benchmarks --rows text train --device cuda
-    python -m benchmarks --growth docs                      # time and memory against frames, videos, classes and batch
+    python -m benchmarks --markdown bench.md                # every row at full size; hours on two cores, so choose
+    --rows python -m benchmarks --quick                            # every row small, under five minutes: do all run and
+    agree? python -m benchmarks --rows text train --device cuda python -m benchmarks --growth docs
+    # time and memory against frames, videos, classes and batch
 
-The packages to compare with are in benchmarks/requirements.txt; a row whose package is missing says so. A figure is the median of
-the rounds, with the smallest and largest in brackets; a ratio is that of the times of the same round, above 1 where we are
-faster. All keep freed memory (memory.py), which makes the peers faster than they are by themselves. Exit status 1: outputs differ
-by more than they may, or a row failed. Letters as in anomalyclip.py.
+The packages to compare with are in benchmarks/requirements.txt; a row whose package is missing says so. A figure is the
+median of the rounds, with the smallest and largest in brackets; a ratio is that of the times of the same round, above 1
+where we are faster. All keep freed memory (memory.py), which makes the peers faster than they are by themselves. Exit
+status 1: outputs differ by more than they may, or a row failed. Letters as in anomalyclip.py.
 """
+
 import argparse
 import sys
 import tempfile
@@ -27,18 +29,41 @@ from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.processes import check_device
 
-ROWS = {row.__name__: row for row in (limits, image_fp32, image_bf16, text, train, loading, evaluation, bootstrap, extraction,
-                                      startup, accelerator)}
+ROWS = {
+    row.__name__: row
+    for row in (
+        limits,
+        image_fp32,
+        image_bf16,
+        text,
+        train,
+        loading,
+        evaluation,
+        bootstrap,
+        extraction,
+        startup,
+        accelerator,
+    )
+}
 
 
 def markdown(lines: list[Line], args) -> str:
     """The table, under a line on date, machine and versions."""
     head = ["work", "ours", "compared with", "ratio", "goal", "outputs differ by", "remarks"]
     rows = [head, ["---"] * len(head)] + [
-        [line.work, line.ours, line.peer, spread(line.ratios, "x") if line.ratios else "",
-         line.goal and f"{line.goal}: {'yes' if line.reached else 'no'}",
-         "" if line.difference is None else f"{line.difference:.1e} (may {line.tolerance:g}){' WRONG' if line.wrong else ''}",
-         ("FAILED " if line.failed else "") + line.note] for line in lines]
+        [
+            line.work,
+            line.ours,
+            line.peer,
+            spread(line.ratios, "x") if line.ratios else "",
+            line.goal and f"{line.goal}: {'yes' if line.reached else 'no'}",
+            ""
+            if line.difference is None
+            else f"{line.difference:.1e} (may {line.tolerance:g}){' WRONG' if line.wrong else ''}",
+            ("FAILED " if line.failed else "") + line.note,
+        ]
+        for line in lines
+    ]
     table = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows)
     return f"{machine(args)}\n\n{table}\n"
 

@@ -1,4 +1,7 @@
-"""Rows of the benchmark's table about data, videos and evaluation: a function each, from the command line's arguments to lines."""
+"""Rows of the benchmark's table about data, videos and evaluation: a function each, from the command line's arguments
+to lines.
+"""
+
 import json
 import os
 import shutil
@@ -50,10 +53,14 @@ def copy_rate(args) -> list[float]:
 def limits(args) -> list[Line]:
     video = sample_videos(args)[0]
     num_frames, seconds = take_turns({"decode": lambda: sum(1 for _ in decoded(video))}, args.rounds, args.device)
-    return [Line("limit: matrix product, fp32", spread(gemm_rate(torch.float32, args), "GFLOP/s", 1e-9)),
-            Line("limit: matrix product, bf16", spread(gemm_rate(torch.bfloat16, args), "GFLOP/s", 1e-9)),
-            Line("limit: memory, reading and writing", spread(copy_rate(args), "GB/s", 1e-9)),
-            Line("limit: decoding, one thread", rates(seconds["decode"], num_frames["decode"], "frames/s"), note=video.name)]
+    return [
+        Line("limit: matrix product, fp32", spread(gemm_rate(torch.float32, args), "GFLOP/s", 1e-9)),
+        Line("limit: matrix product, bf16", spread(gemm_rate(torch.bfloat16, args), "GFLOP/s", 1e-9)),
+        Line("limit: memory, reading and writing", spread(copy_rate(args), "GB/s", 1e-9)),
+        Line(
+            "limit: decoding, one thread", rates(seconds["decode"], num_frames["decode"], "frames/s"), note=video.name
+        ),
+    ]
 
 
 def forget(folder: Path) -> None:
@@ -72,10 +79,15 @@ def loading(args) -> list[Line]:
     dataset = SegmentDataset(videos, FeatureFolder(folder), 32, 16)
     functions = {
         "ours": lambda: [dataset[i, i]["features"].numpy() for i in range(count)],
-        "whole files": lambda: [peers.whole_file_sample(folder / f"{i}.npy", 32, 16, i, training_rows) for i in range(count)]}
+        "whole files": lambda: [
+            peers.whole_file_sample(folder / f"{i}.npy", 32, 16, i, training_rows) for i in range(count)
+        ],
+    }
     results, warm = take_turns(functions, args.rounds, "cpu")
     difference = max(float(np.abs(a - b).max()) for a, b in zip(results["ours"], results["whole files"]))
-    line = partial(against, peer="whole files", show=partial(rates, count=count, unit="samples/s"), difference=difference)
+    line = partial(
+        against, peer="whole files", show=partial(rates, count=count, unit="samples/s"), difference=difference
+    )
     lines = [line("training samples from disk, warm", ours=warm["ours"], theirs=warm["whole files"], least=20)]
     if not hasattr(os, "posix_fadvise"):
         return lines + [Line("training samples from disk, cold", note="this system cannot be told to drop its cache")]
@@ -117,18 +129,30 @@ def evaluation(args) -> list[Line]:
     ours, theirs = (model.eval() for model in make_pair(args))
     lengths = video_lengths(count, pick(args, 1500, 1_109_680 // 290))
     videos = write_features(folder, lengths, ours.config.feature_dim, np.float16)
-    functions = {"ours": partial(evaluate_ours, ours, videos, folder),
-                 "released": partial(evaluate_released, theirs, ours.config, videos, folder, args.device)}
+    functions = {
+        "ours": partial(evaluate_ours, ours, videos, folder),
+        "released": partial(evaluate_released, theirs, ours.config, videos, folder, args.device),
+    }
     results, seconds = take_turns(functions, min(args.rounds, 3), args.device, warm_up=args.quick)
     difference = max(abs(results["ours"][key] - value) for key, value in results["released"].items())
     short, long = pick(args, (2000, 8000), (5000, 100_000))
-    memory = [in_subprocess("benchmarks.data_rows", "evaluation_memory", args.quick, args.device, longest) for longest in (short, long)]
+    memory = [
+        in_subprocess("benchmarks.data_rows", "evaluation_memory", args.quick, args.device, longest)
+        for longest in (short, long)
+    ]
     work = f"evaluation, {count} videos, {lengths.sum():,} frames, features to metrics.json"
-    line = against(work, "text tower per video, loops over frames", seconds["ours"], seconds["released"],
-                   partial(spread, unit="s"), 10, difference=difference,
-                   tolerance=pick(args, 1e-5, 1e-6),  # two frames whose order rounding decides weigh more among few
-                   note=f"peak memory {gib(memory[0])} with videos up to {short:,} frames, {gib(memory[1])} up to {long:,} "
-                   "(goal: under 2 GiB, independent)")
+    line = against(
+        work,
+        "text tower per video, loops over frames",
+        seconds["ours"],
+        seconds["released"],
+        partial(spread, unit="s"),
+        10,
+        difference=difference,
+        tolerance=pick(args, 1e-5, 1e-6),  # two frames whose order rounding decides weigh more among few
+        note=f"peak memory {gib(memory[0])} with videos up to {short:,} frames, {gib(memory[1])} up to {long:,} "
+        "(goal: under 2 GiB, independent)",
+    )
     line.reached = line.reached and memory[1] < min(2 * 2**30, 1.1 * memory[0])
     return [line]
 
@@ -140,23 +164,38 @@ def bootstrap(args) -> list[Line]:
     num_draws, few, classes = pick(args, 100, 1000), 2, tuple("ABCDEF")
     scores = random_scores(pick(args, 60, 800), pick(args, 300, 2875), len(classes))
     weights = np.random.default_rng(0).multinomial(len(scores), np.full(len(scores), 1 / len(scores)), few)
-    functions = {"ours": lambda: metrics.bootstrap_metrics(scores, classes, num_draws=num_draws),
-                 "scikit-learn": lambda: peers.sklearn_draws(scores, classes, weights)}
+    functions = {
+        "ours": lambda: metrics.bootstrap_metrics(scores, classes, num_draws=num_draws),
+        "scikit-learn": lambda: peers.sklearn_draws(scores, classes, weights),
+    }
     results, seconds = take_turns(functions, min(args.rounds, 3), "cpu", warm_up=args.quick)
     intervals = metrics.bootstrap_metrics(scores, classes, num_draws=few)
-    difference = max(float(np.abs(np.percentile(draws, (2.5, 97.5)) - intervals[key]).max())
-                     for key, draws in results["scikit-learn"].items())
+    difference = max(
+        float(np.abs(np.percentile(draws, (2.5, 97.5)) - intervals[key]).max())
+        for key, draws in results["scikit-learn"].items()
+    )
     theirs = [s * num_draws / few for s in seconds["scikit-learn"]]
     num_frames = sum(len(s.labels) for s in scores)
     work = f"bootstrap, {num_frames:,} frames, {len(classes)} classes, {num_draws} draws"
-    return [against(work, "scikit-learn", seconds["ours"], theirs, partial(spread, unit="s"), 50, difference=difference,
-                    tolerance=1e-9, note=f"scikit-learn's time is that of {few} draws, times {num_draws // few}")]
+    return [
+        against(
+            work,
+            "scikit-learn",
+            seconds["ours"],
+            theirs,
+            partial(spread, unit="s"),
+            50,
+            difference=difference,
+            tolerance=1e-9,
+            note=f"scikit-learn's time is that of {few} draws, times {num_draws // few}",
+        )
+    ]
 
 
 def sample_videos(args) -> list[Path]:
     """The shortest of the real videos, or made ones where those are absent."""
     found = sorted(CCTV.rglob("*.mp4"), key=lambda path: (path.stat().st_size, path.name))
-    return found[:pick(args, 1, 2)] or [made_video(args.folder / "made.mp4", pick(args, 60, 300))]
+    return found[: pick(args, 1, 2)] or [made_video(args.folder / "made.mp4", pick(args, 60, 300))]
 
 
 def made_video(path: Path, num_frames: int) -> Path:
@@ -207,8 +246,20 @@ def extract_in_turn(paths: list[Path], encoder, batch_size: int) -> list[np.ndar
 def extract_ours(args, sources: Path, weights: Path, batch_size: int) -> tuple[list[np.ndarray], float]:
     """Features and seconds of extract_features.py; a second start, with nothing to do, tells what starting costs."""
     with tempfile.TemporaryDirectory(dir=args.folder) as out:
-        command = [sys.executable, HERE / "extract_features.py", "--videos", sources, "--out", out, "--clip", weights,
-                   "--batch", str(batch_size), "--device", args.device]
+        command = [
+            sys.executable,
+            HERE / "extract_features.py",
+            "--videos",
+            sources,
+            "--out",
+            out,
+            "--clip",
+            weights,
+            "--batch",
+            str(batch_size),
+            "--device",
+            args.device,
+        ]
         start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         middle = time.perf_counter()
@@ -231,7 +282,7 @@ def extraction(args) -> list[Line]:
 
     sources, weights, batch_size = args.folder / "videos", args.folder / "clip.pt", pick(args, 16, 32)
     sources.mkdir(exist_ok=True)
-    paths = sorted((Path(shutil.copy(path, sources)) for path in sample_videos(args)))
+    paths = sorted(Path(shutil.copy(path, sources)) for path in sample_videos(args))
     torch.save(random_clip(pick(args, SMALL, VIT_B16)).state_dict(), weights)
     encoder = ClipEncoder(str(weights), args.device)
     seconds, results = {"ours": [], "in turn": [], "encoder": []}, {}
@@ -246,16 +297,34 @@ def extraction(args) -> list[Line]:
     show = partial(rates, count=num_frames, unit="frames/s")
     difference = max(float(np.abs(a.astype(float) - b).max()) for a, b in zip(results["ours"], results["in turn"]))
     work = f"video to features, {len(paths)} videos, {num_frames} frames"
-    return [against(work, "decode, PIL, encode in turn", seconds["ours"], seconds["in turn"], show, difference=difference),
-            against(work, "the encoder alone", seconds["ours"], seconds["encoder"], show, 0.95)]
+    return [
+        against(work, "decode, PIL, encode in turn", seconds["ours"], seconds["in turn"], show, difference=difference),
+        against(work, "the encoder alone", seconds["ours"], seconds["encoder"], show, 0.95),
+    ]
 
 
 def startup(args) -> list[Line]:
-    works = {"evaluate.py --help": ["evaluate.py", "--help"], "python -c pass": ["-c", "pass"],
-             "import anomalyclip": ["-c", "import anomalyclip"], "import torch": ["-c", "import torch"]}
-    calls = {work: partial(subprocess.run, [sys.executable, *command], cwd=HERE, check=True, capture_output=True)
-             for work, command in works.items()}
+    works = {
+        "evaluate.py --help": ["evaluate.py", "--help"],
+        "python -c pass": ["-c", "pass"],
+        "import anomalyclip": ["-c", "import anomalyclip"],
+        "import torch": ["-c", "import torch"],
+    }
+    calls = {
+        work: partial(subprocess.run, [sys.executable, *command], cwd=HERE, check=True, capture_output=True)
+        for work, command in works.items()
+    }
     _, seconds = take_turns(calls, pick(args, args.rounds, max(args.rounds, 3)), "cpu")
     goals = (("evaluate.py --help", "python -c pass", 0.3), ("import anomalyclip", "import torch", 3))
-    return [against(f"start-up: {work}", bound, seconds[work], seconds[bound], partial(spread, unit="s"),
-                    goal=f"under {most} s", reached=bool(np.median(seconds[work]) < most)) for work, bound, most in goals]
+    return [
+        against(
+            f"start-up: {work}",
+            bound,
+            seconds[work],
+            seconds[bound],
+            partial(spread, unit="s"),
+            goal=f"under {most} s",
+            reached=bool(np.median(seconds[work]) < most),
+        )
+        for work, bound, most in goals
+    ]

@@ -1,8 +1,10 @@
-"""Time and memory against size, for python -m benchmarks --growth: each point in a process of its own, a table and a picture.
+"""Time and memory against size, for python -m benchmarks --growth: each point in a process of its own, a table and a
+picture.
 
-A curve is called linear between two neighbouring points where the time grows with an exponent of 0.8 to 1.2: 1 is twice the
-time for twice the size, 0 no more time, 2 four times.
+A curve is called linear between two neighbouring points where the time grows with an exponent of 0.8 to 1.2: 1 is twice
+the time for twice the size, 0 no more time, 2 four times.
 """
+
 import math
 import sys
 import tempfile
@@ -20,13 +22,19 @@ from videoanomaly.data.annotations import Video
 from videoanomaly.runtime.files import write_atomically
 
 LINEAR = (0.8, 1.2)
-SIZES = {"frames": (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6), "videos": (10, 30, 100, 300, 1000), "classes": (1, 2, 5, 10, 20, 50),
-         "batch": (2, 4, 8, 16, 32, 64)}
+SIZES = {
+    "frames": (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6),
+    "videos": (10, 30, 100, 300, 1000),
+    "classes": (1, 2, 5, 10, 20, 50),
+    "batch": (2, 4, 8, 16, 32, 64),
+}
 QUICK = {"frames": (1e3, 1e4), "videos": (10, 30), "classes": (1, 5), "batch": (2, 8)}
-WORK = {"frames": "one video of so many frames, features to metrics.json; 13 classes, E 32",
-        "videos": "frame metrics and bootstrap with 100 draws, videos of 1,000 frames, 6 classes",
-        "classes": "text tower of ViT-B/16, forward and backward",
-        "batch": "training step with so many videos, S 32, F 16, E 64"}
+WORK = {
+    "frames": "one video of so many frames, features to metrics.json; 13 classes, E 32",
+    "videos": "frame metrics and bootstrap with 100 draws, videos of 1,000 frames, 6 classes",
+    "classes": "text tower of ViT-B/16, forward and backward",
+    "batch": "training step with so many videos, S 32, F 16, E 64",
+}
 
 
 def classes_named(count: int) -> tuple[str, ...]:
@@ -49,7 +57,9 @@ def write_one(folder: str, count: int, dim: int) -> None:
 
 def frames_work(count: int, quick: bool, device: str, folder: Path):
     model = small_model(device, embed_dim=32).eval()
-    in_subprocess("benchmarks.growth", "write_one", str(folder), count, model.config.feature_dim)  # its memory is not the evaluation's
+    in_subprocess(
+        "benchmarks.growth", "write_one", str(folder), count, model.config.feature_dim
+    )  # its memory is not the evaluation's
     videos = [Video("0", 0, ((count // 4, count // 2),), count)]
     return lambda: evaluate_ours(model, videos, folder)
 
@@ -104,16 +114,22 @@ def verdict(sizes, seconds) -> str:
         else:
             parts.append([kind, sizes[i], sizes[i + 1], [exponent]])
     words = {"slower": "slower than the size", "linear": "linear", "faster": "faster than the size"}
-    return "; ".join(f"{words[kind]} from {first:,.0f} to {last:,.0f} (exponent {np.mean(found):.2f})"
-                     for kind, first, last, found in parts)
+    return "; ".join(
+        f"{words[kind]} from {first:,.0f} to {last:,.0f} (exponent {np.mean(found):.2f})"
+        for kind, first, last, found in parts
+    )
 
 
 def markdown(curves: dict[str, list]) -> str:
     texts = []
     for name, points in curves.items():
         sizes, seconds, memory = zip(*points)
-        rows = [[name, *(f"{n:,.0f}" for n in sizes)], ["---"] * (len(sizes) + 1), ["seconds", *(f"{s:.3g}" for s in seconds)],
-                ["peak memory", *map(gib, memory)]]
+        rows = [
+            [name, *(f"{n:,.0f}" for n in sizes)],
+            ["---"] * (len(sizes) + 1),
+            ["seconds", *(f"{s:.3g}" for s in seconds)],
+            ["peak memory", *map(gib, memory)],
+        ]
         table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
         texts.append(f"{name}: {WORK[name]}\n\n{table}\n\nThe time grows {verdict(sizes, seconds)}.\n")
     return "\n".join(texts)

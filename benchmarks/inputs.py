@@ -1,4 +1,5 @@
 """Models and data of the benchmark, the same for all that are compared."""
+
 import json
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,27 @@ from benchmarks.measure import pick
 from videoanomaly import winograd
 from videoanomaly.runtime.files import write_atomically
 
-VIT_B16 = {"embed_dim": 512, "image_resolution": 224, "vision_layers": 12, "vision_width": 768, "vision_patch_size": 16,
-           "context_length": 77, "vocab_size": 49408, "transformer_width": 512, "transformer_heads": 8,
-           "transformer_layers": 12}
-SMALL = VIT_B16 | {"embed_dim": 64, "image_resolution": 96, "vision_layers": 3, "vision_width": 256, "transformer_width": 128,
-                   "transformer_heads": 2, "transformer_layers": 3}  # for --quick
+VIT_B16 = {
+    "embed_dim": 512,
+    "image_resolution": 224,
+    "vision_layers": 12,
+    "vision_width": 768,
+    "vision_patch_size": 16,
+    "context_length": 77,
+    "vocab_size": 49408,
+    "transformer_width": 512,
+    "transformer_heads": 8,
+    "transformer_layers": 12,
+}
+SMALL = VIT_B16 | {
+    "embed_dim": 64,
+    "image_resolution": 96,
+    "vision_layers": 3,
+    "vision_width": 256,
+    "transformer_width": 128,
+    "transformer_heads": 2,
+    "transformer_layers": 3,
+}  # for --quick
 
 
 def random_clip(sizes: dict, seed: int = 0):
@@ -86,8 +103,9 @@ def make_step(args, model, loss, config, num_videos: int, dtype=torch.float32):
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-5, betas=(0.9, 0.98), weight_decay=0.2)
     model.train()
-    return partial(training_step, model, loss, optimizer, features.to(args.device), labels.to(args.device), seed=0,
-                   dtype=dtype)
+    return partial(
+        training_step, model, loss, optimizer, features.to(args.device), labels.to(args.device), seed=0, dtype=dtype
+    )
 
 
 def write_features(folder: Path, lengths, dim: int, dtype) -> list:
@@ -128,7 +146,7 @@ def random_scores(num_videos: int, mean_length: int, num_classes: int) -> list:
     for i, length in enumerate(video_lengths(num_videos, mean_length)):
         labels = np.full(length, -1)
         if i % 2:
-            labels[length // 4:length // 2] = i // 2 % num_classes
+            labels[length // 4 : length // 2] = i // 2 % num_classes
         p_class = rng.random((length, num_classes), dtype=np.float32) / num_classes
         p_A = 0.8 * rng.random(length, dtype=np.float32) + 0.2 * (labels >= 0).astype(np.float32)
         videos.append(Scores(p_A, p_A[:, None] * p_class, labels))

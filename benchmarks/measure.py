@@ -1,4 +1,5 @@
 """What the benchmarks measure with: functions that take turns, peak memory, and a line of the table."""
+
 import json
 import platform
 import subprocess
@@ -39,6 +40,7 @@ def take_turns(functions: dict, rounds: int, device: str, warm_up: bool = True) 
     Returns:
         What each gave at first, and the seconds of each in each round.
     """
+
     def timed(function):
         start = time.perf_counter()
         result = function()
@@ -49,7 +51,7 @@ def take_turns(functions: dict, rounds: int, device: str, warm_up: bool = True) 
     results = {name: timed(function)[0] for name, function in functions.items()} if warm_up else {}
     seconds = {name: [] for name in functions}
     for i in range(rounds):
-        for name in list(functions)[::(-1) ** i]:  # there and back, so that no one always comes first
+        for name in list(functions)[:: (-1) ** i]:  # there and back, so that no one always comes first
             result, took = timed(functions[name])
             results.setdefault(name, result)
             seconds[name].append(took)
@@ -66,7 +68,9 @@ def rates(seconds: list[float], count: float, unit: str) -> str:
     return spread([count / s for s in seconds], unit)
 
 
-def against(work: str, peer: str, ours: list[float], theirs: list[float], show, least: float | None = None, **others) -> Line:
+def against(
+    work: str, peer: str, ours: list[float], theirs: list[float], show, least: float | None = None, **others
+) -> Line:
     """A line that compares the seconds of two; `show` prints seconds, `least` is the ratio that is the goal."""
     ratios = [b / a for a, b in zip(ours, theirs)]
     goal = {} if least is None else {"goal": f"{least:g}x", "reached": bool(np.median(ratios) >= least)}
@@ -96,8 +100,10 @@ def peak_memory(device: str) -> int:
 
 def in_subprocess(module: str, function: str, *values):
     """What a function of plain values gives in a new process, as JSON; its peak memory is then its own."""
-    code = (f"import json, sys; from videoanomaly.runtime import memory; import {module}; memory.keep_freed_memory(); "
-            f"print('\\n' + json.dumps({module}.{function}(*json.loads(sys.argv[1]))))")
+    code = (
+        f"import json, sys; from videoanomaly.runtime import memory; import {module}; memory.keep_freed_memory(); "
+        f"print('\\n' + json.dumps({module}.{function}(*json.loads(sys.argv[1]))))"
+    )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(values)], cwd=HERE, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{function}: {done.stderr.strip().splitlines()[-1]}")
@@ -118,5 +124,7 @@ def machine(args) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
     size = "small sizes (--quick): the ratios say nothing" if args.quick else "full sizes"
-    return (f"{time.strftime('%Y-%m-%d')}, {device}, {name}, {torch.backends.cpu.get_cpu_capability()}, "
-            f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds, {size}")
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {device}, {name}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds, {size}"
+    )

@@ -1,8 +1,10 @@
-"""What people would run instead, built from its packages, for the benchmarks: CLIP's other implementations and the released model.
+"""What people would run instead, built from its packages, for the benchmarks: CLIP's other implementations and the
+released model.
 
-No code of those projects is in here; the facts of the released model are in arXiv:2310.02835 and in the state dicts of its
-checkpoints (released.py). Letters as in anomalyclip.py.
+No code of those projects is in here; the facts of the released model are in arXiv:2310.02835 and in the state dicts of
+its checkpoints (released.py). Letters as in anomalyclip.py.
 """
+
 import importlib
 
 import numpy as np
@@ -13,11 +15,18 @@ from torch import Tensor, nn
 from anomalyclip import Prediction
 
 TRANSFORMERS_NAMES = (  # OpenAI's names -> those of transformers' CLIPVisionModelWithProjection
-    ("visual.transformer.resblocks.", "vision_model.encoder.layers."), ("visual.class_", "vision_model.embeddings.class_"),
-    ("visual.conv1", "vision_model.embeddings.patch_embedding"), ("visual.ln_pre", "vision_model.pre_layrnorm"),
-    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"), ("c_proj", "fc2"), ("c_fc", "fc1"),
-    ("visual.ln_post", "vision_model.post_layernorm"), (".attn.", ".self_attn."), (".ln_", ".layer_norm"),
-    ("visual.proj", "visual_projection.weight"))
+    ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
+    ("visual.class_", "vision_model.embeddings.class_"),
+    ("visual.conv1", "vision_model.embeddings.patch_embedding"),
+    ("visual.ln_pre", "vision_model.pre_layrnorm"),
+    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    ("c_proj", "fc2"),
+    ("c_fc", "fc1"),
+    ("visual.ln_post", "vision_model.post_layernorm"),
+    (".attn.", ".self_attn."),
+    (".ln_", ".layer_norm"),
+    ("visual.proj", "visual_projection.weight"),
+)
 
 
 class MissingPeer(Exception):
@@ -42,10 +51,19 @@ def openai_clip(state: dict[str, Tensor], sizes: dict) -> nn.Module:
 
 def open_clip_clip(state: dict[str, Tensor], sizes: dict) -> nn.Module:
     open_clip = import_peer("open_clip", "open-clip-torch")
-    vision = {"layers": sizes["vision_layers"], "width": sizes["vision_width"], "patch_size": sizes["vision_patch_size"],
-              "image_size": sizes["image_resolution"]}
-    text = {"context_length": sizes["context_length"], "vocab_size": sizes["vocab_size"], "width": sizes["transformer_width"],
-            "heads": sizes["transformer_heads"], "layers": sizes["transformer_layers"]}
+    vision = {
+        "layers": sizes["vision_layers"],
+        "width": sizes["vision_width"],
+        "patch_size": sizes["vision_patch_size"],
+        "image_size": sizes["image_resolution"],
+    }
+    text = {
+        "context_length": sizes["context_length"],
+        "vocab_size": sizes["vocab_size"],
+        "width": sizes["transformer_width"],
+        "heads": sizes["transformer_heads"],
+        "layers": sizes["transformer_layers"],
+    }
     model = open_clip.CLIP(embed_dim=sizes["embed_dim"], vision_cfg=vision, text_cfg=text, quick_gelu=True)
     model.load_state_dict(state)
     return model.eval()
@@ -55,9 +73,15 @@ def transformers_image_tower(state: dict[str, Tensor], sizes: dict) -> nn.Module
     transformers = import_peer("transformers", "transformers")
     width = sizes["vision_width"]
     config = transformers.CLIPVisionConfig(
-        hidden_size=width, intermediate_size=4 * width, projection_dim=sizes["embed_dim"], hidden_act="quick_gelu",
-        num_hidden_layers=sizes["vision_layers"], num_attention_heads=width // 64, image_size=sizes["image_resolution"],
-        patch_size=sizes["vision_patch_size"])
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=sizes["embed_dim"],
+        hidden_act="quick_gelu",
+        num_hidden_layers=sizes["vision_layers"],
+        num_attention_heads=width // 64,
+        image_size=sizes["image_resolution"],
+        patch_size=sizes["vision_patch_size"],
+    )
     model = transformers.CLIPVisionModelWithProjection(config)
     model.load_state_dict(to_transformers(state))
     return model.eval()
@@ -93,8 +117,12 @@ class LongPrompts(nn.Module):
         tokens = tokenize([f"{'X ' * num_ctx}{name}." for name in classes])  # the X only keep the contexts' places
         with torch.no_grad():
             embeddings = clip.token_embedding(tokens)  # (C, 77, W)
-        fixed = {"prefix": embeddings[:, :1], "suffix": embeddings[:, 1 + num_ctx:], "eot_idx": tokens.argmax(dim=-1),
-                 "positions": clip.positional_embedding.detach()}
+        fixed = {
+            "prefix": embeddings[:, :1],
+            "suffix": embeddings[:, 1 + num_ctx :],
+            "eot_idx": tokens.argmax(dim=-1),
+            "positions": clip.positional_embedding.detach(),
+        }
         for name, value in fixed.items():
             self.register_buffer(name, value.clone(), persistent=False)
         self.transformer, self.ln_final = clip.transformer.requires_grad_(False), clip.ln_final.requires_grad_(False)
@@ -109,7 +137,8 @@ class LongPrompts(nn.Module):
 
 
 class ReleasedModel(nn.Module):
-    """The network of the released code for UCF-Crime: `axial_attention`'s reversible transformer, the text tower every time.
+    """The network of the released code for UCF-Crime: `axial_attention`'s reversible transformer, the text tower every
+    time.
 
     Args:
         config: An AnomalyCLIPConfig with temporal_input "features".
@@ -125,10 +154,19 @@ class ReleasedModel(nn.Module):
         self.register_buffer("prototype", prototype)
         self.prompts = LongPrompts(clip, tokenize, config.classes, config.num_ctx)
         self.batch_norm = nn.BatchNorm1d(len(config.classes), affine=False)
-        self.projection, self.layer_norm, self.linear = nn.Linear(config.feature_dim, E), nn.LayerNorm(E), nn.Linear(E, 1)
+        self.projection, self.layer_norm, self.linear = (
+            nn.Linear(config.feature_dim, E),
+            nn.LayerNorm(E),
+            nn.Linear(E, 1),
+        )
         self.axial_attn = axial.AxialImageTransformer(
-            dim=E, depth=config.depth, heads=config.num_heads, dim_index=1, reversible=True,
-            axial_pos_emb_shape=(config.num_segments, config.num_frames))
+            dim=E,
+            depth=config.depth,
+            heads=config.num_heads,
+            dim_index=1,
+            reversible=True,
+            axial_pos_emb_shape=(config.num_segments, config.num_frames),
+        )
 
     def forward(self, features: Tensor) -> Prediction:
         x = features - self.prototype  # (B, S, F, D)
@@ -140,12 +178,21 @@ class ReleasedModel(nn.Module):
 
     def published_state(self) -> dict[str, Tensor]:
         """Parameters and buffers as a checkpoint of the released code names them; see released.convert_state."""
-        names = (("prompts.text_projection", "text_encoder.text_projection"), ("prompts.ctx", "prompt_learner.ctx"),
-                 ("batch_norm.", "selector_model.bn_layer."), ("projection.", "temporal_model.projection."),
-                 ("axial_attn.", "temporal_model.axial_attn."), ("layer_norm.", "temporal_model.classifier.layer_norm."),
-                 ("linear.", "temporal_model.classifier.linear."))
-        return {theirs + name.removeprefix(ours): value for name, value in self.state_dict().items()
-                for ours, theirs in names if name.startswith(ours)}
+        names = (
+            ("prompts.text_projection", "text_encoder.text_projection"),
+            ("prompts.ctx", "prompt_learner.ctx"),
+            ("batch_norm.", "selector_model.bn_layer."),
+            ("projection.", "temporal_model.projection."),
+            ("axial_attn.", "temporal_model.axial_attn."),
+            ("layer_norm.", "temporal_model.classifier.layer_norm."),
+            ("linear.", "temporal_model.classifier.linear."),
+        )
+        return {
+            theirs + name.removeprefix(ours): value
+            for name, value in self.state_dict().items()
+            for ours, theirs in names
+            if name.startswith(ours)
+        }
 
 
 # ---- the released loops ----
@@ -172,11 +219,13 @@ def loop_scores(model: ReleasedModel, path, num_segments: int, num_frames: int, 
     rows = np.load(path)
     num_passes = -(-len(rows) // (num_segments * num_frames))
     idx = np.arange(num_segments * num_passes * num_frames)
-    grid = torch.from_numpy(rows[idx % len(rows)]).to(device).float().unflatten(0, (num_segments, num_passes, num_frames))
+    grid = (
+        torch.from_numpy(rows[idx % len(rows)]).to(device).float().unflatten(0, (num_segments, num_passes, num_frames))
+    )
     prediction = model(grid.transpose(0, 1))  # of (J, S, F, D)
     p_A = prediction.anomaly_logits.sigmoid()
     p_class = p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
-    return tuple(p.transpose(0, 1).flatten(0, 2)[:len(rows)].cpu() for p in (p_A, p_class))
+    return tuple(p.transpose(0, 1).flatten(0, 2)[: len(rows)].cpu() for p in (p_A, p_class))
 
 
 def loop_metrics(p_A: list[float], p_class: list[list[float]], labels: list[int], classes) -> dict:
@@ -205,6 +254,13 @@ def sklearn_draws(scores, classes, weights: np.ndarray) -> dict[str, list[float]
         frames = drawn[video_idx]  # how often each frame counts
         for key, metric in (("AUC", roc_auc_score), ("AP", average_precision_score)):
             draws[key].append(metric(labels >= 0, p_A, sample_weight=frames))
-            draws[f"m{key}"].append(np.mean([metric(labels == c, p_class[:, c], sample_weight=frames)
-                                             for c in range(len(classes)) if frames[labels == c].any()]))
+            draws[f"m{key}"].append(
+                np.mean(
+                    [
+                        metric(labels == c, p_class[:, c], sample_weight=frames)
+                        for c in range(len(classes))
+                        if frames[labels == c].any()
+                    ]
+                )
+            )
     return draws

@@ -1,4 +1,7 @@
-"""What the tests of predict.py, report.py and their helpers share: a checkpoint whose classes are colours, and its encoder."""
+"""What the tests of predict.py, report.py and their helpers share: a checkpoint whose classes are colours, and its
+encoder.
+"""
+
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,9 @@ class Colours:
 
 
 def set_weights(state: dict[str, torch.Tensor]) -> None:
-    """p_A near 1 where a feature lies more than about 5 units along axis 0 or 1, near 0 elsewhere, for each row by itself."""
+    """p_A near 1 where a feature lies more than about 5 units along axis 0 or 1, near 0 elsewhere, for each row by
+    itself.
+    """
     for name, value in state.items():
         if name != "temporal_model.norm.weight":
             value.zero_()
@@ -37,7 +42,9 @@ def set_weights(state: dict[str, torch.Tensor]) -> None:
     state["batch_norm.running_var"].fill_(1)
     state["temporal_model.projection.weight"][0, 0] = state["temporal_model.projection.weight"][1, 1] = 1
     state["temporal_model.body.1.weight"][0, :2] = 1
-    state["temporal_model.body.1.bias"][:2] = torch.tensor([-4.0, 1.0])  # channel 0: how far beyond 4; channel 1: always 1
+    state["temporal_model.body.1.bias"][:2] = torch.tensor(
+        [-4.0, 1.0]
+    )  # channel 0: how far beyond 4; channel 1: always 1
     state["temporal_model.head.weight"][0, :2] = torch.tensor([2.0, -2.0])  # which of the two is larger
 
 

@@ -2,10 +2,12 @@
 
     python fuzz.py --runs 100000 --seed 0 --save findings/
 
-Each case is a valid file with a few mutations: flipped bits, a cut, a splice, a repeated part, a huge number. Of archives
-also the members are mutated and packed again, for a damaged archive hardly ever gets past its checksums. A case may take
-5 seconds, and all of them together 1 GiB of memory beyond what the imports took. Exit status 1 if anything was found.
+Each case is a valid file with a few mutations: flipped bits, a cut, a splice, a repeated part, a huge number. Of
+archives also the members are mutated and packed again, for a damaged archive hardly ever gets past its checksums. A
+case may take 5 seconds, and all of them together 1 GiB of memory beyond what the imports took. Exit status 1 if
+anything was found.
 """
+
 import argparse
 import gzip
 import io
@@ -33,9 +35,31 @@ from videoanomaly.data.features import load_array, read_meta
 from videoanomaly.systems.s3r import S3R
 
 SECONDS, MEMORY = 5, 2**30  # of a case, of all cases
-HUGE = [b"9" * 20, b"9" * 5000, b"-1", b"0", b"1e999", b"NaN", str(2**31).encode(), str(2**63).encode(), str(2**64).encode(),
-        b"\xff\xff\xff\x7f", b"\xff" * 8, b"\x00" * 8, (2**40).to_bytes(8, "little"), b"[" * 3000, b"(" * 3000, b" " * 3000,
-        b"\x8a\x09" + b"\xff" * 8 + b"\x00", b"../../x", b"/etc/passwd", b"\xe2\x80\xa8", b"\n", b"\r", b"\x85"]
+HUGE = [
+    b"9" * 20,
+    b"9" * 5000,
+    b"-1",
+    b"0",
+    b"1e999",
+    b"NaN",
+    str(2**31).encode(),
+    str(2**63).encode(),
+    str(2**64).encode(),
+    b"\xff\xff\xff\x7f",
+    b"\xff" * 8,
+    b"\x00" * 8,
+    (2**40).to_bytes(8, "little"),
+    b"[" * 3000,
+    b"(" * 3000,
+    b" " * 3000,
+    b"\x8a\x09" + b"\xff" * 8 + b"\x00",
+    b"../../x",
+    b"/etc/passwd",
+    b"\xe2\x80\xa8",
+    b"\n",
+    b"\r",
+    b"\x85",
+]
 
 
 class TooSlow(BaseException):
@@ -54,19 +78,19 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         if kind == 0 and data:
             data[begin % len(data)] ^= 1 << rng.randrange(8)
         elif kind == 1:
-            data[begin:begin + length] = rng.randbytes(length)
+            data[begin : begin + length] = rng.randbytes(length)
         elif kind == 2:
-            del data[begin:begin + length]
+            del data[begin : begin + length]
         elif kind == 3 and rng.random() < 0.3:
             del data[begin:]
         elif kind == 4:  # a part of it in another place
             source = rng.randrange(len(data) + 1)
-            data[begin:begin] = data[source:source + length]
+            data[begin:begin] = data[source : source + length]
         elif kind == 5:
-            data[begin:begin + rng.choice((0, length))] = rng.choice(HUGE)
+            data[begin : begin + rng.choice((0, length))] = rng.choice(HUGE)
         elif numbers := list(re.finditer(rb"[0-9]+", data)):
             number = rng.choice(numbers)
-            data[number.start():number.end()] = rng.choice(HUGE)
+            data[number.start() : number.end()] = rng.choice(HUGE)
     return bytes(data)
 
 
@@ -75,7 +99,10 @@ def mutate_zip(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.2:
         return mutate(data, rng)
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", rng.choice((0, 0, 0, zipfile.ZIP_DEFLATED))) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as old,
+        zipfile.ZipFile(out, "w", rng.choice((0, 0, 0, zipfile.ZIP_DEFLATED))) as new,
+    ):
         names = old.namelist()
         chosen = rng.choice([rng.choice(names), next(name for name in names if name.endswith("data.pkl"))])
         for name in names:
@@ -97,17 +124,34 @@ def mutate_gzip(data: bytes, rng: random.Random) -> bytes:
 
 
 LISTS = {  # data set: {file: text}, each a small valid one
-    "custom": {"classes.txt": "Normal\nFight\nFall\n", "train.txt": "Normal/a 1.mp4 Normal\nFight/b.mp4 Fight\n",
-               "test.txt": "Normal/c.mp4 Normal\nFall/my d.mp4 Fall\n",
-               "temporal_annotations.txt": "c.mp4 Normal -1 -1\nmy d.mp4 Fall 3 5 9 9\n"},
-    "released": {"train_abnormal.txt": "Abuse/a 0 79 0\n", "train_normal.txt": "N/b 0 39 7\n", "test.txt": "Arson/c 1 512 2\nN/d 0 9 7\n",
-                 "temporal.txt": "c.mp4 Arson 200 512 -1 -1\nd.mp4 Normal -1 -1\n",
-                 "ids.csv": "id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(datasets.CLASS_NAMES["ucfcrime"]))},
-    "ucfcrime": {"train.txt": "Abuse/a.mp4\nNormal_Videos/b.mp4\n", "test.txt": "Arson/c.mp4\nNormal_Videos/d.mp4\n",
-                 "temporal.txt": "c Arson 1000 1796 -1 -1\nd Normal -1 -1 -1 -1\n"},
-    "xdviolence": {"train.txt": "v=a__#1_label_B2-0-0\nv=b__#1_label_A\nv=e_label_B1-B2\n", "test.txt": "v=d e__#1_label_0-B6-0\n",
-                   "annotations.txt": "v=d e__#1_label_0-B6-0 51 210 273 410\n"},
-    "shanghaitech": {"train.txt": "01_0014\n01_002\n", "test.txt": "01_001\n01_0015\n", "classes.csv": "01_0014,car\n01_0015,car\n"},
+    "custom": {
+        "classes.txt": "Normal\nFight\nFall\n",
+        "train.txt": "Normal/a 1.mp4 Normal\nFight/b.mp4 Fight\n",
+        "test.txt": "Normal/c.mp4 Normal\nFall/my d.mp4 Fall\n",
+        "temporal_annotations.txt": "c.mp4 Normal -1 -1\nmy d.mp4 Fall 3 5 9 9\n",
+    },
+    "released": {
+        "train_abnormal.txt": "Abuse/a 0 79 0\n",
+        "train_normal.txt": "N/b 0 39 7\n",
+        "test.txt": "Arson/c 1 512 2\nN/d 0 9 7\n",
+        "temporal.txt": "c.mp4 Arson 200 512 -1 -1\nd.mp4 Normal -1 -1\n",
+        "ids.csv": "id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(datasets.CLASS_NAMES["ucfcrime"])),
+    },
+    "ucfcrime": {
+        "train.txt": "Abuse/a.mp4\nNormal_Videos/b.mp4\n",
+        "test.txt": "Arson/c.mp4\nNormal_Videos/d.mp4\n",
+        "temporal.txt": "c Arson 1000 1796 -1 -1\nd Normal -1 -1 -1 -1\n",
+    },
+    "xdviolence": {
+        "train.txt": "v=a__#1_label_B2-0-0\nv=b__#1_label_A\nv=e_label_B1-B2\n",
+        "test.txt": "v=d e__#1_label_0-B6-0\n",
+        "annotations.txt": "v=d e__#1_label_0-B6-0 51 210 273 410\n",
+    },
+    "shanghaitech": {
+        "train.txt": "01_0014\n01_002\n",
+        "test.txt": "01_001\n01_0015\n",
+        "classes.csv": "01_0014,car\n01_0015,car\n",
+    },
 }
 
 
@@ -125,15 +169,29 @@ def saved(content, **options) -> bytes:
 
 def small_clip() -> clip_model.CLIP:
     torch.manual_seed(0)
-    return clip_model.CLIP(embed_dim=2, image_resolution=4, vision_layers=1, vision_width=64, vision_patch_size=4, context_length=3,
-                           vocab_size=5, transformer_width=64, transformer_heads=1, transformer_layers=1)
+    return clip_model.CLIP(
+        embed_dim=2,
+        image_resolution=4,
+        vision_layers=1,
+        vision_width=64,
+        vision_patch_size=4,
+        context_length=3,
+        vocab_size=5,
+        transformer_width=64,
+        transformer_heads=1,
+        transformer_layers=1,
+    )
 
 
 def safetensors(state: dict) -> bytes:
     header, data = {}, b""
     for name, tensor in state.items():
         content = tensor.detach().half().numpy().tobytes()
-        header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(content)]}
+        header[name] = {
+            "dtype": "F16",
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + len(content)],
+        }
         data += content
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
@@ -164,8 +222,16 @@ class NarrowS3R(S3R):
 
 
 def checkpoint(model=AnomalyCLIP, feature_dim=3, **options) -> bytes:
-    config = AnomalyCLIPConfig(classes=("a", "b"), feature_dim=feature_dim, num_segments=4, num_frames=2, topk=1,
-                               directions="direct", embed_dim=2, num_heads=1)
+    config = AnomalyCLIPConfig(
+        classes=("a", "b"),
+        feature_dim=feature_dim,
+        num_segments=4,
+        num_frames=2,
+        topk=1,
+        directions="direct",
+        embed_dim=2,
+        num_heads=1,
+    )
     return saved(model(config).checkpoint(), **options)
 
 
@@ -183,20 +249,40 @@ def list_parsers(folder: Path):
             (root / "test_frame_mask").mkdir()
             mask = npy(np.array([1, 1, 0, 0, 1], np.uint8))
             (root / "test_frame_mask" / "01_0015.npy").write_bytes(mask)
-            yield "mask", root / "test_frame_mask" / "01_0015.npy", mask, mutate, lambda root=root: lists.load_lists(
-                "shanghaitech", root)
+            yield (
+                "mask",
+                root / "test_frame_mask" / "01_0015.npy",
+                mask,
+                mutate,
+                lambda root=root: lists.load_lists("shanghaitech", root),
+            )
         dataset, ids = ("ucfcrime", root / "ids.csv") if layout == "released" else (layout, None)
         for name, text in files.items():
-            yield f"lists {layout}", root / name, text.encode(), mutate, lambda a=(dataset, root, ids): lists.load_lists(*a)
+            yield (
+                f"lists {layout}",
+                root / name,
+                text.encode(),
+                mutate,
+                lambda a=(dataset, root, ids): lists.load_lists(*a),
+            )
 
 
 def binary_parsers(folder: Path):
     """The same for features, meta.json, checkpoints, CLIP weights and the merge table."""
-    meta = {"encoder": "e", "weights_sha256": None, "dim": 3, "stride": 2, "crops": 1, "jpeg": None,
-            "videos": {"a/b": {"frames": 8, "fps": 25.0}, "c": {"frames": 1, "fps": None}}}
+    meta = {
+        "encoder": "e",
+        "weights_sha256": None,
+        "dim": 3,
+        "stride": 2,
+        "crops": 1,
+        "jpeg": None,
+        "videos": {"a/b": {"frames": 8, "fps": 25.0}, "c": {"frames": 1, "fps": None}},
+    }
     clip = small_clip()
     state = {name: tensor.half() for name, tensor in clip.state_dict().items()}
-    config = json.dumps({"model_cfg": {"embed_dim": 2, "vision_cfg": {"head_width": 64}, "text_cfg": {"heads": 1}}}).encode()
+    config = json.dumps(
+        {"model_cfg": {"embed_dim": 2, "vision_cfg": {"head_width": 64}, "text_cfg": {"heads": 1}}}
+    ).encode()
     merges = gzip.compress(b"i n\nt h\na n\nin g</w>\nr e\n")
     for name in ("weights", "with_config", "table"):
         (folder / name).mkdir()
@@ -207,18 +293,31 @@ def binary_parsers(folder: Path):
     array = folder / "v.npy"
     yield ".npy", array, npy(np.zeros((4, 3), np.float32)), mutate, lambda: load_array(array)
     yield "meta.json", folder / "meta.json", json.dumps(meta).encode(), mutate, lambda: read_meta(folder / "meta.json")
-    for name, data, change in (("m.pt", checkpoint(), mutate_zip), ("n.pt", checkpoint(_use_new_zipfile_serialization=False), mutate)):
+    for name, data, change in (
+        ("m.pt", checkpoint(), mutate_zip),
+        ("n.pt", checkpoint(_use_new_zipfile_serialization=False), mutate),
+    ):
         file = folder / name
         yield f"checkpoint {change.__name__}", file, data, change, lambda file=file: AnomalyCLIP.from_checkpoint(file)
     s3r = folder / "s3r.pt"
     yield "checkpoint of S3R", s3r, checkpoint(NarrowS3R, 16), mutate_zip, lambda: NarrowS3R.from_checkpoint(s3r)
     yield "CLIP torch zip", path["plain"], saved(state), mutate_zip, lambda: clip_model.load(path["plain"])
-    yield "CLIP torch, old", path["old"], saved(state, _use_new_zipfile_serialization=False), mutate, lambda: clip_model.load(
-        path["old"])
+    yield (
+        "CLIP torch, old",
+        path["old"],
+        saved(state, _use_new_zipfile_serialization=False),
+        mutate,
+        lambda: clip_model.load(path["old"]),
+    )
     yield "CLIP TorchScript", path["script"], torchscript(state), mutate_zip, lambda: clip_model.load(path["script"])
     yield "CLIP safetensors", path["safe"], safetensors(state), mutate, lambda: clip_model.load(path["safe"])
-    yield "CLIP config", folder / "with_config" / "open_clip_config.json", config, mutate, lambda: clip_model.load(
-        folder / "with_config" / "clip.pt")
+    yield (
+        "CLIP config",
+        folder / "with_config" / "open_clip_config.json",
+        config,
+        mutate,
+        lambda: clip_model.load(folder / "with_config" / "clip.pt"),
+    )
     yield "merge table", table, merges, mutate_gzip, lambda: read_merges(table)
 
 
@@ -246,7 +345,7 @@ def limit_memory() -> None:
 
 
 def outcome(call) -> str | None:
-    """"read", "refused", or what came out that must not."""
+    """ "read", "refused", or what came out that must not."""
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         call()
@@ -287,15 +386,21 @@ def fuzz(parsers: list, runs: int, rng: random.Random, save: Path | None) -> tup
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=100_000, help="cases, shared evenly by the files (default: 100,000)")
+    parser.add_argument(
+        "--runs", type=int, default=100_000, help="cases, shared evenly by the files (default: 100,000)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all mutations (default: 0)")
-    parser.add_argument("--save", type=Path, help="folder for the bytes of the first case of each finding (default: not kept)")
+    parser.add_argument(
+        "--save", type=Path, help="folder for the bytes of the first case of each finding (default: not kept)"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     before = signal.signal(signal.SIGALRM, stop_slow), resource.getrlimit(resource.RLIMIT_AS)
     try:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
-            parsers = [*list_parsers(Path(folder))] * 5 + [*binary_parsers(Path(folder))]  # lists take a tenth of the time
+            parsers = [*list_parsers(Path(folder))] * 5 + [
+                *binary_parsers(Path(folder))
+            ]  # lists take a tenth of the time
             limit_memory()
             counts, findings = fuzz(parsers, args.runs, random.Random(args.seed), args.save)
     finally:

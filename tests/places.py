@@ -1,4 +1,5 @@
 """Where things are, processes of torchrun, and what a test may need."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -13,5 +14,14 @@ REFERENCE_DATA = str(REFERENCE / "dataset")
 
 
 def torchrun(*script: str, processes: int = 2, options: tuple = ()) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options, *script]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        *options,
+        *script,
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)

@@ -1,4 +1,5 @@
 """A made data set of planted anomalies, trainings on it, and comparing what they leave."""
+
 import json
 from pathlib import Path
 
@@ -9,8 +10,24 @@ import torch
 import train
 
 CLASSES = ("fire", "fall")
-SMALL = ["--num-segments", "6", "--num-frames", "4", "--topk", "2", "--embed-dim", "16", "--num-heads", "2", "--batch-size", "8",
-         "--workers", "0", "--device", "cpu"]
+SMALL = [
+    "--num-segments",
+    "6",
+    "--num-frames",
+    "4",
+    "--topk",
+    "2",
+    "--embed-dim",
+    "16",
+    "--num-heads",
+    "2",
+    "--batch-size",
+    "8",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+]
 
 
 def write_dataset(root: Path, dim: int = 64, frames_per_feature: int = 1, encoder: str = "synthetic") -> Path:
@@ -26,7 +43,7 @@ def write_dataset(root: Path, dim: int = 64, frames_per_feature: int = 1, encode
             rows = rng.normal(size=(num_rows, dim)).astype(np.float16)
             start, end = sorted(rng.choice(num_rows, 2, replace=False))
             if label >= 0:
-                rows[start:end + 1, label] += 4
+                rows[start : end + 1, label] += 4
                 interval = f"{start * frames_per_feature}  {(end + 1) * frames_per_feature - 1}"
             np.save(root / "features" / f"{name}.npy", rows)
             videos[name] = {"frames": num_rows * frames_per_feature - frames_per_feature // 2, "fps": 25.0}
@@ -37,14 +54,23 @@ def write_dataset(root: Path, dim: int = 64, frames_per_feature: int = 1, encode
         (root / f"{split}.txt").write_text("\n".join(lines))
     (root / "temporal_annotations.txt").write_text("\n".join(annotations))
     (root / "classes.txt").write_text("\n".join(["Normal", *CLASSES]))
-    meta = {"encoder": encoder, "weights_sha256": None, "dim": dim, "stride": frames_per_feature, "crops": 1, "jpeg": None}
+    meta = {
+        "encoder": encoder,
+        "weights_sha256": None,
+        "dim": dim,
+        "stride": frames_per_feature,
+        "crops": 1,
+        "jpeg": None,
+    }
     (root / "features" / "meta.json").write_text(json.dumps(meta | {"videos": videos}))
     return root
 
 
 def run(dataset: Path, out: Path, *options: str) -> dict:
     """Trains with the small settings, returns the checkpoint."""
-    train.main(["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *options])
+    train.main(
+        ["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *options]
+    )
     return torch.load(out / "last.pt", weights_only=True)
 
 

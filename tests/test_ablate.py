@@ -1,4 +1,5 @@
 """Tests of ablate.py and paper_tables.py, of evaluate.py's --projections, and of what plots.py draws for them."""
+
 import csv
 import json
 import os
@@ -29,7 +30,7 @@ from videoanomaly.runtime.console import InputError
 ABLATIONS = [name for name, table in TABLES.items() if not table.compares]
 
 # In the place of train.py: notes its starts, and obeys the orders in the folder of the data set
-TRAIN = '''
+TRAIN = """
 import json, sys, time
 from pathlib import Path
 words = sys.argv[1:]
@@ -49,9 +50,9 @@ out.mkdir(exist_ok=True)
 (out / "log.jsonl").write_text('{"seconds": 1.5}\\n{"seconds": 2.5}\\n')
 auc = 0.8 + len(value("--temporal")) / 100 + int(value("--seed")) / 1000
 (out / "last.pt").write_text(str(auc))
-'''
+"""
 # In the place of evaluate.py
-EVALUATE = '''
+EVALUATE = """
 import json, sys
 from pathlib import Path
 ckpt = Path(sys.argv[sys.argv.index("--ckpt") + 1])
@@ -60,7 +61,7 @@ assert sys.argv[sys.argv.index("--device") + 1] == "cpu"
 (ckpt.parent / "eval").mkdir(exist_ok=True)
 results = {"AUC": auc, "AP": 0.5, "mAUC": auc / 2, "mAP": None, "events": {"mAP": 0.25}}
 (ckpt.parent / "eval" / "metrics.json").write_text(json.dumps(results))
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +81,29 @@ def fake(dataset, tmp_path, monkeypatch):
 
     def call(*options, table="10"):
         rest = [] if "--" in options else ["--"]
-        return ablate.main(["--table", table, "--dataset", "custom", "--root", str(dataset), "--out", str(tmp_path / "out"),
-                            *options, *rest, "--device", "cpu"])
+        return ablate.main(
+            [
+                "--table",
+                table,
+                "--dataset",
+                "custom",
+                "--root",
+                str(dataset),
+                "--out",
+                str(tmp_path / "out"),
+                *options,
+                *rest,
+                "--device",
+                "cpu",
+            ]
+        )
 
-    yield call, lambda **names: orders.write_text(json.dumps({name.replace("__", "-"): order for name, order in names.items()}))
+    yield (
+        call,
+        lambda **names: orders.write_text(
+            json.dumps({name.replace("__", "-"): order for name, order in names.items()})
+        ),
+    )
     orders.unlink(missing_ok=True)
 
 
@@ -125,7 +145,9 @@ def test_every_number_stands_in_the_papers_text():
         for row in table.rows:
             pair = ["" if number is None else f"{number:.2f}" for number in row.paper]
             system = row.label.partition(",")[0] if table.compares else ""
-            lines = [line for line in whole.splitlines() if line.endswith("\t" + "\t".join(pair)) and f"\t{system}" in line]
+            lines = [
+                line for line in whole.splitlines() if line.endswith("\t" + "\t".join(pair)) and f"\t{system}" in line
+            ]
             assert lines or row.paper == (None, None), (name, row)
 
 
@@ -142,8 +164,11 @@ def test_each_rows_options_give_a_config_of_its_own_and_one_is_the_papers_final(
     preset = settings_.make_config(args, ("a", "b"), 512, None)
     numbers = {row.label: row.paper for row in table.rows}
     final = [label for label, config in configs.items() if config == preset]
-    assert [numbers[label] for label in final] == [next(r.paper for r in TABLES["2"].rows if r.label == "AnomalyCLIP")
-                                                   if table.dataset == "ucfcrime" else table.rows[-1].paper]
+    assert [numbers[label] for label in final] == [
+        next(r.paper for r in TABLES["2"].rows if r.label == "AnomalyCLIP")
+        if table.dataset == "ucfcrime"
+        else table.rows[-1].paper
+    ]
 
 
 def test_rows_switch_on_what_their_label_says():
@@ -178,8 +203,29 @@ def test_the_systems_are_asked_for_by_name():
 
 
 def test_a_system_takes_of_the_options_for_all_rows_those_that_it_has_a_use_for():
-    argv = ["--table", "1", "--dataset", "custom", "--root", "x", "--", "--directions", "direct", "--embed-dim", "32",
-            "--batch-size", "8", "--no-shared-ctx", "--lambdas", "sparse=1", "smooth=2", "--num-frames", "4", "--epochs", "3"]
+    argv = [
+        "--table",
+        "1",
+        "--dataset",
+        "custom",
+        "--root",
+        "x",
+        "--",
+        "--directions",
+        "direct",
+        "--embed-dim",
+        "32",
+        "--batch-size",
+        "8",
+        "--no-shared-ctx",
+        "--lambdas",
+        "sparse=1",
+        "smooth=2",
+        "--num-frames",
+        "4",
+        "--epochs",
+        "3",
+    ]
     args = ablate.parse_args(argv)
     rows = {row.model: ablate.row_options(row, args) for row in TABLES["1"].rows}
     assert rows["anomalyclip"] == ["--model", "anomalyclip", *argv[7:]]
@@ -188,36 +234,57 @@ def test_a_system_takes_of_the_options_for_all_rows_those_that_it_has_a_use_for(
     assert rows["clip-zeroshot"] == ["--model", "clip-zeroshot", *shared]
     assert all(options[options.index("--num-frames") + 1] == "4" for options in rows.values())
     settings = {"directions": "direct"}
-    assert [row.model for row in TABLES["1"].rows if ablate.why_missing(row, args, settings)] == ["clip-zeroshot", "ssrl"]
+    assert [row.model for row in TABLES["1"].rows if ablate.why_missing(row, args, settings)] == [
+        "clip-zeroshot",
+        "ssrl",
+    ]
 
 
-@pytest.mark.parametrize("options", [["--directions", "direct"], ["--directions=frozen"], ["--directions", "finetune"],
-                                     ["--directions", "engineered"], ["--num-segments", "4", "--topk", "2"],
-                                     ["--num-segments", "2", "--topk", "1"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--directions", "direct"],
+        ["--directions=frozen"],
+        ["--directions", "finetune"],
+        ["--directions", "engineered"],
+        ["--num-segments", "4", "--topk", "2"],
+        ["--num-segments", "2", "--topk", "1"],
+    ],
+)
 def test_each_row_of_a_comparison_can_be_run_with_the_options_that_anomalyclip_takes(tmp_path, options):
-    args = ablate.parse_args(["--table", "1", "--dataset", "custom", "--root", "x", "--out", str(tmp_path), "--", *options])
+    args = ablate.parse_args(
+        ["--table", "1", "--dataset", "custom", "--root", "x", "--out", str(tmp_path), "--", *options]
+    )
     for row in TABLES["1"].rows:
-        of_row = train.parse_args([*ablate.data_options(args), *ablate.row_options(row, args), "--out", str(tmp_path / "run")])
+        of_row = train.parse_args(
+            [*ablate.data_options(args), *ablate.row_options(row, args), "--out", str(tmp_path / "run")]
+        )
         settings_.make_config(of_row, ("fire", "fall"), 64, None)
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--seeds", "0"], "--seeds 0: expected at least 1"), (["--jobs", "0"], "--jobs 0: expected at least 1"),
-    (["--temporal-features", "x"], "--temporal-features: is for Table 15"),
-    (["--features", "nothing"], "nothing"),
-    (["--", "--temporal", "mlp"], "--temporal behind --: the rows of Table 10 set it"),
-    (["--", "--seed=3"], "--seed behind --: ablate.py sets it"),
-    (["--", "--model", "rtfm"], "--model behind --: ablate.py sets it"),
-    (["--", "--lr", "0"], "--lr 0.0: expected a positive number"),
-    (["--", "--topk", "0"], "topk must be at least 1")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--seeds", "0"], "--seeds 0: expected at least 1"),
+        (["--jobs", "0"], "--jobs 0: expected at least 1"),
+        (["--temporal-features", "x"], "--temporal-features: is for Table 15"),
+        (["--features", "nothing"], "nothing"),
+        (["--", "--temporal", "mlp"], "--temporal behind --: the rows of Table 10 set it"),
+        (["--", "--seed=3"], "--seed behind --: ablate.py sets it"),
+        (["--", "--model", "rtfm"], "--model behind --: ablate.py sets it"),
+        (["--", "--lr", "0"], "--lr 0.0: expected a positive number"),
+        (["--", "--topk", "0"], "topk must be at least 1"),
+    ],
+)
 def test_wrong_input_is_told_before_any_work(fake, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         fake[0](*options)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("table, options", [("1", ["--embed", "32"]), ("7", ["--direction", "frozen"]),
-                                            ("12", ["--lambda", "sparse=1"])])
+@pytest.mark.parametrize(
+    "table, options", [("1", ["--embed", "32"]), ("7", ["--direction", "frozen"]), ("12", ["--lambda", "sparse=1"])]
+)
 def test_abbreviated_options_which_would_undo_the_rows_are_refused(fake, tmp_path, capsys, table, options):
     with pytest.raises(SystemExit, match="2"):
         fake[0]("--", *options, table=table)
@@ -226,10 +293,21 @@ def test_abbreviated_options_which_would_undo_the_rows_are_refused(fake, tmp_pat
 
 
 def test_wrong_input_ends_the_script_with_one_line_and_status_2(tmp_path):
-    command = [sys.executable, str(ROOT / "ablate.py"), "--table", "7", "--dataset", "custom", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        str(ROOT / "ablate.py"),
+        "--table",
+        "7",
+        "--dataset",
+        "custom",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == \
-        (2, "error: --root is missing: expected the folder with the lists of --dataset custom\n")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: --root is missing: expected the folder with the lists of --dataset custom\n",
+    )
     result = subprocess.run([*command, "--", "--speed", "9"], capture_output=True, text=True)
     assert result.returncode == 2 and "unrecognized arguments: --speed 9" in result.stderr
 
@@ -267,8 +345,15 @@ def test_each_row_runs_with_each_seed_once_and_is_not_run_again(fake, tmp_path):
     assert starts(out)[10:] == ["mlp-1", *(f"{row}-2" for row in rows)]
 
 
-@pytest.mark.parametrize("name, text", [("eval/metrics.json", "{"), ("eval/metrics.json", '{"AUC": 0.5}'),
-                                        ("eval/metrics.json", "[]"), ("log.jsonl", '{"seconds": 1}\n{"sec')])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("eval/metrics.json", "{"),
+        ("eval/metrics.json", '{"AUC": 0.5}'),
+        ("eval/metrics.json", "[]"),
+        ("log.jsonl", '{"seconds": 1}\n{"sec'),
+    ],
+)
 def test_a_damaged_result_is_told_before_the_work_goes_on(fake, tmp_path, name, text):
     out = tmp_path / "out"
     fake[0]("--seeds", "1")
@@ -295,11 +380,28 @@ def test_a_failing_row_shows_its_error_and_the_others_go_on(fake, tmp_path, caps
 def test_a_signal_stops_all_runs_and_the_same_command_goes_on(fake, tmp_path, dataset):
     call, order = fake
     order(**{"transformer__short__term__0": "hang"})
-    program = (f"import ablate, pathlib, sys; ablate.HERE = pathlib.Path({str(ablate.HERE)!r})\n"
-               "sys.exit(ablate.main(sys.argv[1:]))")
-    command = ["--table", "10", "--dataset", "custom", "--root", str(dataset), "--out", str(tmp_path / "out"), "--seeds", "1"]
-    process = subprocess.Popen([sys.executable, "-c", program, *command, "--", "--device", "cpu"], stdout=subprocess.PIPE,
-                               text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    program = (
+        f"import ablate, pathlib, sys; ablate.HERE = pathlib.Path({str(ablate.HERE)!r})\n"
+        "sys.exit(ablate.main(sys.argv[1:]))"
+    )
+    command = [
+        "--table",
+        "10",
+        "--dataset",
+        "custom",
+        "--root",
+        str(dataset),
+        "--out",
+        str(tmp_path / "out"),
+        "--seeds",
+        "1",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *command, "--", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     while not (tmp_path / "out" / "hangs").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -312,8 +414,12 @@ def test_a_signal_stops_all_runs_and_the_same_command_goes_on(fake, tmp_path, da
     assert notes == ["", *["seed 0 is not finished"] * 4]
     order()
     assert call("--seeds", "1") is None
-    assert starts(out)[2:] == ["transformer-short-term-0", "transformer-long-term-0", "mtn-long-term-0",
-                               "axial-transformer-short-and-long-term-0"]
+    assert starts(out)[2:] == [
+        "transformer-short-term-0",
+        "transformer-long-term-0",
+        "mtn-long-term-0",
+        "axial-transformer-short-and-long-term-0",
+    ]
 
 
 def test_runs_at_a_time_share_the_cores_or_take_a_gpu_each_in_turn(monkeypatch):
@@ -323,7 +429,13 @@ def test_runs_at_a_time_share_the_cores_or_take_a_gpu_each_in_turn(monkeypatch):
     assert ablate.places(args, {"device": "cpu"}) == [{"OMP_NUM_THREADS": "2"}] * 5
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in ablate.places(args, {"device": None})] == ["0", "1", "0", "1", "0"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in ablate.places(args, {"device": None})] == [
+        "0",
+        "1",
+        "0",
+        "1",
+        "0",
+    ]
     args.jobs = None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
     assert [place["CUDA_VISIBLE_DEVICES"] for place in ablate.places(args, {"device": None})] == ["4", "6", "7"]
@@ -336,10 +448,31 @@ def test_a_killed_run_of_train_py_goes_on_and_its_numbers_are_those_of_its_evalu
     before = run(dataset, out / "vit-b-16-s-x-0", "--epochs", "3", "--temporal-input", "similarity")
     path = out / "vit-b-16-s-x-0" / "last.pt"
     log = out / "vit-b-16-s-x-0" / "log.jsonl"
-    torch.save(before | {"epoch": 2} | {k: v for k, v in before.items() if k == "begun"}, path)  # as if killed before its last
+    torch.save(
+        before | {"epoch": 2} | {k: v for k, v in before.items() if k == "begun"}, path
+    )  # as if killed before its last
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
-    assert ablate.main(["--table", "15", "--dataset", "custom", "--root", str(dataset), "--out", str(out), "--seeds", "1",
-                        "--jobs", "2", "--", *options]) is None
+    assert (
+        ablate.main(
+            [
+                "--table",
+                "15",
+                "--dataset",
+                "custom",
+                "--root",
+                str(dataset),
+                "--out",
+                str(out),
+                "--seeds",
+                "1",
+                "--jobs",
+                "2",
+                "--",
+                *options,
+            ]
+        )
+        is None
+    )
     assert len(log.read_text().splitlines()) == 3
     assert (out / "vit-b-16-s-x-0.log").read_text().count("epoch 3/3") == 1
     assert "epoch 1/3" not in (out / "vit-b-16-s-x-0.log").read_text()
@@ -374,7 +507,9 @@ def test_markdown_and_csv_hold_mean_spread_and_the_papers_numbers(fake, tmp_path
     assert (row["segment rows"], row["parameters"], row["training seconds"]) == ("4", "1234", "4")
     assert row["options"] == "--temporal mlp" and row["seeds"] == "3"
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()
-    assert lines[0].startswith("Table 10 of the paper, Temporal model: ours on custom, the paper's numbers of ucfcrime. Per ")
+    assert lines[0].startswith(
+        "Table 10 of the paper, Temporal model: ours on custom, the paper's numbers of ucfcrime. Per "
+    )
     assert lines[2] == "|  | AUC | AUC, paper | mAUC | mAUC, paper | seeds | note |"
     assert lines[4] == "| MLP | 83.10 ± 0.10 | 74.86 | 41.55 ± 0.05 | 84.46 | 3 |  |"
     assert len(lines) == 4 + 5
@@ -387,16 +522,22 @@ def test_a_comparison_has_events_size_and_time(fake, tmp_path, dataset):
     results = {"AUC": 0.9, "AP": 0.5, "mAUC": 0.75, "mAP": 0.5, "events": {"mAP": 0.25}}
     (folder / "eval" / "metrics.json").write_text(json.dumps(results))
     (folder / "log.jsonl").write_text('{"seconds": 61.25}\n')
-    (tmp_path / "out" / "rtfm-0.log").write_text("2 classes, 32 segments of 8 rows, 24,700,000 trainable parameters, 2 steps\n")
+    (tmp_path / "out" / "rtfm-0.log").write_text(
+        "2 classes, 32 segments of 8 rows, 24,700,000 trainable parameters, 2 steps\n"
+    )
     assert fake[0]("--seeds", "1", table="2") == 1
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert "In the paper all but CLIP, ActionCLIP and AnomalyCLIP see I3D's features." in lines[0]
     assert "Segment rows are feature rows: for all systems as many as `-- --num-frames N`" in lines[0]
-    assert lines[2] == ("|  | AUC | AUC, paper | mAUC | mAUC, paper | event mAP | segment rows | parameters | training seconds "
-                        "| seeds | note |")
+    assert lines[2] == (
+        "|  | AUC | AUC, paper | mAUC | mAUC, paper | event mAP | segment rows | parameters | training seconds "
+        "| seeds | note |"
+    )
     assert "| RTFM | 90.00 | 84.03 | 75.00 | 84.86 | 25.00 | 8 | 24,700,000 | 61.2 | 1 |  |" in lines
-    assert ("| SSRL, first stage |  | 87.43 |  | 88.88 |  |  |  |  | 0 | not available: on these features it is RTFM, and its "
-            "numbers the same |") in lines
+    assert (
+        "| SSRL, first stage |  | 87.43 |  | 88.88 |  |  |  |  | 0 | not available: on these features it is RTFM, and its "
+        "numbers the same |"
+    ) in lines
     assert "| VadCLIP |  |  |  |  |  |  |  |  | 0 | seed 0 failed: ValueError: '--temporal' is not in list |" in lines
 
 
@@ -432,10 +573,26 @@ def test_projections_equal_a_direct_computation(tmp_path, options, monkeypatch):
     root = write_dataset(tmp_path / "data", frames_per_feature=2)
     run(root, tmp_path / "run", "--epochs", "2", *options)
     drawn = {}
-    monkeypatch.setattr(plots, "projections", lambda path, before, after, labels, classes: drawn.update(
-        before=before, after=after, labels=labels, classes=classes))
-    evaluate.main(["--ckpt", str(tmp_path / "run" / "last.pt"), "--device", "cpu", "--timelines", "0", "--bootstrap", "2",
-                   "--projections"])
+    monkeypatch.setattr(
+        plots,
+        "projections",
+        lambda path, before, after, labels, classes: drawn.update(
+            before=before, after=after, labels=labels, classes=classes
+        ),
+    )
+    evaluate.main(
+        [
+            "--ckpt",
+            str(tmp_path / "run" / "last.pt"),
+            "--device",
+            "cpu",
+            "--timelines",
+            "0",
+            "--bootstrap",
+            "2",
+            "--projections",
+        ]
+    )
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     m, d = (checkpoint["model"][name].double() for name in ("prototype", "directions"))
     text = d if options else m + d

@@ -1,4 +1,6 @@
-"""Tests of annotations.py. Real annotation files are read where ../shared has them; small copies of each format are inline."""
+"""Tests of annotations.py. Real annotation files are read where ../shared has them; small copies of each format are
+inline.
+"""
 
 import io
 from collections import Counter
@@ -29,22 +31,20 @@ RELEASED_LISTS = {
     "Annotations/Anomaly_Train_Abnormal.txt": "Abuse/Abuse001_x264 0 79 0\nVandalism/Vandalism001_x264 0 9 13\n",
     "Annotations/Anomaly_Train_Normal.txt": "Training_Normal_Videos_Anomaly/Normal_Videos801_x264 0 39 7\n",
     "Annotations/Anomaly_Test.txt": "RoadAccidents/RoadAccidents905_x264 1 512 8\n"
-                                    "Testing_Normal_Videos_Anomaly/Normal_Videos_908_x264 0 36 7\n",
-    "Temporal_Anomaly_Annotation_for_Testing_Videos.txt":
-        "RoadAccidents905_x264.mp4  RoadAccidents  200  512  -1  -1\n"
-        "Normal_Videos_908_x264.mp4  Normal  -1  -1  -1  -1\n"
-        "Unlisted001_x264.mp4  Abuse  1  2  -1  -1\n",
+    "Testing_Normal_Videos_Anomaly/Normal_Videos_908_x264 0 36 7\n",
+    "Temporal_Anomaly_Annotation_for_Testing_Videos.txt": "RoadAccidents905_x264.mp4  RoadAccidents  200  512  -1  -1\n"
+    "Normal_Videos_908_x264.mp4  Normal  -1  -1  -1  -1\n"
+    "Unlisted001_x264.mp4  Abuse  1  2  -1  -1\n",
 }
 UCF = {
     "Anomaly_Train.txt": "Abuse/Abuse001_x264.mp4\nTraining_Normal_Videos_Anomaly/Normal_Videos001_x264.mp4\n",
     "Anomaly_Test.txt": "Arson/Arson016_x264.mp4\nTesting_Normal_Videos_Anomaly/Normal_Videos_003_x264.mp4\n",
-    "Temporal_Anomaly_Annotation.txt":
-        "Arson016_x264  Arson  1000  1796  -1  -1  \nNormal_Videos_003_x264  Normal  -1  -1  -1  -1  \n"
-        "Abuse028_x264  Abuse  1  2  -1  -1  \n",
+    "Temporal_Anomaly_Annotation.txt": "Arson016_x264  Arson  1000  1796  -1  -1  \nNormal_Videos_003_x264  Normal  -1  -1  -1  -1  \n"
+    "Abuse028_x264  Abuse  1  2  -1  -1  \n",
 }
 XD = {
     "train.txt": "Bad.Boys.1995__#00-26-51_00-27-53_label_B2-0-0\n"
-                 "v=a__#1_label_B1-B2-0\nv=b__#1_label_A\nv=c__#1_label_G\n",
+    "v=a__#1_label_B1-B2-0\nv=b__#1_label_A\nv=c__#1_label_G\n",
     "test.txt": "v=d e__#1_label_0-B6-0.mp4\nv=f__#1_label_A\nv=g__#1_label_B1-G-B2\n",
     "annotations.txt": "v=d e__#1_label_0-B6-0 51 210 273 410\nv=g__#1_label_B1-G-B2 1 5\n",
 }
@@ -86,13 +86,18 @@ def test_lists_survive_a_checkpoint_that_is_read_without_unpickling():
 
 def test_custom_lists(tmp_path):
     lists = load_lists("custom", write_files(tmp_path, CUSTOM))
-    assert lists == VideoLists(("Fight", "Fall"), [Video("Normal/a 1", -1), Video("Fight/b", 0)],
-                               [Video("Normal/c", -1), Video("Fall/my d", 1, ((3, 6), (9, 10)))])
+    assert lists == VideoLists(
+        ("Fight", "Fall"),
+        [Video("Normal/a 1", -1), Video("Fight/b", 0)],
+        [Video("Normal/c", -1), Video("Fall/my d", 1, ((3, 6), (9, 10)))],
+    )
 
 
 def test_custom_annotations_may_give_paths_where_file_names_repeat(tmp_path):
-    changed = {"test.txt": "Fight/c.mp4 Fight\nFall/c.mp4 Fall\n",
-               "temporal_annotations.txt": "Fall/c.mp4 Fall 1 2\nFight/c.mp4 Fight 3 4\n"}
+    changed = {
+        "test.txt": "Fight/c.mp4 Fight\nFall/c.mp4 Fall\n",
+        "temporal_annotations.txt": "Fall/c.mp4 Fall 1 2\nFight/c.mp4 Fight 3 4\n",
+    }
     lists = load_lists("custom", write_files(tmp_path, CUSTOM | changed))
     assert [v.intervals for v in lists.test] == [((3, 5),), ((1, 3),)]
 
@@ -107,16 +112,26 @@ def test_lists_may_have_windows_line_ends_and_a_byte_order_mark(tmp_path):
 def test_released_lists_count_frames_from_the_first_of_the_line(tmp_path):
     lists = load_lists("ucfcrime", write_files(tmp_path, RELEASED_LISTS))
     assert len(lists.classes) == 13 and "Normal" not in lists.classes
-    assert lists.train == [Video("Abuse/Abuse001_x264", 0), Video("Vandalism/Vandalism001_x264", 12),
-                           Video("Training_Normal_Videos_Anomaly/Normal_Videos801_x264", -1)]
-    assert lists.test == [Video("RoadAccidents/RoadAccidents905_x264", 7, ((199, 512),)),
-                          Video("Testing_Normal_Videos_Anomaly/Normal_Videos_908_x264", -1)]
+    assert lists.train == [
+        Video("Abuse/Abuse001_x264", 0),
+        Video("Vandalism/Vandalism001_x264", 12),
+        Video("Training_Normal_Videos_Anomaly/Normal_Videos801_x264", -1),
+    ]
+    assert lists.test == [
+        Video("RoadAccidents/RoadAccidents905_x264", 7, ((199, 512),)),
+        Video("Testing_Normal_Videos_Anomaly/Normal_Videos_908_x264", -1),
+    ]
     assert lists.classes[7] == "RoadAccidents"
 
 
 def test_released_lists_with_their_own_class_ids(tmp_path):
-    files = {"train_abnormal.txt": "a 0 1 2\n", "train_normal.txt": "b 0 1 1\n", "TEST.txt": "my c 2 9 2\n",
-             "temporal.txt": "my c fire 4 5\n", "ids.csv": "id,name\n0,dust, fine\n1,normal\n2,fire\n"}
+    files = {
+        "train_abnormal.txt": "a 0 1 2\n",
+        "train_normal.txt": "b 0 1 1\n",
+        "TEST.txt": "my c 2 9 2\n",
+        "temporal.txt": "my c fire 4 5\n",
+        "ids.csv": "id,name\n0,dust, fine\n1,normal\n2,fire\n",
+    }
     root = write_files(tmp_path, {f"ANNOTATIONS/{name}": text for name, text in files.items()})
     lists = load_lists("shanghaitech", root, root / "ANNOTATIONS" / "ids.csv")
     assert lists == VideoLists(("dust, fine", "fire"), [Video("a", 1), Video("b", -1)], [Video("my c", 1, ((2, 4),))])
@@ -135,10 +150,14 @@ def test_released_labels_equal_those_of_the_official_code():
 
 def test_ucfcrime_lists(tmp_path):
     lists = load_lists("ucfcrime", write_files(tmp_path, UCF))
-    assert lists.train == [Video("Abuse/Abuse001_x264", 0),
-                           Video("Training_Normal_Videos_Anomaly/Normal_Videos001_x264", -1)]
-    assert lists.test == [Video("Arson/Arson016_x264", 2, ((1000, 1797),)),
-                          Video("Testing_Normal_Videos_Anomaly/Normal_Videos_003_x264", -1)]
+    assert lists.train == [
+        Video("Abuse/Abuse001_x264", 0),
+        Video("Training_Normal_Videos_Anomaly/Normal_Videos001_x264", -1),
+    ]
+    assert lists.test == [
+        Video("Arson/Arson016_x264", 2, ((1000, 1797),)),
+        Video("Testing_Normal_Videos_Anomaly/Normal_Videos_003_x264", -1),
+    ]
 
 
 @needs_shared
@@ -146,9 +165,22 @@ def test_ucfcrime_counts():
     lists = load_lists("ucfcrime", ANNOTATIONS / "ucf_crime")
     train, test = (count_labels(videos, lists.classes) for videos in (lists.train, lists.test))
     assert (train["Normal"], train.total()) == (800, 1610)
-    assert test == {"Normal": 150, "Shooting": 23, "RoadAccidents": 23, "Explosion": 21, "Shoplifting": 21,
-                    "Burglary": 13, "Arson": 9, "Arrest": 5, "Fighting": 5, "Robbery": 5, "Stealing": 5, "Vandalism": 5,
-                    "Assault": 3, "Abuse": 2}
+    assert test == {
+        "Normal": 150,
+        "Shooting": 23,
+        "RoadAccidents": 23,
+        "Explosion": 21,
+        "Shoplifting": 21,
+        "Burglary": 13,
+        "Arson": 9,
+        "Arrest": 5,
+        "Fighting": 5,
+        "Robbery": 5,
+        "Stealing": 5,
+        "Vandalism": 5,
+        "Assault": 3,
+        "Abuse": 2,
+    }
     by_name = {v.name: v for v in lists.test}
     assert by_name["Vandalism/Vandalism036_x264"].intervals == ((540, 781), (990, 1081))
     assert frame_labels(by_name["Arson/Arson016_x264"], 1795)[1000:].tolist() == [2] * 795  # its end lies beyond it
@@ -157,8 +189,11 @@ def test_ucfcrime_counts():
 def test_xdviolence_labels_come_from_the_names(tmp_path, capsys):
     lists = load_lists("xdviolence", write_files(tmp_path, XD))
     assert lists.classes == ("Abuse", "Car_accident", "Explosion", "Fighting", "Riot", "Shooting")
-    assert lists.train == [Video("Bad.Boys.1995__#00-26-51_00-27-53_label_B2-0-0", 5), Video("v=b__#1_label_A", -1),
-                           Video("v=c__#1_label_G", 2)]
+    assert lists.train == [
+        Video("Bad.Boys.1995__#00-26-51_00-27-53_label_B2-0-0", 5),
+        Video("v=b__#1_label_A", -1),
+        Video("v=c__#1_label_G", 2),
+    ]
     assert lists.test == [Video("v=d e__#1_label_0-B6-0", 1, ((51, 210), (273, 410))), Video("v=f__#1_label_A", -1)]
     assert "left out 2 videos" in capsys.readouterr().err
 
@@ -166,8 +201,12 @@ def test_xdviolence_labels_come_from_the_names(tmp_path, capsys):
 @pytest.mark.parametrize("base", ["", "features/", "Image-Features/"])
 def test_xdviolence_splits_may_be_folders(tmp_path, base):
     write_files(tmp_path, {"annotations.txt": XD["annotations.txt"]})
-    names = {"XDTrainFeatures/v=b__#1_label_A__0": 1, "XDTrainFeatures/v=b__#1_label_A__1": 1,
-             "XDTrainFeatures/v=c__#1_label_G_i3d": 1, "test/part 2/v=d e__#1_label_0-B6-0": 1}
+    names = {
+        "XDTrainFeatures/v=b__#1_label_A__0": 1,
+        "XDTrainFeatures/v=b__#1_label_A__1": 1,
+        "XDTrainFeatures/v=c__#1_label_G_i3d": 1,
+        "test/part 2/v=d e__#1_label_0-B6-0": 1,
+    }
     for name in names:
         (tmp_path / base / name).parent.mkdir(parents=True, exist_ok=True)
         np.save(tmp_path / base / f"{name}.npy", np.zeros((500, 3), np.float32))
@@ -183,13 +222,26 @@ def test_xdviolence_counts(tmp_path):
     source = ANNOTATIONS / "xd_violence"
     annotations = (source / "annotations.txt").read_text()
     names = "\n".join(line.split()[0] for line in annotations.splitlines())
-    write_files(tmp_path, {"annotations.txt": annotations, "test.txt": names,
-                           "train.txt": (source / "train_videos_derived.txt").read_text()})
+    write_files(
+        tmp_path,
+        {
+            "annotations.txt": annotations,
+            "test.txt": names,
+            "train.txt": (source / "train_videos_derived.txt").read_text(),
+        },
+    )
     lists = load_lists("xdviolence", tmp_path)
     train, test = (count_labels(videos, lists.classes) for videos in (lists.train, lists.test))
     assert (train["Normal"], train.total() - train["Normal"], test.total(), test["Normal"]) == (2049, 1662, 453, 0)
-    assert train == {"Normal": 2049, "Fighting": 377, "Shooting": 232, "Riot": 374, "Abuse": 31, "Car_accident": 375,
-                     "Explosion": 273}
+    assert train == {
+        "Normal": 2049,
+        "Fighting": 377,
+        "Shooting": 232,
+        "Riot": 374,
+        "Abuse": 31,
+        "Car_accident": 375,
+        "Explosion": 273,
+    }
     fields = {line.split()[0].removesuffix(".mp4"): line.split()[1:] for line in annotations.splitlines()}
     for video in lists.test:
         assert [str(n) for pair in video.intervals for n in pair] == fields[video.name], video.name
@@ -199,14 +251,21 @@ def test_shanghaitech_masks_become_intervals(tmp_path, capsys):
     masks = {"01_0015": np.array([1, 1, 0, 0, 1], np.uint8), "01_0016": np.array([0, 1, 0], bool)}
     write_masks(write_files(tmp_path, SHANGHAITECH), masks)
     lists = load_lists("shanghaitech", tmp_path)
-    assert lists == VideoLists(("anomaly",), [Video("01_0014", 0), Video("01_002", -1)], [
-        Video("01_001", -1), Video("01_0015", 0, ((0, 2), (4, 5))), Video("01_0016", 0, ((1, 2),))])
+    assert lists == VideoLists(
+        ("anomaly",),
+        [Video("01_0014", 0), Video("01_002", -1)],
+        [Video("01_001", -1), Video("01_0015", 0, ((0, 2), (4, 5))), Video("01_0016", 0, ((1, 2),))],
+    )
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("names, classes", [
-    (("car", "throwing object", "vehicle"), annotations.without_normal(datasets.CLASS_NAMES["shanghaitech"])),
-    (("cycling", "car", "wandering"), ("car", "cycling", "wandering"))])
+@pytest.mark.parametrize(
+    "names, classes",
+    [
+        (("car", "throwing object", "vehicle"), annotations.without_normal(datasets.CLASS_NAMES["shanghaitech"])),
+        (("cycling", "car", "wandering"), ("car", "cycling", "wandering")),
+    ],
+)
 def test_shanghaitech_classes_come_from_a_table(tmp_path, names, classes):
     write_masks(write_files(tmp_path, SHANGHAITECH), {"01_0015": np.eye(4)[1], "01_0016": np.eye(4)[2]})
     rows = [f"{video},{name}\n" for video, name in zip(("01_0014", "01_0015", "01_0016"), names)]
@@ -245,56 +304,141 @@ TEMPORAL = "temporal_annotations.txt"
 TWO_NAMESAKES = {"test.txt": "Normal/c.mp4 Normal\nFight/c.mp4 Fight\n", TEMPORAL: "c.mp4 Fight 1 2\n"}
 
 
-@pytest.mark.parametrize("dataset, files, changed, message", [
-    ("custom", CUSTOM, {"train.txt": "Normal/a.mp4 Normal\n\nFight/b.mp4\n"},
-     r"train.txt, line 3: found 'Fight/b.mp4'"),
-    ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\nb.mp4 Fire\n"},
-     "train.txt, line 2: found the class 'Fire', .*Fight, Fall"),
-    ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\nb.mp4 Fall\na.mp4 Normal\n"},
-     "train.txt, line 3: found a again.*line 1"),
-    ("custom", CUSTOM, {"train.txt": "Normal/c.mp4 Normal\nb.mp4 Fall\n"}, "test.txt, line 1: found Normal/c again"),
-    ("custom", CUSTOM, {"train.txt": "/a.mp4 Normal\nb.mp4 Fall\n"}, "train.txt, line 1: found the path '/a.mp4'"),
-    ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\nb/../../c.mp4 Fall\n"}, "train.txt, line 2: found the path"),
-    ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\n"}, "train.txt: found 0 anomalous and 1 normal"),
-    ("custom", CUSTOM, {"train.txt": "a.mp4 Fall\n"}, "train.txt: found 1 anomalous and 0 normal"),
-    ("custom", CUSTOM, {"train.txt": " \n"}, "train.txt: is empty"),
-    ("custom", CUSTOM, {"classes.txt": "Fight\nNormal\n"}, "classes.txt: found .*expected Normal, then"),
-    ("custom", CUSTOM, {"classes.txt": "Normal\nFight\nFight\n"}, "classes.txt: found .*each anomaly class once"),
-    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall\n"},
-     f"{TEMPORAL}, line 1: found 'my d.mp4 Fall', expected 'name Class"),
-    ("custom", CUSTOM, {TEMPORAL: "d.mp4 1 2\n"}, f"{TEMPORAL}, line 1: found 'd.mp4 1 2', expected 'name Class"),
-    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall 3 5 9\n"}, f"{TEMPORAL}, line 1: found 3 frame numbers"),
-    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall 5 4\n"}, f"{TEMPORAL}, line 1: found the interval 5 4"),
-    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall -1 4\n"}, f"{TEMPORAL}, line 1: found the interval -1 4"),
-    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall 1 2\nmy d.mp4 Fall 5 6\n"}, f"{TEMPORAL}, line 2: found my d again"),
-    ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall -1 -1\n"}, f"{TEMPORAL}: found 0 intervals of Fall/my d, .*line 3"),
-    ("custom", CUSTOM, {TEMPORAL: CUSTOM[TEMPORAL] + "x.mp4 Fall 5 6\n"},
-     f"{TEMPORAL}, line 3: found x, expected a video of"),
-    ("custom", CUSTOM, {TEMPORAL: CUSTOM[TEMPORAL].replace("-1  -1", "1 2")},
-     "found 2 intervals of Normal/c, expected none"),
-    ("custom", CUSTOM, TWO_NAMESAKES, f"{TEMPORAL}: found c for two test videos"),
-    ("ucfcrime", RELEASED_LISTS, {"Annotations/Anomaly_Test.txt": "a 0 9\n"},
-     "Test.txt, line 1: found 'a 0 9', expected 'path"),
-    ("ucfcrime", RELEASED_LISTS, {"Annotations/Anomaly_Test.txt": "a 0 9 14\n"},
-     "found the label id 14, expected 0 to 13"),
-    ("ucfcrime", RELEASED_LISTS, {"Annotations/Anomaly_Test.txt": "a 9 8 1\n"}, "found the frames 9 to 8"),
-    ("ucfcrime", RELEASED_LISTS, {"Annotations/Anomaly_Test.txt": "a 0 9 1\n"}, "Videos.txt: found 0 intervals of a"),
-    ("ucfcrime", RELEASED_LISTS, {"Annotations/other_test.txt": "a"},
-     "found Anomaly_Test.txt and other_test.txt, expected one"),
-    ("ucfcrime", UCF, {"Anomaly_Train.txt": "Abuse001_x264.mp4\n"}, "Train.txt, line 1: .*expected 'Class/video.mp4'"),
-    ("ucfcrime", UCF, {"Anomaly_Train.txt": "Abuses/Abuse001.mp4\n"}, "Train.txt, line 1: found the class 'Abuses'"),
-    ("xdviolence", XD, {"train.txt": "v=c__#1_label_B3-0-0\n"},
-     "train.txt, line 1: found 'v=c__#1_label_B3-0-0', .*B1, B2, B4"),
-    ("xdviolence", XD, {"train.txt": "v=c__#1\n"}, "train.txt, line 1: found 'v=c__#1'"),
-    ("xdviolence", XD, {"annotations.txt": "v=d e__#1_label_0-B6-0 51 51\n"},
-     "annotations.txt, line 1: found the interval 51 51"),
-    ("shanghaitech", SHANGHAITECH, {"SH_Train.txt": "01_14\n"}, "SH_Train.txt, line 1: found '01_14'"),
-    ("shanghaitech", SHANGHAITECH, {"classes.csv": "01_0014,car\n"},
-     "SH_Test.txt, line 2: found the anomalous video 01_0015"),
-    ("shanghaitech", SHANGHAITECH, {"classes.csv": "01_0014\n"},
-     "classes.csv, line 1: found '01_0014', expected 'video,class'"),
-    ("shanghaitech", SHANGHAITECH, {}, "01_0015.npy: cannot be read"),
-])
+@pytest.mark.parametrize(
+    "dataset, files, changed, message",
+    [
+        (
+            "custom",
+            CUSTOM,
+            {"train.txt": "Normal/a.mp4 Normal\n\nFight/b.mp4\n"},
+            r"train.txt, line 3: found 'Fight/b.mp4'",
+        ),
+        (
+            "custom",
+            CUSTOM,
+            {"train.txt": "a.mp4 Normal\nb.mp4 Fire\n"},
+            "train.txt, line 2: found the class 'Fire', .*Fight, Fall",
+        ),
+        (
+            "custom",
+            CUSTOM,
+            {"train.txt": "a.mp4 Normal\nb.mp4 Fall\na.mp4 Normal\n"},
+            "train.txt, line 3: found a again.*line 1",
+        ),
+        (
+            "custom",
+            CUSTOM,
+            {"train.txt": "Normal/c.mp4 Normal\nb.mp4 Fall\n"},
+            "test.txt, line 1: found Normal/c again",
+        ),
+        ("custom", CUSTOM, {"train.txt": "/a.mp4 Normal\nb.mp4 Fall\n"}, "train.txt, line 1: found the path '/a.mp4'"),
+        ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\nb/../../c.mp4 Fall\n"}, "train.txt, line 2: found the path"),
+        ("custom", CUSTOM, {"train.txt": "a.mp4 Normal\n"}, "train.txt: found 0 anomalous and 1 normal"),
+        ("custom", CUSTOM, {"train.txt": "a.mp4 Fall\n"}, "train.txt: found 1 anomalous and 0 normal"),
+        ("custom", CUSTOM, {"train.txt": " \n"}, "train.txt: is empty"),
+        ("custom", CUSTOM, {"classes.txt": "Fight\nNormal\n"}, "classes.txt: found .*expected Normal, then"),
+        ("custom", CUSTOM, {"classes.txt": "Normal\nFight\nFight\n"}, "classes.txt: found .*each anomaly class once"),
+        (
+            "custom",
+            CUSTOM,
+            {TEMPORAL: "my d.mp4 Fall\n"},
+            f"{TEMPORAL}, line 1: found 'my d.mp4 Fall', expected 'name Class",
+        ),
+        ("custom", CUSTOM, {TEMPORAL: "d.mp4 1 2\n"}, f"{TEMPORAL}, line 1: found 'd.mp4 1 2', expected 'name Class"),
+        ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall 3 5 9\n"}, f"{TEMPORAL}, line 1: found 3 frame numbers"),
+        ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall 5 4\n"}, f"{TEMPORAL}, line 1: found the interval 5 4"),
+        ("custom", CUSTOM, {TEMPORAL: "my d.mp4 Fall -1 4\n"}, f"{TEMPORAL}, line 1: found the interval -1 4"),
+        (
+            "custom",
+            CUSTOM,
+            {TEMPORAL: "my d.mp4 Fall 1 2\nmy d.mp4 Fall 5 6\n"},
+            f"{TEMPORAL}, line 2: found my d again",
+        ),
+        (
+            "custom",
+            CUSTOM,
+            {TEMPORAL: "my d.mp4 Fall -1 -1\n"},
+            f"{TEMPORAL}: found 0 intervals of Fall/my d, .*line 3",
+        ),
+        (
+            "custom",
+            CUSTOM,
+            {TEMPORAL: CUSTOM[TEMPORAL] + "x.mp4 Fall 5 6\n"},
+            f"{TEMPORAL}, line 3: found x, expected a video of",
+        ),
+        (
+            "custom",
+            CUSTOM,
+            {TEMPORAL: CUSTOM[TEMPORAL].replace("-1  -1", "1 2")},
+            "found 2 intervals of Normal/c, expected none",
+        ),
+        ("custom", CUSTOM, TWO_NAMESAKES, f"{TEMPORAL}: found c for two test videos"),
+        (
+            "ucfcrime",
+            RELEASED_LISTS,
+            {"Annotations/Anomaly_Test.txt": "a 0 9\n"},
+            "Test.txt, line 1: found 'a 0 9', expected 'path",
+        ),
+        (
+            "ucfcrime",
+            RELEASED_LISTS,
+            {"Annotations/Anomaly_Test.txt": "a 0 9 14\n"},
+            "found the label id 14, expected 0 to 13",
+        ),
+        ("ucfcrime", RELEASED_LISTS, {"Annotations/Anomaly_Test.txt": "a 9 8 1\n"}, "found the frames 9 to 8"),
+        (
+            "ucfcrime",
+            RELEASED_LISTS,
+            {"Annotations/Anomaly_Test.txt": "a 0 9 1\n"},
+            "Videos.txt: found 0 intervals of a",
+        ),
+        (
+            "ucfcrime",
+            RELEASED_LISTS,
+            {"Annotations/other_test.txt": "a"},
+            "found Anomaly_Test.txt and other_test.txt, expected one",
+        ),
+        (
+            "ucfcrime",
+            UCF,
+            {"Anomaly_Train.txt": "Abuse001_x264.mp4\n"},
+            "Train.txt, line 1: .*expected 'Class/video.mp4'",
+        ),
+        (
+            "ucfcrime",
+            UCF,
+            {"Anomaly_Train.txt": "Abuses/Abuse001.mp4\n"},
+            "Train.txt, line 1: found the class 'Abuses'",
+        ),
+        (
+            "xdviolence",
+            XD,
+            {"train.txt": "v=c__#1_label_B3-0-0\n"},
+            "train.txt, line 1: found 'v=c__#1_label_B3-0-0', .*B1, B2, B4",
+        ),
+        ("xdviolence", XD, {"train.txt": "v=c__#1\n"}, "train.txt, line 1: found 'v=c__#1'"),
+        (
+            "xdviolence",
+            XD,
+            {"annotations.txt": "v=d e__#1_label_0-B6-0 51 51\n"},
+            "annotations.txt, line 1: found the interval 51 51",
+        ),
+        ("shanghaitech", SHANGHAITECH, {"SH_Train.txt": "01_14\n"}, "SH_Train.txt, line 1: found '01_14'"),
+        (
+            "shanghaitech",
+            SHANGHAITECH,
+            {"classes.csv": "01_0014,car\n"},
+            "SH_Test.txt, line 2: found the anomalous video 01_0015",
+        ),
+        (
+            "shanghaitech",
+            SHANGHAITECH,
+            {"classes.csv": "01_0014\n"},
+            "classes.csv, line 1: found '01_0014', expected 'video,class'",
+        ),
+        ("shanghaitech", SHANGHAITECH, {}, "01_0015.npy: cannot be read"),
+    ],
+)
 def test_bad_lists_are_named_with_file_and_line(tmp_path, dataset, files, changed, message):
     write_files(tmp_path, files | changed)
     with pytest.raises(InputError, match=message) as error:
@@ -302,17 +446,26 @@ def test_bad_lists_are_named_with_file_and_line(tmp_path, dataset, files, change
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dataset, files, message", [
-    ("custom", {"classes.txt": "Normal\nFight\n"}, "train.txt: cannot be read"),
-    ("ucfcrime", {"Anomaly_Test.txt": "x"},
-     r"found no \*train\*.txt, \*temporal\*.txt here or in Annotations, .*\*train\*abn"),
-    ("ucfcrime", {"x_train_normal.txt": "x"}, r"found no \*train\*abnormal\*.txt, \*test\*.txt, \*temporal\*.txt"),
-    ("ucfcrime", {"x_train_abnormal.txt": "x"}, r"found no \*train\*normal\*.txt, \*test\*.txt, \*temporal\*.txt"),
-    ("xdviolence", {}, "found no annotations.txt"),
-    ("xdviolence", {"annotations.txt": "x 1 2"},
-     r"found no train videos, expected a list \*train\*.txt .* folder \*train\*"),
-    ("shanghaitech", {}, r"found no \*train\*.txt, \*test\*.txt"),
-])
+@pytest.mark.parametrize(
+    "dataset, files, message",
+    [
+        ("custom", {"classes.txt": "Normal\nFight\n"}, "train.txt: cannot be read"),
+        (
+            "ucfcrime",
+            {"Anomaly_Test.txt": "x"},
+            r"found no \*train\*.txt, \*temporal\*.txt here or in Annotations, .*\*train\*abn",
+        ),
+        ("ucfcrime", {"x_train_normal.txt": "x"}, r"found no \*train\*abnormal\*.txt, \*test\*.txt, \*temporal\*.txt"),
+        ("ucfcrime", {"x_train_abnormal.txt": "x"}, r"found no \*train\*normal\*.txt, \*test\*.txt, \*temporal\*.txt"),
+        ("xdviolence", {}, "found no annotations.txt"),
+        (
+            "xdviolence",
+            {"annotations.txt": "x 1 2"},
+            r"found no train videos, expected a list \*train\*.txt .* folder \*train\*",
+        ),
+        ("shanghaitech", {}, r"found no \*train\*.txt, \*test\*.txt"),
+    ],
+)
 def test_missing_lists_are_told_with_what_was_looked_for(tmp_path, dataset, files, message):
     with pytest.raises(InputError, match=message):
         load_lists(dataset, write_files(tmp_path, files))
@@ -327,10 +480,15 @@ def test_a_missing_folder_and_needless_or_missing_class_files_are_told(tmp_path)
         load_lists("shanghaitech", write_files(tmp_path / "sh", SHANGHAITECH), tmp_path / "c.csv")
 
 
-@pytest.mark.parametrize("text, message", [
-    ("0,a\n2,normal\n", "ids.csv, line 2: found the id '2', expected 1"), ("0,a\n1,b\n", "expected Normal and others"),
-    ("0,normal\n1,a\n2,a\n", "expected Normal and others, each once"),
-    ("0;a", "line 1: found '0;a', expected 'id,name'")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("0,a\n2,normal\n", "ids.csv, line 2: found the id '2', expected 1"),
+        ("0,a\n1,b\n", "expected Normal and others"),
+        ("0,normal\n1,a\n2,a\n", "expected Normal and others, each once"),
+        ("0;a", "line 1: found '0;a', expected 'id,name'"),
+    ],
+)
 def test_bad_class_ids_are_told(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         load_lists("ucfcrime", write_files(tmp_path, RELEASED_LISTS | {"ids.csv": text}), tmp_path / "ids.csv")

@@ -3,6 +3,7 @@
 Rows that are tested elsewhere: lists (test_annotations.py), feature files and meta.json (test_data.py), CLIP weights
 (test_clip_model.py), checkpoints (test_anomalyclip.py, test_train.py), most kinds of videos (test_extract_features.py).
 """
+
 import errno
 import io
 import json
@@ -48,8 +49,22 @@ def root(tmp_path):
 
 def train_on(root: Path, *options: str) -> Path:
     out = root.parent / "run"
-    train.main(["--dataset", "custom", "--root", str(root), "--out", str(out), "--directions", "direct", *SMALL, "--epochs", "1",
-                *options])
+    train.main(
+        [
+            "--dataset",
+            "custom",
+            "--root",
+            str(root),
+            "--out",
+            str(out),
+            "--directions",
+            "direct",
+            *SMALL,
+            "--epochs",
+            "1",
+            *options,
+        ]
+    )
     return out / "last.pt"
 
 
@@ -70,7 +85,7 @@ def refused(call, out: Path, *parts: str) -> str:
 
 def change_line(path: Path, number: int, line: str) -> None:
     lines = path.read_text().split("\n")
-    path.write_text("\n".join([*lines[:number], line, *lines[number + 1:]]))
+    path.write_text("\n".join([*lines[:number], line, *lines[number + 1 :]]))
 
 
 @pytest.fixture
@@ -95,7 +110,11 @@ FEATURE_FILES = {  # what to do to train12.npy (abnormal), and parts of the mess
     "wrong width": (spoil_shape, "train12.npy: found features of size 5, expected 6"),
     "no rows": (lambda path, rows: np.save(path, rows[:0]), "train12.npy: "),
     "rows of zeros": (lambda path, rows: np.save(path, 0 * rows), "train12.npy of train12: found nothing but zeros"),
-    "integers": (lambda path, rows: np.save(path, rows.astype(np.int32)), "train12.npy: found an array", "int32, expected rows"),
+    "integers": (
+        lambda path, rows: np.save(path, rows.astype(np.int32)),
+        "train12.npy: found an array",
+        "int32, expected rows",
+    ),
     "float64": (lambda path, rows: np.save(path, rows.astype(float)), "float64", "float16 or float32"),
     "a folder": (lambda path, rows: (path.unlink(), path.mkdir()), "found no features of train12"),
 }
@@ -112,12 +131,19 @@ def test_a_feature_file_that_is_none_ends_training_before_it_starts(root, row, n
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["train00", "train12"])  # normal, abnormal
-def test_one_infinite_value_is_found_before_the_first_step_and_named_with_its_row(root, name, value, no_step, monkeypatch):
+def test_one_infinite_value_is_found_before_the_first_step_and_named_with_its_row(
+    root, name, value, no_step, monkeypatch
+):
     monkeypatch.setattr(prototype, "CHUNK_ROWS", 7)
     rows = np.load(root / "features" / f"{name}.npy")
     rows[15, 3] = value
     np.save(root / "features" / f"{name}.npy", rows)
-    refused(lambda: train_on(root), root.parent / "run", f"{name}.npy of {name}: found features that are infinite", "in row 15,")
+    refused(
+        lambda: train_on(root),
+        root.parent / "run",
+        f"{name}.npy of {name}: found features that are infinite",
+        "in row 15,",
+    )
     assert not (root.parent / "run").exists()
 
 
@@ -126,7 +152,9 @@ def test_a_link_out_of_the_feature_folder_is_refused_but_the_folder_may_be_one(r
     path = root / "features" / "train12.npy"
     path.rename(secret)
     path.symlink_to(secret)
-    refused(lambda: train_on(root), root.parent / "run", "train12.npy: is a link to", "secret.npy, expected a file inside")
+    refused(
+        lambda: train_on(root), root.parent / "run", "train12.npy: is a link to", "secret.npy, expected a file inside"
+    )
     path.unlink()
     path.symlink_to("train13.npy")  # inside: fine, though another video's
     FeatureFolder(root).open("train12")
@@ -159,22 +187,57 @@ def test_a_name_too_long_for_the_system_is_a_missing_file(tmp_path):
 
 
 LIST_ROWS = {  # file, number of the line, the line, parts of the message
-    "too few fields": ("train.txt", 2, "train02.mp4", "train.txt, line 3: found 'train02.mp4'", "expected 'relative/path.mp4 Class'"),
-    "unknown class": ("train.txt", 2, "train02.mp4 Flood", "train.txt, line 3: found the class 'Flood'", "Normal or one of fire, fall"),
+    "too few fields": (
+        "train.txt",
+        2,
+        "train02.mp4",
+        "train.txt, line 3: found 'train02.mp4'",
+        "expected 'relative/path.mp4 Class'",
+    ),
+    "unknown class": (
+        "train.txt",
+        2,
+        "train02.mp4 Flood",
+        "train.txt, line 3: found the class 'Flood'",
+        "Normal or one of fire, fall",
+    ),
     "duplicate video": ("train.txt", 2, "train01.mp4 Normal", "train.txt, line 3: found train01 again"),
     "path out of the root": ("train.txt", 2, "../x.mp4 Normal", "train.txt, line 3: found the path '../x.mp4'"),
     "absolute path": ("train.txt", 2, "/etc/x.mp4 Normal", "train.txt, line 3: found the path '/etc/x.mp4'"),
     "no path at all": ("train.txt", 2, ". Normal", "train.txt, line 3: found the path '.'"),
-    "a control character": ("train.txt", 2, "train\x0002.mp4 Normal", "train.txt, line 3: found the control character '\\x00'"),
+    "a control character": (
+        "train.txt",
+        2,
+        "train\x0002.mp4 Normal",
+        "train.txt, line 3: found the control character '\\x00'",
+    ),
     "a line separator": ("train.txt", 2, "train\u2028.mp4 Normal", "found the control character '\\u2028'"),
     "an endless line": ("train.txt", 2, "x " * 10**5, "train.txt, line 3: found 199999 characters, expected at most"),
-    "annotation of an unknown video": ("temporal_annotations.txt", 16, "x.mp4 fire 1 2", "line 17: found x, expected a video of"),
+    "annotation of an unknown video": (
+        "temporal_annotations.txt",
+        16,
+        "x.mp4 fire 1 2",
+        "line 17: found x, expected a video of",
+    ),
     "end before start": ("temporal_annotations.txt", 8, "test08.mp4 fire 9 4", "line 9: found the interval 9 4"),
-    "overlapping intervals": ("temporal_annotations.txt", 8, "test08.mp4 fire 9 14 1 9",
-                              "line 9: found the frames 1 to 9 and 9 to 14, which overlap"),
-    "a huge frame number": ("temporal_annotations.txt", 8, f"test08.mp4 fire 1 {'9' * 5000}",
-                            "line 9: found the frame number 999999999999..., expected at most 12 digits"),
-    "an anomaly after the end": ("temporal_annotations.txt", 8, "test08.mp4 fire 500 600", "an anomaly starts at frame 500"),
+    "overlapping intervals": (
+        "temporal_annotations.txt",
+        8,
+        "test08.mp4 fire 9 14 1 9",
+        "line 9: found the frames 1 to 9 and 9 to 14, which overlap",
+    ),
+    "a huge frame number": (
+        "temporal_annotations.txt",
+        8,
+        f"test08.mp4 fire 1 {'9' * 5000}",
+        "line 9: found the frame number 999999999999..., expected at most 12 digits",
+    ),
+    "an anomaly after the end": (
+        "temporal_annotations.txt",
+        8,
+        "test08.mp4 fire 500 600",
+        "an anomaly starts at frame 500",
+    ),
 }
 
 
@@ -186,10 +249,14 @@ def test_a_bad_line_of_a_list_ends_training_before_it_starts(root, row, no_step)
     assert not (root.parent / "run").exists()
 
 
-@pytest.mark.parametrize("kept, counts", [(slice(8), "0 anomalous and 8 normal"), (slice(8, 16), "8 anomalous and 0 normal")])
+@pytest.mark.parametrize(
+    "kept, counts", [(slice(8), "0 anomalous and 8 normal"), (slice(8, 16), "8 anomalous and 0 normal")]
+)
 def test_training_needs_normal_and_abnormal_videos(root, kept, counts, no_step):
     (root / "train.txt").write_text("\n".join((root / "train.txt").read_text().split("\n")[kept]))
-    refused(lambda: train_on(root), root.parent / "run", f"train.txt: found {counts} training videos, expected some of both")
+    refused(
+        lambda: train_on(root), root.parent / "run", f"train.txt: found {counts} training videos, expected some of both"
+    )
 
 
 def test_intervals_that_only_touch_are_two(tmp_path):
@@ -203,13 +270,19 @@ def test_an_annotation_that_ends_behind_the_last_frame_is_cut_off_with_one_line(
     change_line(root / "temporal_annotations.txt", 8, f"test08.mp4 fire 3 {num_rows + 9}")
     lists = load_lists("custom", root)
     check_features(FeatureFolder(root), lists.test)
-    line, = capsys.readouterr().err.splitlines()
-    assert "in 1 videos annotated anomalies end behind the last frame" in line and "by up to 10 frames (in test08)" in line
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "in 1 videos annotated anomalies end behind the last frame" in line and "by up to 10 frames (in test08)" in line
+    )
     assert frame_labels(lists.test[8], num_rows)[3:].tolist() == [lists.test[8].label] * (num_rows - 3)
 
 
-RELEASED = {"train_abnormal.txt": "Abuse/a 0 79 0\n", "train_normal.txt": "N/b 0 39 7\n", "test.txt": "Arson/c 1 50 2\nN/d 0 9 7\n",
-            "temporal.txt": "c.mp4 Arson 20 30\nd.mp4 Normal -1 -1\n"}
+RELEASED = {
+    "train_abnormal.txt": "Abuse/a 0 79 0\n",
+    "train_normal.txt": "N/b 0 39 7\n",
+    "test.txt": "Arson/c 1 50 2\nN/d 0 9 7\n",
+    "temporal.txt": "c.mp4 Arson 20 30\nd.mp4 Normal -1 -1\n",
+}
 
 
 @pytest.mark.parametrize("frames_per_feature", [1, 4])
@@ -231,19 +304,27 @@ def test_annotated_lengths_may_be_15_frames_off_and_the_features_are_trusted(tmp
         (tmp_path / "meta.json").write_text(json.dumps(meta | {"videos": videos}))
         for videos in (lists.train + lists.test, restored.train + restored.test):
             if not ok:
-                with pytest.raises(InputError, match=f"d.npy: found features of {frames['N/d']} frames, expected 10 as in the l"):
+                with pytest.raises(
+                    InputError, match=f"d.npy: found features of {frames['N/d']} frames, expected 10 as in the l"
+                ):
                     check_features(FeatureFolder(tmp_path), videos)
                 continue
             check_features(FeatureFolder(tmp_path), videos)
             told = capsys.readouterr().err.splitlines()
             assert len(told) == (difference != 0)
-            assert not told or f"in 1 videos lists and features differ in length, the features are trusted, by up to " \
-                f"{abs(difference)} frames (in N/d)" in told[0]
+            assert (
+                not told
+                or f"in 1 videos lists and features differ in length, the features are trusted, by up to "
+                f"{abs(difference)} frames (in N/d)"
+                in told[0]
+            )
     assert lists.test[0].intervals == ((19, 30),)  # frame 0 of the features is the list's first: never shifted
 
 
 def test_annotations_of_videos_outside_the_test_list_are_counted(tmp_path, capsys):
-    for name, text in (RELEASED | {"temporal.txt": RELEASED["temporal.txt"] + "x.mp4 Abuse 1 2\ny.mp4 Abuse 1 2\n"}).items():
+    for name, text in (
+        RELEASED | {"temporal.txt": RELEASED["temporal.txt"] + "x.mp4 Abuse 1 2\ny.mp4 Abuse 1 2\n"}
+    ).items():
         (tmp_path / name).write_text(text)
     load_lists("ucfcrime", tmp_path)
     assert "ignored 2 annotated videos that are not in the test list, such as x" in capsys.readouterr().err
@@ -264,10 +345,17 @@ def test_a_mask_tells_the_length_of_its_video(tmp_path):
 # ---------------------------------------------------------------- whole scripts
 
 
-@pytest.mark.parametrize("command, part", [
-    (["train.py", "--dataset", "custom", "--root", "{root}", "--out", "{out}", "--directions", "direct", *SMALL], "train12.npy"),
-    (["evaluate.py", "--ckpt", "{root}/train.txt", "--out", "{out}"], "train.txt: found"),
-    (["extract_features.py", "--videos", "{root}", "--out", "{out}"], "found no video")])
+@pytest.mark.parametrize(
+    "command, part",
+    [
+        (
+            ["train.py", "--dataset", "custom", "--root", "{root}", "--out", "{out}", "--directions", "direct", *SMALL],
+            "train12.npy",
+        ),
+        (["evaluate.py", "--ckpt", "{root}/train.txt", "--out", "{out}"], "train.txt: found"),
+        (["extract_features.py", "--videos", "{root}", "--out", "{out}"], "found no video"),
+    ],
+)
 def test_each_script_ends_with_one_line_and_status_2(root, command, part):
     (root / "features" / "train12.npy").write_bytes(b"")
     out = root.parent / "out"
@@ -281,10 +369,11 @@ def test_each_script_ends_with_one_line_and_status_2(root, command, part):
 def test_a_disk_that_takes_nothing_ends_training_with_one_line_and_status_1(root, code, monkeypatch, capsys):
     def full(descriptor):
         raise OSError(code, os.strerror(code))
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SystemExit) as exit_:
         console.run_script(lambda: train_on(root))
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert exit_.value.code == 1 and os.strerror(code) in line and str(root.parent / "run") in line
     assert not [name for name in files_in(root.parent / "run") if not name.endswith("lock")]
 
@@ -294,16 +383,27 @@ def tiny_disk(tmp_path):
     """A file system of 200 kB; only root may make one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.name != "posix" or os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)],
-                                                            capture_output=True).returncode:
+    if (
+        os.name != "posix"
+        or os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], capture_output=True
+        ).returncode
+    ):
         pytest.skip("needs the right to mount a file system")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("write", [
-    lambda file: torch.save({"a": torch.zeros(10**6)}, file), lambda file: np.save(file, np.zeros(10**6)),
-    lambda file: np.savez(file, a=np.zeros(10**6)), lambda file: file.write(bytes(10**6))])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: torch.save({"a": torch.zeros(10**6)}, file),
+        lambda file: np.save(file, np.zeros(10**6)),
+        lambda file: np.savez(file, a=np.zeros(10**6)),
+        lambda file: file.write(bytes(10**6)),
+    ],
+)
 def test_a_full_disk_is_told_with_the_file_and_keeps_the_old_one(tiny_disk, write):
     files.write_atomically(tiny_disk / "x", lambda file: file.write(b"old"))
     with pytest.raises(OSError, match=r"x: cannot be written \(.*\)$") as error:
@@ -314,17 +414,30 @@ def test_a_full_disk_is_told_with_the_file_and_keeps_the_old_one(tiny_disk, writ
 def test_read_only_and_full_output_end_extraction_with_one_line(tiny_disk, tmp_path, capsys):
     video, encoder = write_video(tmp_path / "v.mp4", num_frames=4), tmp_path / "encoder.py"
     encoder.write_text(CUSTOM_ENCODER)
-    command = ["--videos", str(video), "--out", str(tiny_disk / "out"), "--device", "cpu", "--encoder", f"{encoder}:MeanColour"]
+    command = [
+        "--videos",
+        str(video),
+        "--out",
+        str(tiny_disk / "out"),
+        "--device",
+        "cpu",
+        "--encoder",
+        f"{encoder}:MeanColour",
+    ]
     (tiny_disk / "filler").write_bytes(bytes(196 * 1024))  # leaves a page for meta.json
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     with pytest.raises(SystemExit) as exit_:
         console.run_script(lambda: extract_features.main(command))
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert exit_.value.code == 2 and "Read-only file system" in line and files_in(tiny_disk) == ["filler"]
 
 
 def test_fewer_segments_than_twice_the_selected_are_refused(root, no_step):
-    refused(lambda: train_on(root, "--topk", "4"), root.parent / "run", "--num-segments 6: expected at least 8, twice --topk")
+    refused(
+        lambda: train_on(root, "--topk", "4"),
+        root.parent / "run",
+        "--num-segments 6: expected at least 8, twice --topk",
+    )
 
 
 # ---------------------------------------------------------------- videos
@@ -332,8 +445,10 @@ def test_fewer_segments_than_twice_the_selected_are_refused(root, no_step):
 
 def write_two_sizes(path):
     """MPEG-2 lets a stream go on with pictures of another size; the decoder drops one where it begins anew."""
-    parts = [write_video(path.with_name(f"{i}.mpg"), codec="mpeg2video", size=size, num_frames=6)
-             for i, size in enumerate(((96, 64), (64, 48)))]
+    parts = [
+        write_video(path.with_name(f"{i}.mpg"), codec="mpeg2video", size=size, num_frames=6)
+        for i, size in enumerate(((96, 64), (64, 48)))
+    ]
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     for part in parts:
         part.unlink()
@@ -343,8 +458,18 @@ def write_two_sizes(path):
 def extract(video, tmp_path):
     encoder = tmp_path / "encoder.py"
     encoder.write_text(CUSTOM_ENCODER)
-    return extract_features.main(["--videos", str(video), "--out", str(tmp_path / "out"), "--device", "cpu",
-                                  "--encoder", f"{encoder}:MeanColour"])
+    return extract_features.main(
+        [
+            "--videos",
+            str(video),
+            "--out",
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+            "--encoder",
+            f"{encoder}:MeanColour",
+        ]
+    )
 
 
 def test_a_video_whose_size_changes_midway_keeps_all_its_frames(tmp_path):
@@ -360,7 +485,9 @@ def test_a_video_of_one_frame_is_one_row(tmp_path):
     assert np.load(tmp_path / "out" / "v.npy").shape == (1, 3)
 
 
-@pytest.mark.parametrize("name, codec, pixels", [("v.mkv", "ffv1", "bgra"), ("v.mov", "png", "rgba"), ("v.mkv", "ffv1", "yuva420p")])
+@pytest.mark.parametrize(
+    "name, codec, pixels", [("v.mkv", "ffv1", "bgra"), ("v.mov", "png", "rgba"), ("v.mkv", "ffv1", "yuva420p")]
+)
 def test_transparency_is_dropped_as_opencv_does(tmp_path, name, codec, pixels):
     assert_same_frames(write_video(tmp_path / name, codec=codec, pixels=pixels), 12)
 
@@ -369,11 +496,11 @@ def test_a_video_without_width_is_skipped_and_named(tmp_path, capsys):
     video = write_video(tmp_path / "v.avi", codec="rawvideo", pixels="bgr24", num_frames=2)
     content = bytearray(video.read_bytes())
     start = content.index(b"strf") + 12
-    content[start:start + 8] = bytes(8)  # width and height of the stream
-    content[content.index(b"avih") + 40:content.index(b"avih") + 48] = bytes(8)
+    content[start : start + 8] = bytes(8)  # width and height of the stream
+    content[content.index(b"avih") + 40 : content.index(b"avih") + 48] = bytes(8)
     video.write_bytes(content)
     assert extract(video, tmp_path) == 1
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"skipped {video}: ") and files_in(tmp_path / "out") == ["meta.json"]
 
 
@@ -483,9 +610,14 @@ def test_a_million_brackets_in_an_array_header_are_refused(tmp_path, bounded):
         load_array(tmp_path / "v.npy")
 
 
-NESTED = {"closed": b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b".", "open": b"\x80\x02" + b"(" * 10**6 + b".",
-          "in the config": b"\x80\x02}(X\x06\x00\x00\x00formatK\x01X\x05\x00\x00\x00model}X\x06\x00\x00\x00config" + b"]" * 10**6
-          + b"a" * (10**6 - 1) + b"X\x05\x00\x00\x00lists}X\x08\x00\x00\x00settings}X\x07\x00\x00\x00encoderNX\x05\x00\x00\x00epochK\x01u."}
+NESTED = {
+    "closed": b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b".",
+    "open": b"\x80\x02" + b"(" * 10**6 + b".",
+    "in the config": b"\x80\x02}(X\x06\x00\x00\x00formatK\x01X\x05\x00\x00\x00model}X\x06\x00\x00\x00config"
+    + b"]" * 10**6
+    + b"a" * (10**6 - 1)
+    + b"X\x05\x00\x00\x00lists}X\x08\x00\x00\x00settings}X\x07\x00\x00\x00encoderNX\x05\x00\x00\x00epochK\x01u.",
+}
 
 
 @pytest.mark.parametrize("kind", ["closed", "open", "in the config"])
@@ -525,11 +657,15 @@ def test_frame_labels_are_those_of_a_loop(num_frames, label, spans):
     intervals = tuple((start, start + length) for start, length in spans)
     labels = frame_labels(Video("v", label, intervals), num_frames)
     inside = {frame for start, end in intervals for frame in range(start, min(end, num_frames))}
-    assert np.flatnonzero(labels == label).tolist() == sorted(inside) and (labels == -1).sum() == num_frames - len(inside)
+    assert np.flatnonzero(labels == label).tolist() == sorted(inside) and (labels == -1).sum() == num_frames - len(
+        inside
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(-1, 19), min_size=2, max_size=300), st.integers(1, 40), st.integers(0, 2**32), st.booleans())
+@given(
+    st.lists(st.integers(-1, 19), min_size=2, max_size=300), st.integers(1, 40), st.integers(0, 2**32), st.booleans()
+)
 def test_batches_have_two_halves_for_any_labels(labels, half, seed, released):
     labels = np.array([0, -1, *labels])
     batches = BalancedBatches(labels, 2 * half, seed, released)
@@ -558,12 +694,28 @@ def test_selected_segments_are_different_and_the_best_of_those_allowed(B, S, dra
 
 
 @settings(max_examples=40, deadline=None)
-@given(class_counts, st.integers(1, 3), st.integers(1, 12), st.integers(1, 8), st.sampled_from([1e-3, 1.0, 1e4]),
-       st.sampled_from(["paper", "released"]), st.data())
+@given(
+    class_counts,
+    st.integers(1, 3),
+    st.integers(1, 12),
+    st.integers(1, 8),
+    st.sampled_from([1e-3, 1.0, 1e4]),
+    st.sampled_from(["paper", "released"]),
+    st.data(),
+)
 def test_losses_and_gradients_are_finite_for_any_shape(C, half, S, F, scale, variant, draw):
     S, K = 2 * S, draw.draw(st.integers(1, S))  # S is at least 2K
-    config = AnomalyCLIPConfig(classes=tuple(map(str, range(C))), feature_dim=2, num_segments=S, num_frames=F, topk=K,
-                               directions="direct", embed_dim=2, num_heads=1, variant=variant)
+    config = AnomalyCLIPConfig(
+        classes=tuple(map(str, range(C))),
+        feature_dim=2,
+        num_segments=S,
+        num_frames=F,
+        topk=K,
+        directions="direct",
+        embed_dim=2,
+        num_heads=1,
+        variant=variant,
+    )
     torch.manual_seed(draw.draw(st.integers(0, 2**32)))
     parts = [(scale * torch.randn(2 * half, S, F, *tail)).requires_grad_() for tail in ((C,), (C,), ())]
     losses = AnomalyCLIP(config).losses(Prediction(*parts, None), torch.randint(C, (half,)))

@@ -1,4 +1,5 @@
 """The benchmarks; no test asserts a time."""
+
 import math
 from importlib.util import find_spec
 
@@ -12,7 +13,8 @@ from videoanomaly.data.annotations import Video, frame_labels
 from videoanomaly.runtime.console import InputError
 
 needs_peers = pytest.mark.skipif(
-    not all(map(find_spec, ("clip", "axial_attention"))), reason="needs benchmarks/requirements.txt")
+    not all(map(find_spec, ("clip", "axial_attention"))), reason="needs benchmarks/requirements.txt"
+)
 
 
 # ---- timing ----
@@ -57,14 +59,18 @@ def test_a_failing_child_tells_its_last_line():
 # ---- table ----
 
 
-@pytest.mark.parametrize("difference, wrong", [(None, False), (0.0, False), (1e-5, False), (1.1e-5, True), (math.nan, True)])
+@pytest.mark.parametrize(
+    "difference, wrong", [(None, False), (0.0, False), (1e-5, False), (1.1e-5, True), (math.nan, True)]
+)
 def test_a_difference_above_the_tolerance_or_nan_is_wrong(difference, wrong):
     assert Line("w", difference=difference, tolerance=1e-5).wrong is wrong
 
 
 def test_table_has_a_row_for_each_line():
-    lines = [against("work", "peer", [1.0], [2.0], lambda s: f"{s[0]:g} s", 1.5, difference=2.0, tolerance=1.0),
-             Line("a | b", note="n")]
+    lines = [
+        against("work", "peer", [1.0], [2.0], lambda s: f"{s[0]:g} s", 1.5, difference=2.0, tolerance=1.0),
+        Line("a | b", note="n"),
+    ]
     table = __main__.markdown(lines, __main__.parse_args(["--quick", "--device", "cpu"])).splitlines()
     assert table[4] == "| work | 1 s | peer: 2 s | 2 x | 1.5x: yes | 2.0e+00 (may 1) WRONG |  |"
     assert table[5] == "| a / b |  |  |  |  |  | n |"
@@ -173,15 +179,21 @@ def test_exponents_of_powers():
 
 def test_verdict_tells_where_growth_is_linear():
     text = growth.verdict([1, 10, 100, 1000, 10000], [5, 5, 50, 500, 50000])
-    assert text == ("slower than the size from 1 to 10 (exponent 0.00); linear from 10 to 1,000 (exponent 1.00); "
-                    "faster than the size from 1,000 to 10,000 (exponent 2.00)")
+    assert text == (
+        "slower than the size from 1 to 10 (exponent 0.00); linear from 10 to 1,000 (exponent 1.00); "
+        "faster than the size from 1,000 to 10,000 (exponent 2.00)"
+    )
 
 
 def test_growth_writes_a_table_and_a_picture(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(growth, "in_subprocess", lambda module, function, curve, count, *rest: (count / 1e3, 2**30))
     assert __main__.main(["--growth", str(tmp_path), "--device", "cpu"]) == 0
     table = (tmp_path / "growth.md").read_text()
-    assert "](growth.png)" in table and "| frames | 1,000 | 3,000 |" in table and table.count("The time grows linear from") == 4
+    assert (
+        "](growth.png)" in table
+        and "| frames | 1,000 | 3,000 |" in table
+        and table.count("The time grows linear from") == 4
+    )
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 

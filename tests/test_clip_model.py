@@ -1,4 +1,6 @@
-"""Tests of clip_model.py. Vectors of OpenAI's implementation lie in tests/reference/; whole files are read from ../shared."""
+"""Tests of clip_model.py. Vectors of OpenAI's implementation lie in tests/reference/; whole files are read from
+../shared.
+"""
 
 import ast
 import hashlib
@@ -40,8 +42,18 @@ SHARED_CLIP = SHARED / "reference" / "clip_tiny"
 CASES = json.loads((TESTDATA / "tokenizer" / "cases.json").read_text())
 PICTURES = json.loads((TESTDATA / "preprocess" / "expected.json").read_text())
 TINY = json.loads((TESTDATA / "clip_tiny" / "expected.json").read_text())["config"]
-SMALL = dict(embed_dim=24, image_resolution=32, vision_layers=2, vision_width=128, vision_patch_size=16,
-             context_length=9, vocab_size=50, transformer_width=64, transformer_heads=4, transformer_layers=3)
+SMALL = dict(
+    embed_dim=24,
+    image_resolution=32,
+    vision_layers=2,
+    vision_width=128,
+    vision_patch_size=16,
+    context_length=9,
+    vocab_size=50,
+    transformer_width=64,
+    transformer_heads=4,
+    transformer_layers=3,
+)
 SCALARS = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
 
 
@@ -63,8 +75,11 @@ def write_safetensors(path: Path, state: dict, header_changes: dict | None = Non
     dtypes = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16"}
     for name, tensor in state.items():
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        header[name] = {"dtype": dtypes[tensor.dtype], "shape": list(tensor.shape),
-                        "data_offsets": [len(data), len(data) + len(raw)]}
+        header[name] = {
+            "dtype": dtypes[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
         data += raw
     text = json.dumps({**header, **(header_changes or {})}).encode()
     path.write_bytes(struct.pack("<Q", len(text) if header_length is None else header_length) + text + data)
@@ -91,22 +106,31 @@ def hugging_face_state(state: dict) -> dict:
             for i in range(2):
                 a, b = f"{ours}transformer.resblocks.{i}", f"{theirs}.encoder.layers.{i}"
                 q, k, v = state[f"{a}.attn.in_proj_{kind}"].chunk(3)
-                out |= {f"{b}.self_attn.q_proj.{kind}": q, f"{b}.self_attn.k_proj.{kind}": k,
-                        f"{b}.self_attn.v_proj.{kind}": v,
-                        f"{b}.self_attn.out_proj.{kind}": state[f"{a}.attn.out_proj.{kind}"],
-                        f"{b}.layer_norm1.{kind}": state[f"{a}.ln_1.{kind}"],
-                        f"{b}.layer_norm2.{kind}": state[f"{a}.ln_2.{kind}"],
-                        f"{b}.mlp.fc1.{kind}": state[f"{a}.mlp.c_fc.{kind}"],
-                        f"{b}.mlp.fc2.{kind}": state[f"{a}.mlp.c_proj.{kind}"]}
+                out |= {
+                    f"{b}.self_attn.q_proj.{kind}": q,
+                    f"{b}.self_attn.k_proj.{kind}": k,
+                    f"{b}.self_attn.v_proj.{kind}": v,
+                    f"{b}.self_attn.out_proj.{kind}": state[f"{a}.attn.out_proj.{kind}"],
+                    f"{b}.layer_norm1.{kind}": state[f"{a}.ln_1.{kind}"],
+                    f"{b}.layer_norm2.{kind}": state[f"{a}.ln_2.{kind}"],
+                    f"{b}.mlp.fc1.{kind}": state[f"{a}.mlp.c_fc.{kind}"],
+                    f"{b}.mlp.fc2.{kind}": state[f"{a}.mlp.c_proj.{kind}"],
+                }
     return out
 
 
-def write_hugging_face_config(folder: Path, text_heads=1, vision_heads=1, text_act="quick_gelu",
-                              vision_act="quick_gelu"):
-    (folder / "config.json").write_text(json.dumps({
-        "model_type": "clip",
-        "text_config": {"num_attention_heads": text_heads, "hidden_act": text_act},
-        "vision_config": {"num_attention_heads": vision_heads, "hidden_act": vision_act}}))
+def write_hugging_face_config(
+    folder: Path, text_heads=1, vision_heads=1, text_act="quick_gelu", vision_act="quick_gelu"
+):
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "clip",
+                "text_config": {"num_attention_heads": text_heads, "hidden_act": text_act},
+                "vision_config": {"num_attention_heads": vision_heads, "hidden_act": vision_act},
+            }
+        )
+    )
 
 
 def write_open_clip_config(folder: Path, **changes):
@@ -135,26 +159,37 @@ def tiny_files(tmp_path_factory) -> dict[str, Path]:
     for folder in folders.values():
         folder.mkdir()
     torch.save(state, folders["openai"] / "weights.pt")
-    torch.save({"epoch": 3, "name": "run", "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
-               folders["openai"] / "epoch_3-quickgelu.pt")
+    torch.save(
+        {"epoch": 3, "name": "run", "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+        folders["openai"] / "epoch_3-quickgelu.pt",
+    )
     torch.save(state, folders["openai"] / "legacy.pt", _use_new_zipfile_serialization=False)
     write_torchscript(folders["torchscript"] / "model.pt", state)
     write_safetensors(folders["hf"] / "model.safetensors", hugging_face_state(state))
     torch.save(hugging_face_state(state), folders["hf_bin"] / "pytorch_model.bin")
-    write_safetensors(folders["open_clip"] / "open_clip_model.safetensors",
-                      {name: tensor.float() for name, tensor in state.items()})
+    write_safetensors(
+        folders["open_clip"] / "open_clip_model.safetensors", {name: tensor.float() for name, tensor in state.items()}
+    )
     towers = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
-    torch.save({f"text.{name}" if name.startswith(towers) else name: tensor for name, tensor in state.items()},
-               folders["text_prefix"] / "open_clip_pytorch_model.bin")
+    torch.save(
+        {f"text.{name}" if name.startswith(towers) else name: tensor for name, tensor in state.items()},
+        folders["text_prefix"] / "open_clip_pytorch_model.bin",
+    )
     for folder in (folders["hf"], folders["hf_bin"]):
         write_hugging_face_config(folder)
     for folder in (folders["open_clip"], folders["text_prefix"]):
         write_open_clip_config(folder, quick_gelu=True)
-    return {"plain": folders["openai"] / "weights.pt", "legacy": folders["openai"] / "legacy.pt",
-            "checkpoint": folders["openai"] / "epoch_3-quickgelu.pt",
-            "torchscript": folders["torchscript"] / "model.pt", "hf": folders["hf"],
-            "hf_file": folders["hf"] / "model.safetensors", "hf_bin": folders["hf_bin"],
-            "open_clip": folders["open_clip"], "text_prefix": folders["text_prefix"]}
+    return {
+        "plain": folders["openai"] / "weights.pt",
+        "legacy": folders["openai"] / "legacy.pt",
+        "checkpoint": folders["openai"] / "epoch_3-quickgelu.pt",
+        "torchscript": folders["torchscript"] / "model.pt",
+        "hf": folders["hf"],
+        "hf_file": folders["hf"] / "model.safetensors",
+        "hf_bin": folders["hf_bin"],
+        "open_clip": folders["open_clip"],
+        "text_prefix": folders["text_prefix"],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +221,17 @@ def test_parameters_have_openais_names_and_shapes():
 def test_fresh_weights_are_scaled_as_openais():
     state = CLIP(**{**SMALL, "vocab_size": 500, "transformer_width": 128, "embed_dim": 128}).state_dict()
     summand = (2 * 3 * 128) ** -0.5  # 3 layers of width 128, each adds twice
-    expected = {"token_embedding.weight": 0.02, "positional_embedding": 0.01, "text_projection": 128**-0.5,
-                "visual.proj": 128**-0.5, "visual.positional_embedding": 128**-0.5,
-                "transformer.resblocks.1.attn.in_proj_weight": 128**-0.5,
-                "transformer.resblocks.1.attn.out_proj.weight": summand,
-                "transformer.resblocks.1.mlp.c_fc.weight": 256**-0.5,
-                "transformer.resblocks.1.mlp.c_proj.weight": summand}
+    expected = {
+        "token_embedding.weight": 0.02,
+        "positional_embedding": 0.01,
+        "text_projection": 128**-0.5,
+        "visual.proj": 128**-0.5,
+        "visual.positional_embedding": 128**-0.5,
+        "transformer.resblocks.1.attn.in_proj_weight": 128**-0.5,
+        "transformer.resblocks.1.attn.out_proj.weight": summand,
+        "transformer.resblocks.1.mlp.c_fc.weight": 256**-0.5,
+        "transformer.resblocks.1.mlp.c_proj.weight": summand,
+    }
     for name, std in expected.items():
         assert state[name].std() == pytest.approx(std, rel=0.1), name
         assert abs(state[name].mean()) < 0.1 * std, name
@@ -227,7 +267,7 @@ def test_activation_is_quick_gelu_or_exact_gelu():
 def test_image_tower_equals_the_same_steps_one_patch_at_a_time():
     model, images = small_clip(), torch.randn(2, 3, 32, 32)
     visual = model.visual
-    patches = [images[:, :, top:top + 16, left:left + 16] for top in (0, 16) for left in (0, 16)]
+    patches = [images[:, :, top : top + 16, left : left + 16] for top in (0, 16) for left in (0, 16)]
     tokens = [visual.class_embedding.expand(2, -1)]
     tokens += [patch.flatten(1) @ visual.conv1.weight.flatten(1).T for patch in patches]
     x = visual.ln_pre(torch.stack(tokens, dim=1) + visual.positional_embedding)
@@ -274,7 +314,11 @@ def test_image_tower_has_the_values_and_gradients_of_all_positions_at_once(quick
 
 @pytest.mark.parametrize("quick_gelu", [True, False])
 def test_text_tower_has_the_values_and_gradients_of_all_positions(quick_gelu):
-    model, x, idx = small_clip(quick_gelu=quick_gelu).double(), torch.randn(4, 9, 64).double(), torch.tensor([2, 8, 0, 5])
+    model, x, idx = (
+        small_clip(quick_gelu=quick_gelu).double(),
+        torch.randn(4, 9, 64).double(),
+        torch.tensor([2, 8, 0, 5]),
+    )
     torch.nn.init.normal_(model.transformer.resblocks[2].mlp.c_fc.bias)
     x.requires_grad_()
     plain = plain_blocks(model.transformer, x + model.positional_embedding)
@@ -308,9 +352,9 @@ def test_short_texts_give_the_values_and_gradients_of_all_positions():
     weights = torch.randn(3, 24, dtype=torch.float64)
     x = model.ln_final(model.transformer(embeddings + model.positional_embedding))
     full = x[torch.arange(3), eot_idx] @ model.text_projection
-    full_grad, = torch.autograd.grad((full * weights).sum(), embeddings)
+    (full_grad,) = torch.autograd.grad((full * weights).sum(), embeddings)
     short = model.encode_text_embeddings(embeddings, eot_idx)
-    short_grad, = torch.autograd.grad((short * weights).sum(), embeddings)
+    (short_grad,) = torch.autograd.grad((short * weights).sum(), embeddings)
     torch.testing.assert_close(short, full)
     torch.testing.assert_close(short_grad, full_grad)
     torch.testing.assert_close(model.encode_text_embeddings(embeddings[:, :6], eot_idx), full)
@@ -457,8 +501,16 @@ def test_every_layout_gives_the_same_model(tiny_files, layout):
 
 
 @pytest.mark.skipif(not SHARED_CLIP.exists(), reason="needs the reference files in ../shared")
-@pytest.mark.parametrize("file", ["openai_state_dict.pt", "openai_jit_archive.pt", "huggingface",
-                                  "huggingface/model.safetensors", "open_clip_state_dict.pt"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "openai_state_dict.pt",
+        "openai_jit_archive.pt",
+        "huggingface",
+        "huggingface/model.safetensors",
+        "open_clip_state_dict.pt",
+    ],
+)
 def test_reference_files_give_openais_features(file):
     check_features(load(str(SHARED_CLIP / file)))
 
@@ -483,25 +535,46 @@ def test_hash_sees_each_weight_each_name_and_each_buffer():
 
 
 PUBLISHED_SIZES = {  # of OpenAI's four vision transformers: width, layers, patch, pixels, embed_dim, text width
-    "ViT-B/32": (768, 12, 32, 224, 512, 512), "ViT-B/16": (768, 12, 16, 224, 512, 512),
-    "ViT-L/14": (1024, 24, 14, 224, 768, 768), "ViT-L/14@336px": (1024, 24, 14, 336, 768, 768),
+    "ViT-B/32": (768, 12, 32, 224, 512, 512),
+    "ViT-B/16": (768, 12, 16, 224, 512, 512),
+    "ViT-L/14": (1024, 24, 14, 224, 768, 768),
+    "ViT-L/14@336px": (1024, 24, 14, 336, 768, 768),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)
 def test_sizes_are_read_off_the_weights(name):
     width, layers, patch, pixels, embed_dim, text_width = PUBLISHED_SIZES[name]
-    sizes = dict(embed_dim=embed_dim, image_resolution=pixels, vision_layers=layers, vision_width=width,
-                 vision_patch_size=patch, context_length=77, vocab_size=49408, transformer_width=text_width,
-                 transformer_heads=text_width // 64, transformer_layers=12)
+    sizes = dict(
+        embed_dim=embed_dim,
+        image_resolution=pixels,
+        vision_layers=layers,
+        vision_width=width,
+        vision_patch_size=patch,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=text_width,
+        transformer_heads=text_width // 64,
+        transformer_layers=12,
+    )
     with torch.device("meta"):
         state = CLIP(**sizes).state_dict()
     assert clip_model._sizes_of(state) == {**sizes, "vision_heads": width // 64}
 
 
 def test_another_size_loads_and_computes_the_same(tmp_path):
-    sizes = dict(embed_dim=20, image_resolution=36, vision_layers=3, vision_width=192, vision_patch_size=12,
-                 context_length=11, vocab_size=70, transformer_width=128, transformer_heads=2, transformer_layers=1)
+    sizes = dict(
+        embed_dim=20,
+        image_resolution=36,
+        vision_layers=3,
+        vision_width=192,
+        vision_patch_size=12,
+        context_length=11,
+        vocab_size=70,
+        transformer_width=128,
+        transformer_heads=2,
+        transformer_layers=1,
+    )
     model, images = CLIP(**sizes).eval(), torch.randn(2, 3, 36, 36)
     tokens = torch.tensor([[1, 5, 69, 0], [3, 69, 0, 0]])
     torch.save(model.state_dict(), tmp_path / "mine.pt")
@@ -529,16 +602,19 @@ def uses_quick_gelu(model: CLIP) -> bool:
     return kinds == {QuickGELU}
 
 
-@pytest.mark.parametrize("filename, wrapped, scalar, config, expected", [
-    ("mine.pt", False, False, None, True),                           # OpenAI's names
-    ("mine.pt", False, False, {}, False),                            # a config that leaves quick_gelu at its default
-    ("mine.pt", False, False, {"quick_gelu": True}, True),
-    ("mine.pt", False, True, {"quick_gelu": False}, True),           # OpenAI's own file, whatever lies beside it
-    ("mine.pt", True, False, None, False),                           # a training checkpoint of open_clip
-    ("vit-quickgelu.pt", True, False, None, True),
-    ("open_clip_pytorch_model.bin", False, False, None, False),
-    ("open_clip_pytorch_model.bin", False, False, {"quick_gelu": True}, True),
-])
+@pytest.mark.parametrize(
+    "filename, wrapped, scalar, config, expected",
+    [
+        ("mine.pt", False, False, None, True),  # OpenAI's names
+        ("mine.pt", False, False, {}, False),  # a config that leaves quick_gelu at its default
+        ("mine.pt", False, False, {"quick_gelu": True}, True),
+        ("mine.pt", False, True, {"quick_gelu": False}, True),  # OpenAI's own file, whatever lies beside it
+        ("mine.pt", True, False, None, False),  # a training checkpoint of open_clip
+        ("vit-quickgelu.pt", True, False, None, True),
+        ("open_clip_pytorch_model.bin", False, False, None, False),
+        ("open_clip_pytorch_model.bin", False, False, {"quick_gelu": True}, True),
+    ],
+)
 def test_activation_of_openais_and_open_clips_layout(tmp_path, filename, wrapped, scalar, config, expected):
     state = small_clip().state_dict() | ({"input_resolution": torch.tensor(32)} if scalar else {})
     torch.save({"state_dict": state} if wrapped else state, tmp_path / filename)
@@ -712,8 +788,12 @@ STRANGE_PICKLES = {
     "a module that contains itself": MODULE + b"q\x00}" + NAMED_A + b"h\x00sb",
     "modules 3000 deep": (MODULE + b"}" + NAMED_A) * 3000 + MODULE + b"sb" * 3000,
     "2**60 paths": MODULE + b"q\x00" + (MODULE + b"}(" + NAMED_A + b"h\x00" + NAMED_B + b"h\x00ubq\x00") * 60,
-    "a number": b"K\x07", "a list": b"]", "nothing": b"", "an empty memo": b"h\x05",
-    "eval": b"cbuiltins\neval\n", "a class of the package": b"ctorch.serialization\nload\n",
+    "a number": b"K\x07",
+    "a list": b"]",
+    "nothing": b"",
+    "an empty memo": b"h\x05",
+    "eval": b"cbuiltins\neval\n",
+    "a class of the package": b"ctorch.serialization\nload\n",
 }
 
 
@@ -751,8 +831,9 @@ def test_files_that_are_something_else_are_refused(tmp_path, content, suffix):
     refused(tmp_path / f"file{suffix}")
 
 
-@pytest.mark.parametrize("content", [[], torch.zeros(3), {"a": 1}, {"a": torch.zeros(3)}, {"state_dict": 3},
-                                     {3: torch.zeros(2)}])
+@pytest.mark.parametrize(
+    "content", [[], torch.zeros(3), {"a": 1}, {"a": torch.zeros(3)}, {"state_dict": 3}, {3: torch.zeros(2)}]
+)
 def test_torch_files_that_are_no_clip_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     refused(tmp_path / "other.pt")
@@ -762,23 +843,35 @@ def test_half_a_file_is_refused(tiny_files, tmp_path):
     for layout in ("plain", "torchscript", "hf_file"):
         path = tmp_path / f"half{tiny_files[layout].suffix}"
         data = tiny_files[layout].read_bytes()
-        path.write_bytes(data[:len(data) // 2])
+        path.write_bytes(data[: len(data) // 2])
         refused(path)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda state: state.pop("ln_final.bias"), r"ln_final.bias: expected \(64,\), found nothing"),
-    (lambda state: state.update(extra=torch.zeros(2)), r"extra: expected nothing, found \(2,\)"),
-    (lambda state: state.update({"ln_final.bias": torch.zeros(63)}),
-     r"ln_final.bias: expected \(64,\), found \(63,\)"),
-    (lambda state: state.update({"visual.proj": torch.zeros(128, 24, dtype=torch.int64)}),
-     r"visual.proj: expected \(128, 24\), found torch.int64"),
-    (lambda state: state.pop("visual.positional_embedding"), "no CLIP with a vision transformer: lacks visual.pos"),
-    (lambda state: state.update({"visual.conv1.weight": torch.zeros(4)}), "cannot be read as CLIP weights"),
-    (lambda state: state.update({"visual.positional_embedding": torch.zeros(6, 128)}), "visual.positional_embedding"),
-    (lambda state: state.pop("transformer.resblocks.1.ln_1.weight"),
-     r"transformer.resblocks.1.ln_1.weight: expected \(64,\), found nothing"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda state: state.pop("ln_final.bias"), r"ln_final.bias: expected \(64,\), found nothing"),
+        (lambda state: state.update(extra=torch.zeros(2)), r"extra: expected nothing, found \(2,\)"),
+        (
+            lambda state: state.update({"ln_final.bias": torch.zeros(63)}),
+            r"ln_final.bias: expected \(64,\), found \(63,\)",
+        ),
+        (
+            lambda state: state.update({"visual.proj": torch.zeros(128, 24, dtype=torch.int64)}),
+            r"visual.proj: expected \(128, 24\), found torch.int64",
+        ),
+        (lambda state: state.pop("visual.positional_embedding"), "no CLIP with a vision transformer: lacks visual.pos"),
+        (lambda state: state.update({"visual.conv1.weight": torch.zeros(4)}), "cannot be read as CLIP weights"),
+        (
+            lambda state: state.update({"visual.positional_embedding": torch.zeros(6, 128)}),
+            "visual.positional_embedding",
+        ),
+        (
+            lambda state: state.pop("transformer.resblocks.1.ln_1.weight"),
+            r"transformer.resblocks.1.ln_1.weight: expected \(64,\), found nothing",
+        ),
+    ],
+)
 def test_weights_that_do_not_fit_are_named(tmp_path, change, message):
     state = small_clip().state_dict()
     change(state)
@@ -908,10 +1001,25 @@ def test_equals_open_clip(tmp_path, quick_gelu):
 def test_equals_transformers(tmp_path, activation):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    text = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3,
-            "num_attention_heads": 2, "max_position_embeddings": 9, "hidden_act": activation, "eos_token_id": 49}
-    vision = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
-              "image_size": 32, "patch_size": 16, "hidden_act": activation}
+    text = {
+        "vocab_size": 50,
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 9,
+        "hidden_act": activation,
+        "eos_token_id": 49,
+    }
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 16,
+        "hidden_act": activation,
+    }
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
     theirs = transformers.CLIPModel(config).eval()
     theirs.save_pretrained(tmp_path)

@@ -46,12 +46,18 @@ def test_a_script_exits_with_the_status_of_main(status, code):
     assert exit_info.value.code == code
 
 
-@pytest.mark.parametrize("error, code, line", [
-    (OSError(28, "No space left"), 1, "failed: [Errno 28] No space left"),
-    (FloatingPointError("the loss became nan"), 1, "failed: the loss became nan"), (KeyboardInterrupt(), 130, "stopped")])
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (OSError(28, "No space left"), 1, "failed: [Errno 28] No space left"),
+        (FloatingPointError("the loss became nan"), 1, "failed: the loss became nan"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
 def test_a_failing_run_is_one_line_and_its_own_status(capsys, error, code, line):
     def main():
         raise error
+
     with pytest.raises(SystemExit) as exit_:
         console.run_script(main)
     assert exit_.value.code == code and capsys.readouterr().err == f"{line}\n"
@@ -60,6 +66,7 @@ def test_a_failing_run_is_one_line_and_its_own_status(capsys, error, code, line)
 def test_bad_input_is_one_line_and_status_2(capsys):
     def main():
         raise InputError("list.txt, line 3: found x, expected y")
+
     with pytest.raises(SystemExit) as exit_info:
         console.run_script(main)
     assert exit_info.value.code == 2
@@ -74,6 +81,7 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
         file.write(b"half")
         assert path.read_bytes() == b"old"  # nothing shows before the end
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         files.write_atomically(path, fail)
     assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
@@ -111,8 +119,15 @@ def test_crops_are_read_in_three_layouts(tmp_path):
 
 
 def demo_meta(**changed):
-    return {"encoder": "ViT", "weights_sha256": "ab", "dim": 3, "stride": 4, "crops": 1, "jpeg": None,
-            "videos": {"v": {"frames": 18, "fps": 25.0}}} | changed
+    return {
+        "encoder": "ViT",
+        "weights_sha256": "ab",
+        "dim": 3,
+        "stride": 4,
+        "crops": 1,
+        "jpeg": None,
+        "videos": {"v": {"frames": 18, "fps": 25.0}},
+    } | changed
 
 
 @pytest.mark.parametrize("sub", ["", "features"])
@@ -126,25 +141,37 @@ def test_meta_gives_frames_stride_and_encoder(tmp_path, sub):
     assert FeatureFolder(tmp_path, frames_per_feature=2).num_frames("w") == 4
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", json.dumps(demo_meta(stride=0)), json.dumps(demo_meta(stride="4")),
-                                  json.dumps(demo_meta(videos=["v"])),
-                                  json.dumps(demo_meta(videos={"v": {"frames": 0}}))])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        "{}",
+        json.dumps(demo_meta(stride=0)),
+        json.dumps(demo_meta(stride="4")),
+        json.dumps(demo_meta(videos=["v"])),
+        json.dumps(demo_meta(videos={"v": {"frames": 0}})),
+    ],
+)
 def test_damaged_meta_is_told(tmp_path, text):
     (tmp_path / "meta.json").write_text(text)
     with pytest.raises(InputError, match="meta.json: .*expected what extract_features.py writes"):
         FeatureFolder(tmp_path)
 
 
-@pytest.mark.parametrize("array, crops, message", [
-    (np.zeros(4, np.float32), 1, r"found an array \(4,\) of float32, expected rows"),
-    (np.zeros((1, 2, 3, 4), np.float32), 1, r"found an array \(1, 2, 3, 4\)"),
-    (np.zeros((4, 3)), 1, r"found an array \(4, 3\) of float64, .* float16 or float32"),
-    (np.zeros((4, 3), ">f4"), 1, "of >f4"),
-    (np.zeros((0, 3), np.float32), 1, r"v.npy: "),
-    (np.zeros((7, 3), np.float32), 2, "expected 2 crops per frame"),
-    (np.zeros((8, 3, 3), np.float32), 2, "expected 2 crops per frame"),
-    (np.array([[{}]]), 1, "cannot be read .*expected a .npy file"),
-])
+@pytest.mark.parametrize(
+    "array, crops, message",
+    [
+        (np.zeros(4, np.float32), 1, r"found an array \(4,\) of float32, expected rows"),
+        (np.zeros((1, 2, 3, 4), np.float32), 1, r"found an array \(1, 2, 3, 4\)"),
+        (np.zeros((4, 3)), 1, r"found an array \(4, 3\) of float64, .* float16 or float32"),
+        (np.zeros((4, 3), ">f4"), 1, "of >f4"),
+        (np.zeros((0, 3), np.float32), 1, r"v.npy: "),
+        (np.zeros((7, 3), np.float32), 2, "expected 2 crops per frame"),
+        (np.zeros((8, 3, 3), np.float32), 2, "expected 2 crops per frame"),
+        (np.array([[{}]]), 1, "cannot be read .*expected a .npy file"),
+    ],
+)
 def test_arrays_that_are_no_features_are_told(tmp_path, array, crops, message):
     write_features(tmp_path, {"v": array})
     with pytest.raises(InputError, match=message) as error:
@@ -179,8 +206,16 @@ def test_a_damaged_file_never_raises_anything_else(tmp_path):
 
 
 def test_checking_features_names_the_missing_and_the_odd_file(tmp_path):
-    write_features(tmp_path / "features", {"a": random_array(2, 3), "b": random_array(2, 3), "c": random_array(2, 4),
-                                           "d__0": random_array(2, 3), "d__1": random_array(3, 3)})
+    write_features(
+        tmp_path / "features",
+        {
+            "a": random_array(2, 3),
+            "b": random_array(2, 3),
+            "c": random_array(2, 4),
+            "d__0": random_array(2, 3),
+            "d__1": random_array(3, 3),
+        },
+    )
     check_features(FeatureFolder(tmp_path), [Video("a", 0), Video("b", -1)])
     with pytest.raises(InputError, match="c.npy: found features of size 4, expected 3 as in the others"):
         check_features(FeatureFolder(tmp_path), [Video("a", 0), Video("c", -1)])
@@ -195,7 +230,9 @@ def test_checking_features_names_the_missing_and_the_odd_file(tmp_path):
 def test_features_may_lie_flat_but_not_stand_for_two_videos(tmp_path):
     folder = FeatureFolder(write_features(tmp_path, {"a_i3d": random_array(5, 2), "b_i3d": random_array(6, 2)}))
     assert len(folder.open("Fight/a")) == 5 and len(folder.open("Normal/b")) == 6
-    with pytest.raises(InputError, match="a_i3d.npy: found as features of Fight/a and of Normal/a, expected a file for each"):
+    with pytest.raises(
+        InputError, match="a_i3d.npy: found as features of Fight/a and of Normal/a, expected a file for each"
+    ):
         check_features(folder, [Video("Fight/a", 0), Video("Normal/a", -1)])
 
 
@@ -211,7 +248,9 @@ def test_rows_must_cover_what_meta_and_annotations_say(tmp_path):
         if fits:
             check_features(FeatureFolder(tmp_path), [Video("a", -1)])
         else:
-            with pytest.raises(InputError, match=f"found 5 rows, of 2 frames each, expected rows for the {frames} frames"):
+            with pytest.raises(
+                InputError, match=f"found 5 rows, of 2 frames each, expected rows for the {frames} frames"
+            ):
                 check_features(FeatureFolder(tmp_path), [Video("a", -1)])
 
 
@@ -236,8 +275,13 @@ def test_matching_rows_show_the_same_frames(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_the_prototype_is_the_mean_of_all_normal_frames(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(prototype_, "CHUNK_ROWS", 7)
-    arrays = {"a": 100 + random_array(30, 2, 5, dtype=dtype), "b": 100 + random_array(7, 2, 5, dtype=dtype, seed=1),
-              "c": random_array(9, 2, 5, dtype=dtype), "d__0": random_array(3, 5), "d__1": random_array(3, 5, seed=1)}
+    arrays = {
+        "a": 100 + random_array(30, 2, 5, dtype=dtype),
+        "b": 100 + random_array(7, 2, 5, dtype=dtype, seed=1),
+        "c": random_array(9, 2, 5, dtype=dtype),
+        "d__0": random_array(3, 5),
+        "d__1": random_array(3, 5, seed=1),
+    }
     write_features(tmp_path, arrays)
     rows = [arrays["a"].reshape(-1, 5), arrays["b"].reshape(-1, 5), arrays["d__0"], arrays["d__1"]]
     mean = np.concatenate(rows).astype(np.float64).mean(axis=0)
@@ -278,8 +322,11 @@ class LowestDraws:
         return np.broadcast_to(self.bound - 1 if self.highest else low, size or np.shape(low)).copy()
 
 
-@pytest.mark.parametrize("case", [case for case in json.loads(SAMPLING.read_text())["train"] if case["stride"] == 1],
-                         ids=lambda case: f"{case['num_segments']}x{case['seg_length']}-{case['num_frames']}")
+@pytest.mark.parametrize(
+    "case",
+    [case for case in json.loads(SAMPLING.read_text())["train"] if case["stride"] == 1],
+    ids=lambda case: f"{case['num_segments']}x{case['seg_length']}-{case['num_frames']}",
+)
 def test_released_segments_equal_those_of_the_official_code(case):
     num_rows, S, F = case["num_frames"], case["num_segments"], case["seg_length"]
     starts = np.array(case["block_starts_without_jitter"])
@@ -309,7 +356,7 @@ def test_each_segment_lies_in_its_own_block(S, F):
             rows = training_rows(num_rows, S, F, draws)
             assert rows.shape == (S, F) and rows.dtype == np.int64
             for s, segment in enumerate(rows.tolist()):
-                block = repeated[s * length // S:(s + 1) * length // S]  # blocks cover all and do not overlap
+                block = repeated[s * length // S : (s + 1) * length // S]  # blocks cover all and do not overlap
                 if draws is rng and num_rows > S * F:
                     assert segment == list(range(segment[0], segment[0] + F))
                     assert s * length // S <= segment[0] and segment[-1] < (s + 1) * length // S
@@ -388,7 +435,9 @@ def test_a_known_file_costs_one_read_a_segment(tmp_path, monkeypatch):
     dataset = SegmentDataset([Video("v", 0)], FeatureFolder(tmp_path), 4, 3)
     dataset[0, 0]
     reads, preadv = [], os.preadv
-    monkeypatch.setattr(os, "preadv", lambda file, parts, place: reads.append(len(parts[0])) or preadv(file, parts, place))
+    monkeypatch.setattr(
+        os, "preadv", lambda file, parts, place: reads.append(len(parts[0])) or preadv(file, parts, place)
+    )
     monkeypatch.setattr(np, "load", lambda *args, **kwargs: pytest.fail("the file was looked at again"))
     dataset[0, 1]
     assert reads == [3 * 5 * 4] * 4  # bytes
@@ -420,6 +469,7 @@ def test_no_file_stays_open(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs sparse files")
 def test_a_sample_reads_its_rows_only(tmp_path):
     import resource
+
     path = tmp_path / "v.npy"
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (4_000_000, 512)})
@@ -433,8 +483,11 @@ def test_a_sample_reads_its_rows_only(tmp_path):
 
 
 def labels_of(num_abnormal, num_normal):
-    return [-1, 5] * min(num_abnormal, num_normal) + [5] * max(num_abnormal - num_normal, 0) + \
-        [-1] * max(num_normal - num_abnormal, 0)
+    return (
+        [-1, 5] * min(num_abnormal, num_normal)
+        + [5] * max(num_abnormal - num_normal, 0)
+        + [-1] * max(num_normal - num_abnormal, 0)
+    )
 
 
 @pytest.mark.parametrize("num_abnormal, num_normal", [(3, 11), (11, 3), (8, 8), (1, 1), (2, 9), (5, 12)])
@@ -448,7 +501,7 @@ def test_batches_are_balanced_and_show_the_longer_class_once(num_abnormal, num_n
     assert videos.shape[1] == 8 and (labels[videos[:, :4]] >= 0).all() and (labels[videos[:, 4:]] < 0).all()
     for half, count in ((videos[:, :4].ravel(), num_abnormal), (videos[:, 4:].ravel(), num_normal)):
         used = count // 4 * 4 if released and count >= 4 else count
-        rounds = [half[i:i + used] for i in range(0, len(half), used)]  # shuffle after shuffle
+        rounds = [half[i : i + used] for i in range(0, len(half), used)]  # shuffle after shuffle
         assert all(len(set(r.tolist())) == len(r) for r in rounds)
         if not released and count == longest:
             assert set(half.tolist()) == set(np.flatnonzero(labels == labels[half[0]]).tolist())
@@ -465,6 +518,7 @@ def test_batches_depend_on_seed_and_epoch_alone():
         batches = BalancedBatches(labels_of(9, 14), 4, seed)
         batches.set_epoch(number)
         return list(batches)
+
     assert epoch(1, 2) == epoch(1, 2)
     others = [epoch(*key) for key in ((1, 2), (1, 3), (2, 1), (2, 2))]
     assert len({str([[video for video, _ in batch] for batch in other]) for other in others}) == 4

@@ -1,4 +1,5 @@
 """The demo world: what its pictures, truths, captions and files must hold, and the trainer of its CLIP."""
+
 import dataclasses
 import json
 import math
@@ -74,7 +75,9 @@ def test_looks_and_scenes_of_the_test_do_not_occur_in_training():
 def test_the_truth_begins_and_ends_with_what_is_seen(label):
     for seed in range(4):
         video = world.make_video(seed, "test", label)
-        calm = without(video, video.actors[:1])  # fire and explosion are the first actor, in the test's looks the only one
+        calm = without(
+            video, video.actors[:1]
+        )  # fire and explosion are the first actor, in the test's looks the only one
         (begin, end), last = video.intervals[0], video.num_frames - 1
         seen = [not np.array_equal(video.frame(i), calm.frame(i)) for i in (begin - 1, begin, end - 1, min(end, last))]
         assert seen == [False, True, True, end > last]
@@ -93,8 +96,10 @@ def test_every_event_of_normal_life_shows_and_has_words(kind):
 
 def test_captions_name_the_anomaly_while_it_lasts_and_never_else():
     rng = np.random.default_rng(0)
-    says = {label: re.compile("|".join(re.sub(r"\{\w+\}", "[a-z]+", rf"\b{phrase}\b") for phrase in phrases))
-            for label, phrases in world.PHRASES.items()}
+    says = {
+        label: re.compile("|".join(re.sub(r"\{\w+\}", "[a-z]+", rf"\b{phrase}\b") for phrase in phrases))
+        for label, phrases in world.PHRASES.items()
+    }
     for video in some_videos("clip"):
         for i in range(0, video.num_frames, 9):
             for short in (False, True):
@@ -126,8 +131,11 @@ def test_who_is_spoken_of_is_seen_and_who_is_seen_is_spoken_of(split):
             boxes = {}
             video.frame(i, boxes)
             said = set().union(*world.facts_of(video, i))
-            whole = {k for k, (left, _, right, _) in boxes.items() if 2 < left and right < world.SIDE - 2
-                     and isinstance(video.actors[k], (Person, Vehicle))}
+            whole = {
+                k
+                for k, (left, _, right, _) in boxes.items()
+                if 2 < left and right < world.SIDE - 2 and isinstance(video.actors[k], (Person, Vehicle))
+            }
             allowed = set(range(video.involved)) if video.is_anomalous(i) else set()
             assert said <= boxes.keys() and whole <= said | allowed, (video.label, video.look, i, said ^ whole)
 
@@ -169,8 +177,15 @@ def test_neither_motion_nor_brightness_alone_finds_the_anomalies():
         motion = np.abs(np.diff(grey, axis=0, prepend=grey[:1]))
         truth += map(video.is_anomalous, range(video.num_frames))
         brightness = grey.mean(axis=(1, 2))
-        for name, scores in zip(rules, (motion.mean(axis=(1, 2)), (motion > 25).mean(axis=(1, 2)), brightness,
-                                        np.abs(brightness - np.median(brightness)))):
+        for name, scores in zip(
+            rules,
+            (
+                motion.mean(axis=(1, 2)),
+                (motion > 25).mean(axis=(1, 2)),
+                brightness,
+                np.abs(brightness - np.median(brightness)),
+            ),
+        ):
             rules[name].append(scores)
     for name, scores in rules.items():
         auc = roc_auc_score(truth, np.concatenate(scores))
@@ -191,7 +206,9 @@ def test_the_data_set_is_what_the_scripts_read(tmp_path):
         assert container.streams.video[0].average_rate == world.FPS
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(decoded) == video.num_frames
-    errors = [[np.abs(decoded[i].astype(float) - video.frame(j)).mean() for j in (0, i)] for i in range(0, len(decoded), 7)]
+    errors = [
+        [np.abs(decoded[i].astype(float) - video.frame(j)).mean() for j in (0, i)] for i in range(0, len(decoded), 7)
+    ]
     assert np.mean(errors, axis=0)[1] < 8 and video.intervals
 
 
@@ -209,7 +226,9 @@ def test_a_failed_rendering_leaves_nothing_and_other_folders_stay_as_they_are(tm
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="files of somebody else"):
         world.write_world(tmp_path / "mine")
-    monkeypatch.setattr(world, "plan", lambda counts, seed: [("train", "a", None, 0), ("train", "b", "No_such_class", 0)])
+    monkeypatch.setattr(
+        world, "plan", lambda counts, seed: [("train", "a", None, 0), ("train", "b", "No_such_class", 0)]
+    )
     with pytest.raises(ValueError):
         world.write_world(tmp_path / "demo", workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -220,8 +239,15 @@ def test_a_failed_rendering_leaves_nothing_and_other_folders_stay_as_they_are(tm
 
 @pytest.fixture
 def tiny(monkeypatch):
-    small = {"vision_layers": 1, "vision_width": 64, "vision_patch_size": 32, "transformer_layers": 1, "transformer_width": 64,
-             "transformer_heads": 1, "embed_dim": 32}
+    small = {
+        "vision_layers": 1,
+        "vision_width": 64,
+        "vision_patch_size": 32,
+        "transformer_layers": 1,
+        "transformer_width": 64,
+        "transformer_heads": 1,
+        "embed_dim": 32,
+    }
     monkeypatch.setattr(train_clip, "SIZES", train_clip.SIZES | small)
     monkeypatch.setattr(train_clip, "BATCH", 8)
     monkeypatch.setattr(train_clip, "retrieval", lambda model: {})
@@ -259,15 +285,28 @@ def test_all_patches_in_any_order_are_the_whole_image(tiny):
 
 def test_a_batch_states_of_each_frame_what_holds(tiny):
     frames, captions, said, holds, where, is_class = train_clip.make_batch(8, np.random.default_rng(0))
-    assert frames.shape == (8, 3, 96, 96) and len(captions) == 8 and holds.shape == (8, len(said)) and holds.any(dim=0).all()
+    assert (
+        frames.shape == (8, 3, 96, 96)
+        and len(captions) == 8
+        and holds.shape == (8, len(said))
+        and holds.any(dim=0).all()
+    )
     assert (holds[:, is_class].sum(dim=1) == 1).all()
     assert where.shape == (8, 9, len(said)) and where.any() and not (where.any(dim=1) & ~holds).any()
     model = clip_model.CLIP(**train_clip.SIZES)
     assert train_clip.batch_loss(model, (frames, captions, said, holds, where, is_class), 0.5).shape == (4,)
 
 
-@pytest.mark.parametrize("box, expected", [((0, 0, 96, 96), range(64)), ((40, 40, 44, 44), [27]), ((37, 37, 47, 47), [27]),
-                                           ((13, 0, 25, 10), [1]), ((90, 85, 120, 96), [63])])
+@pytest.mark.parametrize(
+    "box, expected",
+    [
+        ((0, 0, 96, 96), range(64)),
+        ((40, 40, 44, 44), [27]),
+        ((37, 37, 47, 47), [27]),
+        ((13, 0, 25, 10), [1]),
+        ((90, 85, 120, 96), [63]),
+    ],
+)
 def test_patches_of_a_box(box, expected):
     assert np.flatnonzero(train_clip.patches_of(box)).tolist() == list(expected)
 
@@ -284,8 +323,9 @@ def test_boxes_hold_all_that_an_actor_draws():
                 continue  # light falls outside the box
             rest = without(video, [video.actors[k]]).frame(i)
             rows, columns = np.nonzero((frame != rest).any(axis=-1))
-            assert len(rows) == 0 or (top - 1 <= rows.min() and rows.max() <= bottom and left - 1 <= columns.min()
-                                      and columns.max() <= right)
+            assert len(rows) == 0 or (
+                top - 1 <= rows.min() and rows.max() <= bottom and left - 1 <= columns.min() and columns.max() <= right
+            )
     assert found > 20
 
 
@@ -319,7 +359,9 @@ def test_muon_steps_are_nearly_orthogonal_and_those_of_queries_keys_and_values_a
 def test_four_steps_equal_two_resumed_and_two_more(tmp_path, tiny):
     for name, parts in {"whole": [[]], "parts": [["--stop-after", "2"], []]}.items():
         for part in parts:
-            train_clip.main(["--steps", "4", *part, "--out", str(tmp_path / name), "--weights", str(tmp_path / f"{name}.npz")])
+            train_clip.main(
+                ["--steps", "4", *part, "--out", str(tmp_path / name), "--weights", str(tmp_path / f"{name}.npz")]
+            )
             assert (tmp_path / f"{name}.npz").exists() == (part == [])  # none of a run that has not ended
     whole, parts = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
@@ -376,7 +418,9 @@ def test_packed_weights_give_the_same_features_for_words_of_the_captions(tmp_pat
 
 def test_an_untrained_model_is_at_chance():
     torch.manual_seed(0)
-    model = clip_model.CLIP(**train_clip.SIZES | {"vision_layers": 1, "vision_patch_size": 32, "transformer_layers": 1}).eval()
+    model = clip_model.CLIP(
+        **train_clip.SIZES | {"vision_layers": 1, "vision_patch_size": 32, "transformer_layers": 1}
+    ).eval()
     recalls = train_clip.retrieval(model, rounds=1, size=16)
     assert set(recalls) == {"image_to_text", "text_to_image"} and all(0 <= recall < 0.4 for recall in recalls.values())
     figures = train_clip.zero_shot(model, stride=4, counts={"test": (4, 2)})
@@ -392,7 +436,9 @@ def test_the_demo_leaves_other_peoples_folders_alone(tmp_path):
     (tmp_path / "train.txt").write_text("mine")
     with pytest.raises(InputError, match="found files of somebody else, expected a new folder"):
         train.main(["--dataset", "demo", "--root", str(tmp_path), "--out", str(tmp_path / "run")])
-    assert [path.name for path in tmp_path.iterdir()] == ["train.txt"] and (tmp_path / "train.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["train.txt"] and (
+        tmp_path / "train.txt"
+    ).read_text() == "mine"
 
 
 def test_a_failed_extraction_is_told(tmp_path, monkeypatch):

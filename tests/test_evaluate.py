@@ -1,4 +1,5 @@
 """Tests of evaluate.py with several checkpoints, and of tables.py, scoring.py, keyframes.py and plots.py."""
+
 import csv
 import json
 import statistics
@@ -28,8 +29,22 @@ def runs(tmp_path_factory):
     for seed in "01":
         run(dataset, root / seed, "--epochs", "2", "--seed", seed)
     files = [option for kind in ("json", "csv", "markdown") for option in (f"--{kind}", str(root / f"all.{kind}"))]
-    evaluate.main(["--ckpt", *checkpoints, "--out", str(root / "out"), "--device", "cpu", "--timelines", "1", "--bootstrap", "50",
-                   "--vadclip-map", *files])
+    evaluate.main(
+        [
+            "--ckpt",
+            *checkpoints,
+            "--out",
+            str(root / "out"),
+            "--device",
+            "cpu",
+            "--timelines",
+            "1",
+            "--bootstrap",
+            "50",
+            "--vadclip-map",
+            *files,
+        ]
+    )
     return root, checkpoints
 
 
@@ -43,11 +58,14 @@ def test_several_checkpoints_get_a_folder_each_and_common_tables(runs):
     assert rows[0] == ["metric", *checkpoints]
     cells = {row[0]: row[1:] for row in rows[1:]}
     assert [float(cell) for cell in cells["AUC"]] == [results[name]["AUC"] for name in checkpoints]
-    assert [float(cell) for cell in cells["intervals.per_class.fire.AUC.low"]] == \
-        [results[name]["intervals"]["per_class"]["fire"]["AUC"][0] for name in checkpoints]
+    assert [float(cell) for cell in cells["intervals.per_class.fire.AUC.low"]] == [
+        results[name]["intervals"]["per_class"]["fire"]["AUC"][0] for name in checkpoints
+    ]
     aucs = [100 * results[name]["AUC"] for name in checkpoints]
     assert (root / "out" / "recognition.png").read_bytes().startswith(b"\x89PNG")
-    assert f"| mean | {statistics.mean(aucs):.2f} ± {statistics.stdev(aucs):.2f} |" in (root / "all.markdown").read_text()
+    assert (
+        f"| mean | {statistics.mean(aucs):.2f} ± {statistics.stdev(aucs):.2f} |" in (root / "all.markdown").read_text()
+    )
 
 
 def test_results_hold_intervals_events_and_operating_points(runs):
@@ -75,15 +93,36 @@ def test_metrics_are_written_last_so_that_with_them_everything_is_there(runs, tm
 
 def test_an_absent_class_is_absent_in_every_table():
     class_values = {"AUC": None, "AP": None, "frames": 0}
-    results = {"AUC": 0.5, "AP": 0.25, "mAUC": None, "mAP": None, "frames": 9, "anomalous_frames": 0, "rules": {},
-               "per_class": {"fire": class_values},
-               "intervals": {"AUC": [0.4, 0.6], "AP": None, "mAUC": None, "mAP": None,
-                             "per_class": {"fire": {"AUC": None, "AP": None, "videos": 0}}},
-               "events": {"mAP": None, "per_class": {"fire": {"AP": None}}}, "operation": {"F1": None}}
+    results = {
+        "AUC": 0.5,
+        "AP": 0.25,
+        "mAUC": None,
+        "mAP": None,
+        "frames": 9,
+        "anomalous_frames": 0,
+        "rules": {},
+        "per_class": {"fire": class_values},
+        "intervals": {
+            "AUC": [0.4, 0.6],
+            "AP": None,
+            "mAUC": None,
+            "mAP": None,
+            "per_class": {"fire": {"AUC": None, "AP": None, "videos": 0}},
+        },
+        "events": {"mAP": None, "per_class": {"fire": {"AP": None}}},
+        "operation": {"F1": None},
+    }
     text = tables.summary(results)
     assert "50.00 [40.0, 60.0]" in text and text.count("absent") == 7
     assert "events.mAP,\n" in tables.to_csv({"a": results})
-    assert tables.run_rows({"a": results, "b": results})[-1] == ["mean", "50.00 ± 0.00", "25.00 ± 0.00", "absent", "absent", "absent"]
+    assert tables.run_rows({"a": results, "b": results})[-1] == [
+        "mean",
+        "50.00 ± 0.00",
+        "25.00 ± 0.00",
+        "absent",
+        "absent",
+        "absent",
+    ]
 
 
 def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):
@@ -125,13 +164,15 @@ def test_a_picture_gets_the_points_that_it_can_show():
     y = np.linspace(0, 1, 10**6)
     shown = plots.visible(y**2, y)
     assert shown[[0, -1]].all() and shown.sum() < 10**4
-    assert np.abs(np.interp(y, y[shown], y[shown]**2) - y**2).max() < 1 / 2000
+    assert np.abs(np.interp(y, y[shown], y[shown] ** 2) - y**2).max() < 1 / 2000
     assert plots.visible(np.array([0, 0, 1.0]), np.array([0, 1.0, 1])).all()
 
 
 def test_help_does_not_wait_for_numpy_and_torch():
     code = "import sys, evaluate; sys.exit(sorted({'numpy', 'torch', 'matplotlib'} & sys.modules.keys()) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(evaluate.__file__).parent, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(evaluate.__file__).parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -143,9 +184,15 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(runs, t
         evaluate.main(["--ckpt", checkpoints[0], "--out", str(tmp_path / "file" / "out")])
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--bootstrap", "0"], "--bootstrap 0: expected at least 1"), (["--timelines", "-1"], "--timelines -1: expected at least 0"),
-    (["--convert", "x.pt"], "--convert with them"), (["--fps", "0"], "--fps 0.0: expected a positive number")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--bootstrap", "0"], "--bootstrap 0: expected at least 1"),
+        (["--timelines", "-1"], "--timelines -1: expected at least 0"),
+        (["--convert", "x.pt"], "--convert with them"),
+        (["--fps", "0"], "--fps 0.0: expected a positive number"),
+    ],
+)
 def test_wrong_options_are_named(options, message):
     with pytest.raises(InputError, match=message):
         evaluate.main(["--ckpt", "x.pt", *options])

@@ -1,4 +1,5 @@
 """Tests of extract_features.py; the comparisons with OpenCV need opencv-python-headless and are skipped without it."""
+
 import json
 import os
 import subprocess
@@ -42,8 +43,17 @@ def write_sound(path, empty_pictures=False):
 def clip_path(tmp_path_factory):
     torch.manual_seed(0)
     model = clip_model.CLIP(
-        embed_dim=16, image_resolution=32, vision_layers=1, vision_width=64, vision_patch_size=8, context_length=77,
-        vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=1)
+        embed_dim=16,
+        image_resolution=32,
+        vision_layers=1,
+        vision_width=64,
+        vision_patch_size=8,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=64,
+        transformer_heads=1,
+        transformer_layers=1,
+    )
     path = tmp_path_factory.mktemp("clip") / "tiny.pt"
     torch.save(model.state_dict(), path)
     return path
@@ -86,19 +96,33 @@ def assert_no_trace(out, key):
 # ---------------------------------------------------------------- decoding
 
 KINDS = {
-    "h264.mp4": {}, "h264_422.mp4": {"pixels": "yuv422p"}, "h264_444.mp4": {"pixels": "yuv444p"},
-    "h264_10_bits.mp4": {"pixels": "yuv420p10le"}, "hevc_10_bits.mp4": {"codec": "libx265", "pixels": "yuv420p10le"},
-    "mpeg2.mpg": {"codec": "mpeg2video"}, "mpeg4.avi": {"codec": "mpeg4"}, "flv.flv": {"codec": "flv"},
-    "wmv.wmv": {"codec": "wmv2"}, "vp9.webm": {"codec": "libvpx-vp9"}, "ffv1.mkv": {"codec": "ffv1", "pixels": "bgr0"},
-    "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"}, "h264_full_range.mp4": {"color_range": 2},
-    "vp9_full_range.webm": {"codec": "libvpx-vp9", "color_range": 2}, "h264.ts": {}, "h264.mov": {},
+    "h264.mp4": {},
+    "h264_422.mp4": {"pixels": "yuv422p"},
+    "h264_444.mp4": {"pixels": "yuv444p"},
+    "h264_10_bits.mp4": {"pixels": "yuv420p10le"},
+    "hevc_10_bits.mp4": {"codec": "libx265", "pixels": "yuv420p10le"},
+    "mpeg2.mpg": {"codec": "mpeg2video"},
+    "mpeg4.avi": {"codec": "mpeg4"},
+    "flv.flv": {"codec": "flv"},
+    "wmv.wmv": {"codec": "wmv2"},
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "ffv1.mkv": {"codec": "ffv1", "pixels": "bgr0"},
+    "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "h264_full_range.mp4": {"color_range": 2},
+    "vp9_full_range.webm": {"codec": "libvpx-vp9", "color_range": 2},
+    "h264.ts": {},
+    "h264.mov": {},
     "hd_bt709.mp4": {"size": (1280, 720), "colorspace": 1, "color_range": 1, "num_frames": 3},
-    "odd_h264_444.mp4": {"size": (97, 65), "pixels": "yuv444p"}, "odd_mpeg4.avi": {"size": (97, 65), "codec": "mpeg4"},
+    "odd_h264_444.mp4": {"size": (97, 65), "pixels": "yuv444p"},
+    "odd_mpeg4.avi": {"size": (97, 65), "codec": "mpeg4"},
     "odd_vp9.webm": {"size": (97, 65), "codec": "libvpx-vp9"},
     "odd_mjpeg.avi": {"size": (97, 65), "codec": "mjpeg", "pixels": "yuvj420p"},
-    "rotated_90.mp4": {"rotation": 90}, "rotated_180.mp4": {"rotation": 180}, "rotated_270.mp4": {"rotation": 270},
+    "rotated_90.mp4": {"rotation": 90},
+    "rotated_180.mp4": {"rotation": 180},
+    "rotated_270.mp4": {"rotation": 270},
     "rotated_30.mp4": {"rotation": 30},
-    "variable_rate.mp4": {"variable_rate": True}, "variable_rate.mkv": {"variable_rate": True},
+    "variable_rate.mp4": {"variable_rate": True},
+    "variable_rate.mkv": {"variable_rate": True},
 }
 
 
@@ -115,9 +139,15 @@ def test_a_rotated_video_stands_upright(tmp_path):
         assert np.array_equal(turned, np.rot90(plain, turns, axes=(1, 2)))
 
 
-@pytest.mark.parametrize("name, num_frames", [
-    ("cctv/Normal/Normal_Videos001_x264.mp4", 475), ("cctv/Fighting/Fighting012_x264.mp4", None),
-    ("cctv/Falling/Falling001_x264.mp4", None), ("ucf_clips/Explosion/Explosion016_x264.mp4", None)])
+@pytest.mark.parametrize(
+    "name, num_frames",
+    [
+        ("cctv/Normal/Normal_Videos001_x264.mp4", 475),
+        ("cctv/Fighting/Fighting012_x264.mp4", None),
+        ("cctv/Falling/Falling001_x264.mp4", None),
+        ("ucf_clips/Explosion/Explosion016_x264.mp4", None),
+    ],
+)
 def test_frames_of_real_videos_are_those_of_opencv(name, num_frames):
     path = SHARED / "data" / name
     if not path.exists():
@@ -164,8 +194,9 @@ def test_resize_samples_bilinearly_at_pixel_centres():
             y, x = np.clip((i + 0.5) * 9 / 5 - 0.5, 0, 8), np.clip((j + 0.5) * 12 / 17 - 0.5, 0, 11)
             y0, x0 = int(y), int(x)
             y1, x1, v, u = min(y0 + 1, 8), min(x0 + 1, 11), y - y0, x - x0
-            value = ((1 - v) * ((1 - u) * pixels[y0, x0] + u * pixels[y0, x1])
-                     + v * ((1 - u) * pixels[y1, x0] + u * pixels[y1, x1]))
+            value = (1 - v) * ((1 - u) * pixels[y0, x0] + u * pixels[y0, x1]) + v * (
+                (1 - u) * pixels[y1, x0] + u * pixels[y1, x1]
+            )
             assert np.abs(ours[i, j] - value).max() <= 1
 
 
@@ -196,7 +227,9 @@ def test_features_are_those_of_a_plain_loop_over_opencv_frames(options, tmp_path
     video = write_video(tmp_path / "in" / "a.mp4", num_frames=17, size=(80, 60))
     assert run(tmp_path / "in", tmp_path / "out", "--clip", clip_path, *options) == 0
     images = [Image.fromarray(frame) for frame in opencv_frames(video)]
-    assert_equal_but_for_rounding(np.load(tmp_path / "out" / "a.npy"), plain_features(clip_model.load(clip_path), images))
+    assert_equal_but_for_rounding(
+        np.load(tmp_path / "out" / "a.npy"), plain_features(clip_model.load(clip_path), images)
+    )
 
 
 def test_stride_keeps_every_nth_frame(tmp_path, clip_path, capsys):
@@ -213,7 +246,9 @@ def test_crops_have_an_axis_of_their_own(num_crops, tmp_path, clip_path):
     video = write_video(tmp_path / "a.mp4", num_frames=4)
     run(video, tmp_path / "out", "--clip", clip_path, "--crops", num_crops, "--batch", 7)
     images = [Image.fromarray(frame) for frame in our_frames(video)]
-    exact = plain_features(clip_model.load(clip_path), [crop for image in images for crop in cut_crops(image, num_crops, 32)])
+    exact = plain_features(
+        clip_model.load(clip_path), [crop for image in images for crop in cut_crops(image, num_crops, 32)]
+    )
     assert_equal_but_for_rounding(np.load(tmp_path / "out" / "a.npy"), exact.reshape(4, num_crops, 16))
 
 
@@ -221,7 +256,9 @@ def test_jpeg_option_encodes_what_jpeg_leaves(tmp_path, clip_path):
     video = write_video(tmp_path / "a.mp4", num_frames=3)
     run(video, tmp_path / "out", "--clip", clip_path, "--jpeg", 40)
     images = [jpeg_round_trip(Image.fromarray(frame), 40) for frame in our_frames(video)]
-    assert_equal_but_for_rounding(np.load(tmp_path / "out" / "a.npy"), plain_features(clip_model.load(clip_path), images))
+    assert_equal_but_for_rounding(
+        np.load(tmp_path / "out" / "a.npy"), plain_features(clip_model.load(clip_path), images)
+    )
     assert read_meta(tmp_path / "out")["jpeg"] == 40
 
 
@@ -229,7 +266,16 @@ def test_videos_read_at_once_are_not_mixed_up(tmp_path, custom):
     for i in range(9):
         write_video(tmp_path / "in" / f"{i}.mp4", num_frames=3 + 4 * i, size=(32, 32), seed=20 * i)
     for workers in (1, 4):
-        run(tmp_path / "in", tmp_path / str(workers), "--encoder", f"{custom}:MeanColour", "--workers", workers, "--batch", 2)
+        run(
+            tmp_path / "in",
+            tmp_path / str(workers),
+            "--encoder",
+            f"{custom}:MeanColour",
+            "--workers",
+            workers,
+            "--batch",
+            2,
+        )
     for i in range(9):
         one, four = (np.load(tmp_path / workers / f"{i}.npy") for workers in "14")
         assert len(one) == 3 + 4 * i and np.array_equal(one, four)
@@ -258,7 +304,9 @@ def test_features_preprocessed_on_the_device_are_within_a_thousandth(options, tm
         assert run(tmp_path / "in", tmp_path / name, "--clip", clip_path, "--batch", 4, option, *options) == 0
     expected, found = (np.load(tmp_path / name / "a.npy").astype(float) for name in ("pil", "device"))
     distance = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-    assert found.shape == expected.shape and distance.max() <= 2e-3 and distance.mean() <= 1e-3  # float16 alone: up to 5e-4
+    assert (
+        found.shape == expected.shape and distance.max() <= 2e-3 and distance.mean() <= 1e-3
+    )  # float16 alone: up to 5e-4
     with pytest.raises(InputError, match="features have preprocess device, now asked for preprocess None"):
         run(tmp_path / "in", tmp_path / "device", "--clip", clip_path, *options)
 
@@ -290,9 +338,15 @@ def test_a_class_of_the_user_can_be_the_encoder(class_name, has_weights, tmp_pat
     assert (meta["weights_sha256"] is not None) == has_weights
 
 
-@pytest.mark.parametrize("spec, message", [
-    ("nowhere.py:A", "found no file 'nowhere.py'"), ("{}", "found no file"), ("{}:Nothing", "found no class 'Nothing'"),
-    ("{}:Lying", r"gave \(1, 3\) for one image, expected \(1, 4\)")])
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("nowhere.py:A", "found no file 'nowhere.py'"),
+        ("{}", "found no file"),
+        ("{}:Nothing", "found no class 'Nothing'"),
+        ("{}:Lying", r"gave \(1, 3\) for one image, expected \(1, 4\)"),
+    ],
+)
 def test_an_encoder_that_does_not_fit_is_refused(spec, message, tmp_path, custom):
     video = write_video(tmp_path / "a.mp4", num_frames=2)
     with pytest.raises(InputError, match=message):
@@ -316,10 +370,18 @@ def test_meta_json_tells_what_made_the_features(tmp_path, clip_path):
     run(tmp_path / "in", tmp_path / "out", "--clip", clip_path, "--stride", 2)
     assert read_meta(tmp_path / "out") == {
         "encoder": "clip embed 16, width 64, patch 8, resolution 32",
-        "weights_sha256": clip_model.weights_hash(clip_model.load(clip_path).visual), "dim": 16, "stride": 2, "crops": 1,
-        "jpeg": None, "videos": {"Deep/er/a v#1": {"frames": 5, "fps": 25.0}, "b": {"frames": 3, "fps": 25.0}}}
+        "weights_sha256": clip_model.weights_hash(clip_model.load(clip_path).visual),
+        "dim": 16,
+        "stride": 2,
+        "crops": 1,
+        "jpeg": None,
+        "videos": {"Deep/er/a v#1": {"frames": 5, "fps": 25.0}, "b": {"frames": 3, "fps": 25.0}},
+    }
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")) == [
-        "Deep/er/a v#1.npy", "b.npy", "meta.json"]
+        "Deep/er/a v#1.npy",
+        "b.npy",
+        "meta.json",
+    ]
 
 
 def test_only_what_is_missing_is_done_again(tmp_path, custom, capsys):
@@ -356,11 +418,14 @@ def test_a_file_that_meta_json_does_not_list_is_done_again(tmp_path, custom):
 def test_a_run_that_dies_leaves_nothing_half_done_and_can_go_on(error, tmp_path, custom):
     for i, num_frames in enumerate((2, 40, 40, 40)):
         write_video(tmp_path / "in" / f"{i}.mp4", num_frames=num_frames)
-    dying = CUSTOM_ENCODER.replace("        return batch.mean", f"""
+    dying = CUSTOM_ENCODER.replace(
+        "        return batch.mean",
+        f"""
         MeanColour.calls = getattr(MeanColour, "calls", 0) + 1
         if MeanColour.calls > 5:
             raise {error}
-        return batch.mean""")
+        return batch.mean""",
+    )
     custom.write_text(dying)
     options = ("--encoder", f"{custom}:MeanColour", "--batch", 2, "--workers", 3)
     num_threads = threading.active_count()
@@ -383,11 +448,18 @@ def test_an_error_in_the_users_preprocess_ends_the_run(tmp_path, custom):
     assert_no_trace(tmp_path / "out", "a")
 
 
-@pytest.mark.parametrize("options, message", [
-    (("--stride", 2), "features have stride 1, now asked for stride 2"),
-    (("--crops", 5), "features have crops 1, now asked for crops 5"),
-    (("--jpeg", 95), "features have jpeg None, now asked for jpeg 95"),
-    (("--encoder", "{}:Placed"), "features have encoder MeanColour, weights_sha256 None, now asked for encoder Placed")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--stride", 2), "features have stride 1, now asked for stride 2"),
+        (("--crops", 5), "features have crops 1, now asked for crops 5"),
+        (("--jpeg", 95), "features have jpeg None, now asked for jpeg 95"),
+        (
+            ("--encoder", "{}:Placed"),
+            "features have encoder MeanColour, weights_sha256 None, now asked for encoder Placed",
+        ),
+    ],
+)
 def test_other_settings_than_those_of_the_folder_are_refused(options, message, tmp_path, custom, capsys):
     write_video(tmp_path / "in" / "a.mp4", num_frames=2)
     run(tmp_path / "in", tmp_path / "out", "--encoder", f"{custom}:MeanColour")
@@ -427,11 +499,19 @@ def test_a_folder_without_videos_is_refused(tmp_path, custom):
         run(tmp_path / "nowhere", tmp_path / "out")
 
 
-@pytest.mark.parametrize("options, message", [
-    (("--stride", 0), "--stride 0: expected at least 1"), (("--batch", -1), "--batch -1"), (("--workers", 0), "--workers 0"),
-    (("--jpeg", 0), "--jpeg 0: expected a quality of 1 to 100"), (("--jpeg", 101), "--jpeg 101"),
-    (("--device", "cpu:x"), "--device cpu:x: "), (("--device", "cuda:99"), "--device cuda:99: "),
-    (("--out", __file__), "found a file, expected a folder")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--stride", 0), "--stride 0: expected at least 1"),
+        (("--batch", -1), "--batch -1"),
+        (("--workers", 0), "--workers 0"),
+        (("--jpeg", 0), "--jpeg 0: expected a quality of 1 to 100"),
+        (("--jpeg", 101), "--jpeg 101"),
+        (("--device", "cpu:x"), "--device cpu:x: "),
+        (("--device", "cuda:99"), "--device cuda:99: "),
+        (("--out", __file__), "found a file, expected a folder"),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(options, message, tmp_path):
     with pytest.raises(InputError, match=message):
         run(tmp_path, tmp_path / "out", *options)
@@ -469,10 +549,31 @@ def test_a_note_that_was_cut_off_does_not_count(tmp_path):
 
 def torchrun(num_restarts, videos, out, *options):
     """Two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts",
-               num_restarts, extract_features.__file__, "--videos", videos, "--out", out, "--device", "cpu", *options]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        2,
+        "--max-restarts",
+        num_restarts,
+        extract_features.__file__,
+        "--videos",
+        videos,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        *options,
+    ]
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 DYING = """
@@ -489,13 +590,17 @@ DYING = """
 @pytest.fixture
 def six_videos(tmp_path):
     for i in range(6):
-        write_video(tmp_path / "in" / "ab"[i % 2] / f"{i}.mp4", num_frames=10 + 2 * i, codec="mpeg4", size=(32, 32), seed=i)
+        write_video(
+            tmp_path / "in" / "ab"[i % 2] / f"{i}.mp4", num_frames=10 + 2 * i, codec="mpeg4", size=(32, 32), seed=i
+        )
     return tmp_path / "in"
 
 
 def assert_same_folders(found, expected):
-    files = [{path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-             for out in (found, expected)]
+    files = [
+        {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for out in (found, expected)
+    ]
     assert files[0] == files[1]
 
 
@@ -515,7 +620,9 @@ def test_an_error_is_told_by_one_process(tmp_path, six_videos, custom):
     (tmp_path / "out" / "a" / "0.npy").write_bytes(b"precious")
     for options, message in ((("--stride", 0), "error: --stride 0: expected"), ((), "found a/0.npy but no meta.json")):
         done = torchrun(0, six_videos, tmp_path / "out", "--encoder", f"{custom}:MeanColour", *options)
-        assert done.returncode == 1 and done.stderr.count(message) == 1 and done.stderr.count("Traceback") <= 1  # its own
+        assert (
+            done.returncode == 1 and done.stderr.count(message) == 1 and done.stderr.count("Traceback") <= 1
+        )  # its own
     assert (tmp_path / "out" / "a" / "0.npy").read_bytes() == b"precious"
 
 
@@ -559,8 +666,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="needs glibc")
 def test_freed_memory_comes_back_without_page_faults():
-    faults = [int(subprocess.run([sys.executable, "-c", FAULTS.format(folder=str(ROOT), keep=keep)],
-                                 capture_output=True, text=True, check=True).stdout) for keep in (True, False)]
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS.format(folder=str(ROOT), keep=keep)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for keep in (True, False)
+    ]
     assert faults[0] <= faults[1] / 4, faults
 
 
@@ -569,7 +685,7 @@ def test_freed_memory_comes_back_without_page_faults():
 
 def cut(path, fraction):
     data = path.read_bytes()
-    path.write_bytes(data[:int(len(data) * fraction)])
+    path.write_bytes(data[: int(len(data) * fraction)])
 
 
 def overwrite_middle(path):
@@ -596,9 +712,15 @@ def test_broken_videos_are_named_and_the_others_done(tmp_path, custom, capsys):
     reasons = dict(line.removeprefix(f"skipped {videos}{os.sep}").split(": ", 1) for line in told.err.splitlines())
     invalid = "Invalid data found when processing input"
     assert reasons == {
-        "empty.mp4": invalid, "text.mp4": invalid, "sound.mp4": "found no pictures in it, expected a video stream",
-        "no_frame.mkv": "found no frame in it, expected at least one", "without_index.mp4": invalid, "cut_off.mp4": invalid, "overwritten.mp4": invalid,
-        "cut_off_2.avi": "the file is cut off in the middle of a frame"}
+        "empty.mp4": invalid,
+        "text.mp4": invalid,
+        "sound.mp4": "found no pictures in it, expected a video stream",
+        "no_frame.mkv": "found no frame in it, expected at least one",
+        "without_index.mp4": invalid,
+        "cut_off.mp4": invalid,
+        "overwritten.mp4": invalid,
+        "cut_off_2.avi": "the file is cut off in the middle of a frame",
+    }
     assert "2 of 10 videos written, 0 were there, 8 skipped; 8 frames" in told.out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.npy", "meta.json", "z_good.npy"]
     assert read_meta(tmp_path / "out")["videos"].keys() == {"good", "z_good"}

@@ -1,9 +1,10 @@
 """Tests of runs.py: scripts that are killed, stopped by a signal and started twice, and what they leave behind.
 
-The slow ones kill train.py and extract_features.py with SIGKILL at NUM_KILLS random moments each, going on every time. The
-children are forked from a server that has torch loaded, so that a start takes milliseconds; every write takes 5 ms longer
-there, so that many kills fall into it.
+The slow ones kill train.py and extract_features.py with SIGKILL at NUM_KILLS random moments each, going on every time.
+The children are forked from a server that has torch loaded, so that a start takes milliseconds; every write takes 5 ms
+longer there, so that many kills fall into it.
 """
+
 import json
 import multiprocessing
 import os
@@ -55,14 +56,27 @@ def dataset(tmp_path_factory) -> Path:
 
 def train_options(dataset: Path, out: Path, *options: str) -> list[str]:
     """Two steps an epoch, with dropout as in every model, so that all of the random state counts."""
-    return ["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *options]
+    return [
+        "--dataset",
+        "custom",
+        "--root",
+        str(dataset),
+        "--out",
+        str(out),
+        "--directions",
+        "direct",
+        *SMALL,
+        *options,
+    ]
 
 
 def call_script(module: str, argv: list[str], write_seconds: float) -> None:
     """In a child: the script's main, silent, in one thread, and with every file's writing taking so much longer."""
     sys.stdout = sys.stderr = open(os.devnull, "w")
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as for users; else the server's children
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # of the loader's workers, as for users; else the server's children
     fsync = os.fsync
 
     def slow_fsync(descriptor):
@@ -137,8 +151,15 @@ def kill_and_go_on(begin, check, folders, longest: float) -> int:
 def running(argv: list[str], cwd: Path):
     """A script as a user starts it, in one thread as the children above, in a process group of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, *argv], cwd=cwd, env=environment, text=True, start_new_session=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, *argv],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         yield process
     finally:
@@ -182,8 +203,10 @@ def test_training_that_is_killed_30_times_ends_with_the_weights_of_an_undisturbe
     folders = (tmp_path / str(i) for i in range(1000))
     began = time.monotonic()
     num_writing = kill_and_go_on(begin, lambda out: assert_same_training(out, tmp_path / "whole"), folders, longest=1.0)
-    print(f"training: {NUM_KILLS} kills, {num_writing} in the middle of a file, {len(list(tmp_path.iterdir())) - 1} runs, "
-          f"{time.monotonic() - began:.0f} s")
+    print(
+        f"training: {NUM_KILLS} kills, {num_writing} in the middle of a file, {len(list(tmp_path.iterdir())) - 1} runs, "
+        f"{time.monotonic() - began:.0f} s"
+    )
     assert num_writing >= 3
 
 
@@ -195,9 +218,22 @@ def test_extraction_that_is_killed_30_times_ends_with_the_files_of_an_undisturbe
         write_video(tmp_path / "videos" / f"{'ab'[i % 2]}" / f"{i}.mp4", num_frames=10 + i, codec="mpeg4", seed=i)
 
     def begin(out):
-        return start("extract_features", ["--videos", str(tmp_path / "videos"), "--out", str(out), "--encoder",
-                                          f"{tmp_path / 'encoder.py'}:Sleepy", "--workers", "2", "--batch", "4"],
-                     write_seconds=0.015)  # it writes few files: with less, few kills come while it does
+        return start(
+            "extract_features",
+            [
+                "--videos",
+                str(tmp_path / "videos"),
+                "--out",
+                str(out),
+                "--encoder",
+                f"{tmp_path / 'encoder.py'}:Sleepy",
+                "--workers",
+                "2",
+                "--batch",
+                "4",
+            ],
+            write_seconds=0.015,
+        )  # it writes few files: with less, few kills come while it does
 
     def check(out):
         files, expected = content(out), content(tmp_path / "whole")
@@ -209,8 +245,10 @@ def test_extraction_that_is_killed_30_times_ends_with_the_files_of_an_undisturbe
     (tmp_path / "runs").mkdir()
     began, folders = time.monotonic(), (tmp_path / "runs" / str(i) for i in range(1000))
     num_writing = kill_and_go_on(begin, check, folders, longest=0.6)
-    print(f"extraction: {NUM_KILLS} kills, {num_writing} in the middle of a file, {len(list((tmp_path / 'runs').iterdir()))} "
-          f"runs, {time.monotonic() - began:.0f} s")
+    print(
+        f"extraction: {NUM_KILLS} kills, {num_writing} in the middle of a file, {len(list((tmp_path / 'runs').iterdir()))} "
+        f"runs, {time.monotonic() - began:.0f} s"
+    )
     assert num_writing >= 3
 
 

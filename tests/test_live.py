@@ -1,8 +1,10 @@
-"""Live mode: its event rule against metrics.cut_events, its ring against slices, streams from sockets and a real RTSP server.
+"""Live mode: its event rule against metrics.cut_events, its ring against slices, streams from sockets and a real RTSP
+server.
 
-The RTSP tests need GStreamer's server: apt packages gir1.2-gst-rtsp-server-1.0, python3-gi, gstreamer1.0-plugins-good and
-gstreamer1.0-plugins-bad, and the system's Python.
+The RTSP tests need GStreamer's server: apt packages gir1.2-gst-rtsp-server-1.0, python3-gi, gstreamer1.0-plugins-good
+and gstreamer1.0-plugins-bad, and the system's Python.
 """
+
 import gc
 import io
 import json
@@ -80,7 +82,9 @@ class GreyEncoder:
 class Brightness:
     """In place of a model: bright rows are anomalous."""
 
-    config = SimpleNamespace(num_segments=50, num_frames=5, feature_dim=2, temporal_feature_dim=None, classes=("Fire", "Flood"))
+    config = SimpleNamespace(
+        num_segments=50, num_frames=5, feature_dim=2, temporal_feature_dim=None, classes=("Fire", "Flood")
+    )
 
     def predict(self, features):
         p_A = np.asarray(features).reshape(len(features), -1).mean(axis=1)
@@ -124,10 +128,13 @@ class Watcher:
     def __init__(self, source, stdin=None, **options):
         self.lines = []
         command = [sys.executable, "-c", SCRIPT, str(source), json.dumps(options)]
-        self.process = subprocess.Popen(command, text=True, stdin=stdin, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, cwd=ROOT)
-        self.threads = [threading.Thread(target=self.read, args=(file,), daemon=True)
-                        for file in (self.process.stdout, self.process.stderr)]
+        self.process = subprocess.Popen(
+            command, text=True, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+        )
+        self.threads = [
+            threading.Thread(target=self.read, args=(file,), daemon=True)
+            for file in (self.process.stdout, self.process.stderr)
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -172,8 +179,11 @@ def stream_events(p_A, rate, high):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.26, 0.5, 0.51, 0.9]), st.integers(1, 9)), min_size=1, max_size=40),
-       st.sampled_from([1.0, 3.0, 4.5]), st.sampled_from([0.5, 0.52]))
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.26, 0.5, 0.51, 0.9]), st.integers(1, 9)), min_size=1, max_size=40),
+    st.sampled_from([1.0, 3.0, 4.5]),
+    st.sampled_from([0.5, 0.52]),
+)
 def test_events_of_a_stream_are_those_of_cut_events(pieces, rate, high):
     p_A = np.concatenate([np.full(length, p) for p, length in pieces])
     expected = cut_events(p_A, rate, high=high)
@@ -181,7 +191,7 @@ def test_events_of_a_stream_are_those_of_cut_events(pieces, rate, high):
     assert [[e.start, e.end] for e in ends] == expected.intervals.tolist()
     np.testing.assert_allclose([e.p_A for e in ends], expected.scores)
     for e in ends:
-        np.testing.assert_allclose(e.p_class, [p_A[e.start:e.end].mean(), 1 - p_A[e.start:e.end].mean()])
+        np.testing.assert_allclose(e.p_class, [p_A[e.start : e.end].mean(), 1 - p_A[e.start : e.end].mean()])
 
 
 @settings(max_examples=100, deadline=None)
@@ -190,9 +200,14 @@ def test_an_event_is_told_at_the_first_row_that_makes_it_one_and_ended_when_noth
     p_A, rate = np.concatenate([np.full(length, p) for p, length in pieces]), 3.0
     for row, kind, event in stream_events(p_A, rate, 0.5):
         if kind == "begin":
-            assert len(cut_events(p_A[:row + 1], rate).intervals) == len(cut_events(p_A[:row], rate).intervals) + 1
-        elif row < len(p_A):  # a peak from the next row on would be one of its own; one row earlier it would have joined
-            assert cut_events(np.append(p_A[:row + 1], [0.9] * 9), rate).intervals[-2].tolist() == [event.start, event.end]
+            assert len(cut_events(p_A[: row + 1], rate).intervals) == len(cut_events(p_A[:row], rate).intervals) + 1
+        elif row < len(
+            p_A
+        ):  # a peak from the next row on would be one of its own; one row earlier it would have joined
+            assert cut_events(np.append(p_A[: row + 1], [0.9] * 9), rate).intervals[-2].tolist() == [
+                event.start,
+                event.end,
+            ]
             assert cut_events(np.append(p_A[:row], [0.9] * 9), rate).intervals[-1][0] == event.start
 
 
@@ -204,13 +219,21 @@ def test_ring_holds_the_newest_rows_in_order():
     assert ring.newest().shape == (0, 2, 3)
     for count, row in enumerate(rows, 1):
         ring.push(row)
-        np.testing.assert_array_equal(ring.newest(), rows[max(count - 6, 0):count])
+        np.testing.assert_array_equal(ring.newest(), rows[max(count - 6, 0) : count])
 
 
 def small_model(num_frames=5) -> AnomalyCLIP:
     torch.manual_seed(0)
-    config = AnomalyCLIPConfig(classes=("a", "b", "c"), feature_dim=6, num_segments=4, num_frames=num_frames, topk=1,
-                               embed_dim=8, num_heads=2, directions="direct")
+    config = AnomalyCLIPConfig(
+        classes=("a", "b", "c"),
+        feature_dim=6,
+        num_segments=4,
+        num_frames=num_frames,
+        topk=1,
+        embed_dim=8,
+        num_heads=2,
+        directions="direct",
+    )
     model = AnomalyCLIP(config).eval()
     with torch.no_grad():
         model.temporal_model.head.weight.mul_(20)  # scores from 0 to 1, as of a trained one
@@ -218,14 +241,16 @@ def small_model(num_frames=5) -> AnomalyCLIP:
 
 
 def make_watch(model, told, rate=5.0, threshold=0.5, num_crops=1):
-    return watcher_.Watch(model, rate=rate, threshold=threshold, num_crops=num_crops, tell=lambda *news: told.append(news))
+    return watcher_.Watch(
+        model, rate=rate, threshold=threshold, num_crops=num_crops, tell=lambda *news: told.append(news)
+    )
 
 
 @pytest.mark.parametrize("num_crops", [1, 2])
 def test_a_stream_gives_the_events_of_the_scores_that_the_same_windows_have_offline(num_crops):
     rng, model = np.random.default_rng(1), small_model()
     features = rng.normal(size=(213, num_crops, 6)).astype(np.float32) + 3 * np.sin(np.arange(213) / 9)[:, None, None]
-    parts = [model.predict(features[max(end - 20, 0):end]) for end in range(5, 211, 5)]
+    parts = [model.predict(features[max(end - 20, 0) : end]) for end in range(5, 211, 5)]
     last = model.predict(features[193:213])
     p_A = np.concatenate([p[-5:] for p, _ in parts] + [last[0][-3:]])
     p_class = np.concatenate([p[-5:] for _, p in parts] + [last[1][-3:]])
@@ -264,7 +289,12 @@ def test_an_open_event_is_updated_by_each_run_of_the_model_while_it_goes_on():
     for row in range(40):
         watch.add(grey(0.9 if 5 <= row < 23 else 0.1), row, time.monotonic() - 7)
     assert [(kind, e.start, e.end) for kind, _, e, _ in told] == [
-        ("begin", 5, 10), ("update", 5, 15), ("update", 5, 20), ("update", 5, 23), ("end", 5, 23)]
+        ("begin", 5, 10),
+        ("update", 5, 15),
+        ("update", 5, 20),
+        ("update", 5, 23),
+        ("end", 5, 23),
+    ]
     assert all(7 <= latency < 17 for *_, latency in told)
 
 
@@ -415,7 +445,7 @@ class StreamServer:
                 connection.recv(1)  # until the other side gives up
                 return
             time.sleep(max(due - (time.monotonic() - begun), 0))
-            connection.sendall(self.data[start:start + step])
+            connection.sendall(self.data[start : start + step])
 
 
 def test_a_stream_that_ends_is_opened_again_and_its_open_event_goes_on():
@@ -448,7 +478,9 @@ def test_attempts_to_connect_come_at_growing_distances_and_show_no_password():
     assert watcher.stop() == 143
     tries = [line.strip() for line in watcher.lines if "trying" in line]
     assert tries[0].startswith(f"rtsp://127.0.0.1:{port}/live: ") and len(set(tries)) == 2  # after 0.5 s, then 1 s
-    assert not {"s3cret", "admin", "t0ken"} & {word for word in ("s3cret", "admin", "t0ken") if word in "".join(watcher.lines)}
+    assert not {"s3cret", "admin", "t0ken"} & {
+        word for word in ("s3cret", "admin", "t0ken") if word in "".join(watcher.lines)
+    }
 
 
 def rtsp_missing() -> str | None:
@@ -460,8 +492,12 @@ def rtsp_missing() -> str | None:
 
 
 def start_rtsp(port: int, video: Path) -> subprocess.Popen:
-    server = subprocess.Popen([SYSTEM_PYTHON, "-c", RTSP_SERVER, str(port), str(video)], stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen(
+        [SYSTEM_PYTHON, "-c", RTSP_SERVER, str(port), str(video)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert server.stdout.readline() == "ready\n"
     return server
 
@@ -493,9 +529,15 @@ def test_an_rtsp_server_that_restarts_in_the_middle(tmp_path):
     assert second["start"] > first["end"] and second["source"] == f"rtsp://127.0.0.1:{port}/live"
 
 
-@pytest.mark.parametrize("source, message", [
-    ("none.mp4", "--live none.mp4: no such file"), ("99", "no camera /dev/video99|not read by number"),
-    (__file__, "expected a video"), ("foo://u:s3cret@h/x", r"foo://h/x: Protocol not found")])
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("none.mp4", "--live none.mp4: no such file"),
+        ("99", "no camera /dev/video99|not read by number"),
+        (__file__, "expected a video"),
+        ("foo://u:s3cret@h/x", r"foo://h/x: Protocol not found"),
+    ],
+)
 def test_sources_that_cannot_be_are_refused(source, message, capfd):
     with pytest.raises(InputError, match=message) as caught:
         watch_here(source, capfd)
@@ -512,13 +554,23 @@ def test_models_and_webhooks_that_do_not_fit_are_refused(video, capfd):
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url, shown", [
-    ("rtsp://cam/live", "rtsp://cam/live"), ("rtsp://user:pass@cam:554/a/b", "rtsp://cam:554/a/b"),
-    ("rtsp://user:p:a@[::1]:8554/live?x=pass", "rtsp://[::1]:8554/live"), ("http://cam/a?password=pass#pass", "http://cam/a"),
-    ("tcp://1.2.3.4:5?password=pass", "tcp://1.2.3.4:5"), ("tcp://1.2.3.4:5?pass@pass", "tcp://..."),
-    ("rtsp://user:p/pass@cam/x", "rtsp://..."),
-    ("rtsp://user:p?pass@cam/x", "rtsp://..."), ("rtsp://u:p@pass@cam/x", "rtsp://..."), ("rtsp://u:a pass@cam", "rtsp://..."),
-    ("rtsp://user:12/pass@cam", "rtsp://..."), ("rtsp://user:1#pass@cam", "rtsp://...")])
+@pytest.mark.parametrize(
+    "url, shown",
+    [
+        ("rtsp://cam/live", "rtsp://cam/live"),
+        ("rtsp://user:pass@cam:554/a/b", "rtsp://cam:554/a/b"),
+        ("rtsp://user:p:a@[::1]:8554/live?x=pass", "rtsp://[::1]:8554/live"),
+        ("http://cam/a?password=pass#pass", "http://cam/a"),
+        ("tcp://1.2.3.4:5?password=pass", "tcp://1.2.3.4:5"),
+        ("tcp://1.2.3.4:5?pass@pass", "tcp://..."),
+        ("rtsp://user:p/pass@cam/x", "rtsp://..."),
+        ("rtsp://user:p?pass@cam/x", "rtsp://..."),
+        ("rtsp://u:p@pass@cam/x", "rtsp://..."),
+        ("rtsp://u:a pass@cam", "rtsp://..."),
+        ("rtsp://user:12/pass@cam", "rtsp://..."),
+        ("rtsp://user:1#pass@cam", "rtsp://..."),
+    ],
+)
 def test_addresses_are_shown_without_credentials(url, shown):
     assert webhook.public_name(url) == shown
 
@@ -607,7 +659,11 @@ def test_a_slow_receiver_never_makes_the_stream_wait_and_the_oldest_events_go(qu
     hook.close()
     assert time.monotonic() - begun < 15 and not hook.waiting[0] == {"n": 0}
     err = capfd.readouterr().err
-    assert "too slow, oldest events dropped: 1 so far" in err and "dropped: 2 so far" not in err and "were not delivered" in err
+    assert (
+        "too slow, oldest events dropped: 1 so far" in err
+        and "dropped: 2 so far" not in err
+        and "were not delivered" in err
+    )
 
 
 def test_a_receiver_that_never_answers_is_left_after_a_while(quick, capfd):
@@ -637,8 +693,9 @@ def test_redirects_post_again_without_the_password_at_most_three_times(quick, ca
         assert len(receiver.bodies) <= count
 
 
-@pytest.mark.parametrize("url", ["host/x", "ftp://host/x", "http://", "http://host:port/", "http://a b/", "http://[::1/",
-                                 "file:///x"])
+@pytest.mark.parametrize(
+    "url", ["host/x", "ftp://host/x", "http://", "http://host:port/", "http://a b/", "http://[::1/", "file:///x"]
+)
 def test_other_addresses_are_refused(url):
     with pytest.raises(InputError, match="--webhook") as caught:
         webhook.Webhook(url)

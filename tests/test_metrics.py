@@ -1,4 +1,5 @@
 """Tests of metrics.py against slow references that anybody can check, and closed forms."""
+
 import math
 from types import SimpleNamespace
 
@@ -39,8 +40,8 @@ def noisy_video(rng, label: int, num_frames: int) -> SimpleNamespace:
     """Curves that move slowly and are rounded, so that scores tie; two anomalous stretches unless normal."""
     labels = np.full(num_frames, -1)
     if label >= 0:
-        labels[num_frames // 5:num_frames // 3] = label
-        labels[num_frames // 2:num_frames // 2 + 9] = label
+        labels[num_frames // 5 : num_frames // 3] = label
+        labels[num_frames // 2 : num_frames // 2 + 9] = label
     walk = np.cumsum(rng.normal(size=(num_frames, 5)), axis=0) / 4
     walk += 1.5 * (labels[:, None] == np.arange(-1, 4)) * (np.arange(-1, 4) >= 0)
     walk[:, 0] += 1.5 * (labels >= 0)
@@ -61,6 +62,7 @@ def oracle(label_rows, num_classes: int) -> list:
 
 # Bootstrap
 
+
 @pytest.mark.parametrize("levels_at_once", (3, 1024))
 def test_weighted_auc_and_ap_equal_scikit_learn_with_sample_weights(monkeypatch, levels_at_once):
     monkeypatch.setattr(metrics, "LEVELS_AT_ONCE", levels_at_once)
@@ -68,7 +70,11 @@ def test_weighted_auc_and_ap_equal_scikit_learn_with_sample_weights(monkeypatch,
     video_idx = np.repeat(np.arange(7), rng.integers(20, 60, 7))
     positive = (rng.random(len(video_idx)) < 0.3) & (video_idx > 2)
     weights = rng.multinomial(7, np.full(7, 1 / 7), 20)
-    for p in (rng.random(len(video_idx)), np.round(rng.random(len(video_idx)), 1), np.zeros(len(video_idx))):  # with ties
+    for p in (
+        rng.random(len(video_idx)),
+        np.round(rng.random(len(video_idx)), 1),
+        np.zeros(len(video_idx)),
+    ):  # with ties
         auc, ap = weighted_auc_ap(p, positive, video_idx, weights)
         for r, row in enumerate(weights):
             assert auc[r] == pytest.approx(roc_auc_score(positive, p, sample_weight=row[video_idx]), abs=1e-9)
@@ -143,6 +149,7 @@ def test_bootstrap_depends_on_the_seed_and_does_without_classes():
 
 # Events
 
+
 def slow_events(p, fps, high, low, merge_gap, min_length) -> list[tuple[int, int, float]]:
     found, start = [], None
     for i in range(len(p) + 1):
@@ -161,7 +168,9 @@ def slow_events(p, fps, high, low, merge_gap, min_length) -> list[tuple[int, int
     return [(s, e, math.fsum(p[s:e]) / (e - s)) for s, e in merged if (e - s) / fps >= min_length]
 
 
-@pytest.mark.parametrize("rule", ((0.5, 0.25, 1, 1), (0.6, 0.6, 0, 0), (0.7, 0.2, 0.4, 2), (0.5, 0.0, 1, 1), (2.0, 0.5, 1, 1)))
+@pytest.mark.parametrize(
+    "rule", ((0.5, 0.25, 1, 1), (0.6, 0.6, 0, 0), (0.7, 0.2, 0.4, 2), (0.5, 0.0, 1, 1), (2.0, 0.5, 1, 1))
+)
 def test_events_equal_a_loop_over_the_frames(rule):
     high, low, merge_gap, min_length = rule
     for video in noisy_videos(2):
@@ -176,7 +185,9 @@ def test_events_close_gaps_and_lengths_at_exactly_the_limit_and_touch_both_ends(
     events = cut_events(p, fps=2, merge_gap=1, min_length=0.5)
     assert events.intervals.tolist() == [[0, 6], [9, 10]] and events.scores.tolist() == [4 / 6, 1]
     assert cut_events(p, fps=2, merge_gap=0, min_length=1).intervals.tolist() == [[0, 2], [4, 6]]
-    assert cut_events(np.array([0.3, 0.5, 0.24]), 1, merge_gap=0, min_length=0).intervals.tolist() == [[0, 2]]  # low: high / 2
+    assert cut_events(np.array([0.3, 0.5, 0.24]), 1, merge_gap=0, min_length=0).intervals.tolist() == [
+        [0, 2]
+    ]  # low: high / 2
 
 
 def slow_iou(a, b) -> float:
@@ -234,7 +245,9 @@ def test_event_map_equals_the_slow_reference_per_class():
         assert 0 < expected[0] < 1
         values = result["per_class"][name]
         np.testing.assert_allclose([values[f"AP@{iou}"] for iou in IOUS], expected, atol=1e-12)
-        assert values["AP"] == pytest.approx(np.mean(expected)) and values["events"] == sum(2 for v in videos if c in v.labels)
+        assert values["AP"] == pytest.approx(np.mean(expected)) and values["events"] == sum(
+            2 for v in videos if c in v.labels
+        )
     assert result["per_class"]["riot"] == dict.fromkeys(("AP", *(f"AP@{iou}" for iou in IOUS))) | {"events": 0}
     for key in ("", *(f"@{iou}" for iou in IOUS)):
         assert result[f"mAP{key}"] == pytest.approx(np.mean([result["per_class"][n][f"AP{key}"] for n in CLASSES[:3]]))
@@ -252,8 +265,12 @@ def random_events(seed: int) -> event_rule.Events:
 @pytest.mark.parametrize("seed", range(3))
 def test_overlapping_pairs_are_all_there_once(seed, iou):
     intervals = random_events(seed).intervals
-    expected = [(i, j) for i in range(len(intervals)) for j in range(i + 1, len(intervals))
-                if interval_iou(intervals[i], intervals[j:j + 1])[0] > iou]
+    expected = [
+        (i, j)
+        for i in range(len(intervals))
+        for j in range(i + 1, len(intervals))
+        if interval_iou(intervals[i], intervals[j : j + 1])[0] > iou
+    ]
     assert expected and sorted(map(tuple, overlapping_pairs(intervals, iou).tolist())) == expected
 
 
@@ -277,7 +294,9 @@ def test_proposals_of_many_videos_are_those_of_each():
     assert set(video_idx) == set(range(12))
     for v, (p, fps) in enumerate(zip(curves, rates)):
         expected = sorted(slow_proposals(p.astype(float), fps))
-        assert [tuple(interval) for interval in events.intervals[video_idx == v].tolist()] == [(s, e) for s, e, _ in expected]
+        assert [tuple(interval) for interval in events.intervals[video_idx == v].tolist()] == [
+            (s, e) for s, e, _ in expected
+        ]
         np.testing.assert_allclose(events.scores[video_idx == v], [score for *_, score in expected])
 
 
@@ -285,7 +304,10 @@ def test_proposals_of_many_videos_are_those_of_each():
 def test_a_perfect_oracle_scores_exactly_one(seed):
     """Also with events of a single frame, neighbours of other classes and gaps of a single frame."""
     rng = np.random.default_rng(seed)
-    rows = [rng.choice([-1, -1, 0, 1, 2], 40 * (i + 1)) for i in range(4)] + [np.repeat([-1, 0, -1], 50), np.full(30, -1)]
+    rows = [rng.choice([-1, -1, 0, 1, 2], 40 * (i + 1)) for i in range(4)] + [
+        np.repeat([-1, 0, -1], 50),
+        np.full(30, -1),
+    ]
     result = event_map(oracle(rows, 4), 30.0, CLASSES)
     assert all(result[key] == 1 for key in ("mAP", *(f"mAP@{iou}" for iou in IOUS)))
 
@@ -293,7 +315,9 @@ def test_a_perfect_oracle_scores_exactly_one(seed):
 def test_event_map_without_anomalies_is_absent_and_without_detections_zero():
     normal = oracle([np.full(20, -1)], 4)
     assert event_map(normal, FPS, CLASSES)["mAP"] is None
-    blind = [SimpleNamespace(p_A=v.p_A, p_class=0 * v.p_class, labels=v.labels) for v in oracle([np.repeat([-1, 1], 9)], 4)]
+    blind = [
+        SimpleNamespace(p_A=v.p_A, p_class=0 * v.p_class, labels=v.labels) for v in oracle([np.repeat([-1, 1], 9)], 4)
+    ]
     assert event_map(blind, FPS, CLASSES)["mAP"] == 0
 
 
@@ -302,7 +326,8 @@ def test_event_map_reads_the_rate_of_each_video():
     video = SimpleNamespace(p_A=p[:, 0], p_class=p, labels=np.zeros(18, int))
     merged, apart = (len(propose_events([p[:, 0]], [fps])[0]) for fps in (2, 1))
     assert (merged, apart) == (3, 2)
-    # The halves (score 1) overlap the truth by 8 / 18; both together (score 16 / 18) are the truth, where the gap lasts 1 s.
+    # The halves (score 1) overlap the truth by 8 / 18; both together (score 16 / 18) are the truth, where the gap lasts
+    # 1 s.
     assert event_map([video, video], 2, ("fire",))["mAP@0.5"] == pytest.approx(2 / 6)
     assert event_map([video, video], (2, 1), ("fire",))["mAP@0.5"] == pytest.approx(1 / 5 / 2)
 
@@ -322,9 +347,10 @@ def test_detections_of_equal_scores_are_one_point_of_the_curve_in_either_order()
 
 # VadCLIP
 
+
 def slow_vadclip(p) -> list[tuple[int, int, float]]:
     limit = max(p) - 0.6 * (max(p) - min(p))
-    top = sorted(p, reverse=True)[:len(p) // 16]
+    top = sorted(p, reverse=True)[: len(p) // 16]
     found, start = [], None
     for i in range(len(p) + 1):
         if i < len(p) and p[i] > limit:
@@ -358,13 +384,17 @@ def test_a_perfect_oracle_scores_13_of_14_in_the_published_evaluation_of_ucf_cri
     videos = oracle(xd, 6)
     videos[-1].p_A[0] = 1  # a normal video whose score moves is found nearly from end to end
     videos[-1].p_A[1:] = 0
-    videos[:-1] = [SimpleNamespace(p_A=np.ones(96, np.float32), p_class=v.p_class, labels=v.labels) for v in videos[:-1]]
+    videos[:-1] = [
+        SimpleNamespace(p_A=np.ones(96, np.float32), p_class=v.p_class, labels=v.labels) for v in videos[:-1]
+    ]
     assert vadclip_map(videos, tuple(range(6)), normal_segments=True)["mAP"] == pytest.approx(1)
 
 
 def test_vadclip_ranks_equal_scores_by_the_order_of_the_videos():
     p = np.repeat([0.0, 1.0, 0.0], 20)[:, None]
-    found, missed = (SimpleNamespace(p_A=p[:, 0], p_class=p, labels=np.where(p[:, 0] == good, 0, -1)) for good in (1, 2))
+    found, missed = (
+        SimpleNamespace(p_A=p[:, 0], p_class=p, labels=np.where(p[:, 0] == good, 0, -1)) for good in (1, 2)
+    )
     assert vadclip_map([found, missed], ("fire",), normal_segments=False)["mAP"] == pytest.approx(1 / 2)
     assert vadclip_map([missed, found], ("fire",), normal_segments=False)["mAP"] == pytest.approx(1 / 4)
 
@@ -375,12 +405,13 @@ def test_vadclip_drops_runs_of_one_frame():
 
 # Operating points
 
+
 def normal_videos(peaks, seconds: int = 60, fps: int = 1, width: int = 2) -> list:
     """Normal videos at 1 frame per second with one bump each, of the given height."""
     videos = []
     for peak in peaks:
         p = np.full(seconds * fps, 0.01)
-        p[20:20 + width] = peak
+        p[20 : 20 + width] = peak
         videos.append(SimpleNamespace(p_A=p, p_class=None, labels=np.full(len(p), -1)))
     return videos
 

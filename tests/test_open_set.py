@@ -1,4 +1,7 @@
-"""Tests of openset.py and explain.py: classes that were never trained, on videos whose anomalies lie along text directions."""
+"""Tests of openset.py and explain.py: classes that were never trained, on videos whose anomalies lie along text
+directions.
+"""
+
 import json
 import re
 from pathlib import Path
@@ -21,9 +24,32 @@ from videoanomaly.runtime.console import InputError
 
 TRAINED, NEW = ("Assault", "Robbery", "Shoplifting"), "Abuse"
 KINDS = (*TRAINED, NEW)
-SMALL = ["--num-segments", "6", "--num-frames", "4", "--topk", "2", "--embed-dim", "16", "--num-heads", "2",
-         "--batch-size", "16", "--workers", "0", "--device", "cpu", "--temporal", "mlp", "--num-ctx", "2", "--epochs", "60",
-         "--lr", "1e-3"]
+SMALL = [
+    "--num-segments",
+    "6",
+    "--num-frames",
+    "4",
+    "--topk",
+    "2",
+    "--embed-dim",
+    "16",
+    "--num-heads",
+    "2",
+    "--batch-size",
+    "16",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--temporal",
+    "mlp",
+    "--num-ctx",
+    "2",
+    "--epochs",
+    "60",
+    "--lr",
+    "1e-3",
+]
 HEIGHT = 6  # of an anomaly along its direction, in standard deviations of the noise
 
 
@@ -51,14 +77,14 @@ def write_planted(root: Path, weights: Path) -> dict[str, np.ndarray]:
             rows = mean + rng.normal(size=(60 + 7 * i % 40, len(mean)))
             start = int(rng.integers(5, 25))
             if kind != "Normal":
-                rows[start:start + 24] += HEIGHT * directions[KINDS.index(kind)]
+                rows[start : start + 24] += HEIGHT * directions[KINDS.index(kind)]
             name = f"{kind}_{split}{i:02d}"
             np.save(root / "features" / f"{name}.npy", rows.astype(np.float32))
             if kind != NEW:
                 lines.append(f"{name}.mp4 {kind}")
             if split == "test":
                 truth[name] = np.full(len(rows), -1)
-                truth[name][start:start + 24] = KINDS.index(kind) if kind != "Normal" else -1
+                truth[name][start : start + 24] = KINDS.index(kind) if kind != "Normal" else -1
                 interval = "-1  -1" if kind == "Normal" else f"{start}  {start + 23}"
                 annotations.append(f"{name}.mp4  {kind}  {interval}  -1  -1")
         (root / f"{split}.txt").write_text("\n".join(lines))
@@ -79,8 +105,20 @@ class World:
     def train(self, *options: str) -> str:
         if options not in self.checkpoints:
             out = self.root / f"run{len(self.checkpoints)}"
-            train.main(["--dataset", "custom", "--root", str(self.data), "--out", str(out), "--clip", str(self.weights), *SMALL,
-                        *options])
+            train.main(
+                [
+                    "--dataset",
+                    "custom",
+                    "--root",
+                    str(self.data),
+                    "--out",
+                    str(out),
+                    "--clip",
+                    str(self.weights),
+                    *SMALL,
+                    *options,
+                ]
+            )
             self.checkpoints[options] = str(out / "last.pt")
         return self.checkpoints[options]
 
@@ -106,14 +144,19 @@ def world(tmp_path_factory) -> World:
 # ---- new classes
 
 
-@pytest.mark.parametrize("options", [("--shared-ctx",), ("--shared-ctx", "--temporal-input", "both"),
-                                     ("--shared-ctx", "--likelihood", "cosine")], ids=lambda options: " ".join(options))
+@pytest.mark.parametrize(
+    "options",
+    [("--shared-ctx",), ("--shared-ctx", "--temporal-input", "both"), ("--shared-ctx", "--likelihood", "cosine")],
+    ids=lambda options: " ".join(options),
+)
 def test_a_class_never_trained_is_told_and_the_others_keep_their_scores(world, options):
     before, after = world.scores(options), world.scores(options, "--classes", f" {NEW}")
     for (p_A, p_class), (p_A_after, p_class_after) in zip(before, after):
         assert p_A.tobytes() == p_A_after.tobytes()
         rest = 1 - p_class_after[:, 3:] / p_A[:, None]
-        assert np.allclose(p_class_after[:, :3], p_class * rest, atol=1e-5)  # the new class takes its share of each alike
+        assert np.allclose(
+            p_class_after[:, :3], p_class * rest, atol=1e-5
+        )  # the new class takes its share of each alike
         assert np.allclose(p_class_after.sum(axis=1), p_A, atol=1e-5)
     p_A, p_class = (np.concatenate(parts) for parts in zip(*after))
     truth = np.concatenate(list(world.truth.values()))
@@ -125,7 +168,10 @@ def test_a_class_never_trained_is_told_and_the_others_keep_their_scores(world, o
 
 def test_the_direction_of_a_new_class_is_its_prompt_with_the_learned_contexts_minus_the_prototype(world):
     """Both where the contexts are learned and with engineered prompts, which have none; the slow way, all 77 positions."""
-    clip, engineered = clip_model.load(world.weights), ("--directions", "engineered", "--temporal", "axial", "--epochs", "1")
+    clip, engineered = (
+        clip_model.load(world.weights),
+        ("--directions", "engineered", "--temporal", "axial", "--epochs", "1"),
+    )
     cases = (("--shared-ctx",), "X X {}.", 2), (engineered, "a video from a CCTV camera of a {}", 0)
     for options, prompt, num_ctx in cases:
         loaded = world.load(options, "--classes", NEW)
@@ -150,14 +196,20 @@ def test_statistics_of_trained_classes_estimated_from_each_other_are_near_their_
     normal = np.concatenate([np.load(path) for path in (world.data / "features").glob("Normal_train*.npy")])
     unit = torch.nn.functional.normalize(model.directions, dim=-1).T.numpy()
     spread = np.var((normal - model.prototype.numpy()) @ unit, axis=0)
-    assert (model.batch_norm.running_var.numpy() > 1.2 * spread).all()  # so that without calibration the first would fail
+    assert (
+        model.batch_norm.running_var.numpy() > 1.2 * spread
+    ).all()  # so that without calibration the first would fail
 
 
 def test_what_all_trained_classes_have_in_common_is_met_exactly():
-    """Running statistics three times the variance over normal rows, the mean half a deviation higher: so is a new class's."""
+    """Running statistics three times the variance over normal rows, the mean half a deviation higher: so is a new
+    class's.
+    """
     rng = np.random.default_rng(0)
-    model = AnomalyCLIP(AnomalyCLIPConfig(classes=("a", "b", "c"), feature_dim=7, embed_dim=8, num_heads=2),
-                        prototype=torch.from_numpy(rng.normal(size=7)))
+    model = AnomalyCLIP(
+        AnomalyCLIPConfig(classes=("a", "b", "c"), feature_dim=7, embed_dim=8, num_heads=2),
+        prototype=torch.from_numpy(rng.normal(size=7)),
+    )
     rows = rng.normal(size=(500, 7)) @ rng.normal(size=(7, 7)) + rng.normal(size=7)
     moments = {"count": 500, "sum": torch.from_numpy(rows.sum(axis=0)), "outer": torch.from_numpy(rows.T @ rows)}
     directions = rng.normal(size=(5, 7)).astype(np.float32)
@@ -171,7 +223,9 @@ def test_what_all_trained_classes_have_in_common_is_met_exactly():
     assert np.allclose(found[0], mean[3:], rtol=1e-4) and np.allclose(found[1], var[3:], rtol=1e-4)
     opened = open_set.OpenSetAnomalyCLIP(model.eval(), ("d", "e"), torch.from_numpy(directions[3:]), *found)
     x = torch.from_numpy(rows[:1]).float()[None, None] - model.prototype
-    assert np.allclose(opened.select_new(x)[0, 0], (lengths[:1, 3:] - mean[3:]) / np.sqrt(var[3:]), rtol=1e-3, atol=1e-4)
+    assert np.allclose(
+        opened.select_new(x)[0, 0], (lengths[:1, 3:] - mean[3:]) / np.sqrt(var[3:]), rtol=1e-3, atol=1e-4
+    )
 
 
 # ---- moments
@@ -205,8 +259,20 @@ def test_a_resumed_training_keeps_the_moments(world, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    options = ["--dataset", "custom", "--root", str(world.data), "--out", str(tmp_path), "--clip", str(world.weights), *SMALL,
-               "--epochs", "2", "--shared-ctx"]
+    options = [
+        "--dataset",
+        "custom",
+        "--root",
+        str(world.data),
+        "--out",
+        str(tmp_path),
+        "--clip",
+        str(world.weights),
+        *SMALL,
+        "--epochs",
+        "2",
+        "--shared-ctx",
+    ]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train, "train_epoch", stop_in_the_second)
         train.main(options)
@@ -220,11 +286,19 @@ def test_a_resumed_training_keeps_the_moments(world, tmp_path, monkeypatch):
 # ---- bad input
 
 
-@pytest.mark.parametrize("names, message", [
-    ("", "found an empty name"), ("fire,,smoke", "found an empty name"), ("fire, _", "found an empty name"),
-    ("Fire, fire", "found a name twice"), ("fire\nsmoke", "found the control character"),
-    ("assault", "is 'Assault', a trained"),
-    ("fire " * 77, "found a name of more than 77 tokens"), ("fire " * 73, "the longest prompt has 78 tokens")])
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("", "found an empty name"),
+        ("fire,,smoke", "found an empty name"),
+        ("fire, _", "found an empty name"),
+        ("Fire, fire", "found a name twice"),
+        ("fire\nsmoke", "found the control character"),
+        ("assault", "is 'Assault', a trained"),
+        ("fire " * 77, "found a name of more than 77 tokens"),
+        ("fire " * 73, "the longest prompt has 78 tokens"),
+    ],
+)
 def test_wrong_names_are_refused(world, names, message):
     with pytest.raises(InputError, match=message) as error:
         world.load(("--shared-ctx",), "--classes", names)
@@ -238,12 +312,14 @@ def test_checkpoints_that_cannot_have_new_classes_are_refused(world, tmp_path):
     with pytest.raises(InputError, match="found --directions direct"):
         world.load(("--directions", "direct", *short), "--classes", NEW)
     stored = torch.load(world.train("--shared-ctx"), weights_only=True)
-    for entry, value, message in (("normal_moments", None, "moments of the normal features, found none"),
-                                  ("clip_sha256", "0" * 64, "is another CLIP than that of"),
-                                  ("clip_sha256", None, "the checkpoint does not tell which"),
-                                  ("normal_moments", {"count": 3, "sum": 1}, "moments of the normal features, found none"),
-                                  ("model", stored["model"] | {"prompt_learner.ctx": torch.zeros(3, 64)}, "found no ctx and"),
-                                  ("settings", stored["settings"] | {"clip": "gone.pt"}, "found none .gone.pt.*give --clip")):
+    for entry, value, message in (
+        ("normal_moments", None, "moments of the normal features, found none"),
+        ("clip_sha256", "0" * 64, "is another CLIP than that of"),
+        ("clip_sha256", None, "the checkpoint does not tell which"),
+        ("normal_moments", {"count": 3, "sum": 1}, "moments of the normal features, found none"),
+        ("model", stored["model"] | {"prompt_learner.ctx": torch.zeros(3, 64)}, "found no ctx and"),
+        ("settings", stored["settings"] | {"clip": "gone.pt"}, "found none .gone.pt.*give --clip"),
+    ):
         torch.save(stored | {entry: value}, tmp_path / "changed.pt")
         with pytest.raises(InputError, match=message):
             load_file(tmp_path / "changed.pt", "--classes", NEW)
@@ -263,7 +339,7 @@ def test_the_vocabulary_is_the_tokenizers():
     words = explain.vocabulary()
     assert len(words) == 49406 and words[int(clip_model.tokenize("fire")[0, 1])] == "fire"
     ids = clip_model.tokenize("extraordinarily naïve")[0].tolist()
-    spelled = "".join(words[i] + " " for i in ids[1:ids.index(49407)]).replace("- ", "").strip()
+    spelled = "".join(words[i] + " " for i in ids[1 : ids.index(49407)]).replace("- ", "").strip()
     assert spelled == "extraordinarily naïve"
 
 
@@ -274,7 +350,9 @@ def test_the_words_nearest_to_a_context_are_found_by_euclidean_distance():
     embedding[smoke] = torch.tensor([90.0, 0, 0, 0, 0, 0])  # nearer by its angle alone
     vectors = torch.tensor([[9.5, 0.1, 0, 0, 0, 0], [88.0, 0, 0, 0, 0, 0]])
     first, second = explain.nearest_words(vectors, embedding, ("a", "b"))["all classes"]
-    assert first[0]["word"] == "fire" and first[0]["distance"] == pytest.approx(0.26 ** 0.5) and second[0]["word"] == "smoke"
+    assert (
+        first[0]["word"] == "fire" and first[0]["distance"] == pytest.approx(0.26**0.5) and second[0]["word"] == "smoke"
+    )
     assert len(first) == 5 and all(a["distance"] <= b["distance"] for a, b in zip(first, first[1:]))
     own = explain.nearest_words(torch.stack([vectors, vectors.flip(0), vectors]), embedding, ("a", "b"))
     assert own["a"] == [first, second] and own["b"] == [second, first] and list(own) == ["a", "b"]
@@ -287,21 +365,38 @@ def test_segments_are_ranked_by_mean_p_class_the_last_one_being_short():
     assert [(s["start_frame"], s["end_frame"]) for s in found] == [(4, 5), (2, 4), (0, 2)]
     assert [(s["start"], s["end"]) for s in found] == [(2, 2.5), (1, 2), (0, 1)]
     assert [s["p_class"] for s in found] == pytest.approx([0.8, 0.5, 0.2])
-    assert [s["likelihood"] for s in found] == pytest.approx([-0.8, -0.5, -0.2]) and found[0]["p_A"] == pytest.approx(0.4)
+    assert [s["likelihood"] for s in found] == pytest.approx([-0.8, -0.5, -0.2]) and found[0]["p_A"] == pytest.approx(
+        0.4
+    )
 
 
 def test_the_command_tells_events_of_a_new_class_and_what_drove_them(world, tmp_path, capsys):
     name = next(name for name in world.truth if name.startswith(NEW))
     features, out = world.data / "features" / f"{name}.npy", tmp_path / "out"
-    command = ["--ckpt", world.train("--shared-ctx"), "--features", str(features), "--fps", "25", "--out", str(out), "--device",
-               "cpu", "--classes", f"{NEW}, arson", "--explain", "--threshold", "0.5"]
+    command = [
+        "--ckpt",
+        world.train("--shared-ctx"),
+        "--features",
+        str(features),
+        "--fps",
+        "25",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--classes",
+        f"{NEW}, arson",
+        "--explain",
+        "--threshold",
+        "0.5",
+    ]
     assert predict.main(command) == 0
     result, told = json.loads((out / "events.json").read_text()), json.loads((out / "explain.json").read_text())
     assert result["classes"] == [*KINDS, "arson"] and result["new_classes"] == [NEW, "arson"]
     assert NEW in {event["class"] for event in result["events"]}
     assert list(told["segments"]) == result["classes"] and len(told["contexts"]["all classes"]) == 2
     best = told["segments"][NEW][0]
-    assert (world.truth[name][best["start_frame"]:best["end_frame"]] == 3).mean() >= 0.5
+    assert (world.truth[name][best["start_frame"] : best["end_frame"]] == 3).mean() >= 0.5
     loaded = world.load(("--shared-ctx",), "--classes", f"{NEW}, arson")
     rows = np.load(features)
     with torch.no_grad():
@@ -309,7 +404,10 @@ def test_the_command_tells_events_of_a_new_class_and_what_drove_them(world, tmp_
     assert np.allclose(explain.likelihoods(loaded.model, rows)[:24], likelihood, atol=1e-4)
     assert np.allclose(explain.likelihoods(loaded.model, np.stack([rows, rows], 1))[:24], likelihood, atol=1e-4)
     text, printed = (out / "explain.txt").read_text(), capsys.readouterr().out
-    assert re.search(rf"{NEW}\n    00:00:0\d\.\d+ - 00:00:0\d\.\d+  likelihood +\d", text) and "contexts of all classes" in text
+    assert (
+        re.search(rf"{NEW}\n    00:00:0\d\.\d+ - 00:00:0\d\.\d+  likelihood +\d", text)
+        and "contexts of all classes" in text
+    )
     assert all(line in printed for line in text.splitlines())
 
 

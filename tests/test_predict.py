@@ -1,4 +1,5 @@
 """Tests of predict.py, events.py, annotate.py and export.py on small videos whose anomalies are colours."""
+
 import csv
 import json
 import os
@@ -56,11 +57,27 @@ def test_scores_equal_those_of_the_features_that_extract_features_writes(planted
     import extract_features
 
     video = write_clip(tmp_path / "v.mp4", 101)
-    extract_features.main(["--videos", str(video), "--out", str(tmp_path / "features"), "--encoder", planted_spaced.options[3],
-                           "--device", "cpu", "--stride", "2"])
-    p_A, p_class = AnomalyCLIP.from_checkpoint(planted_spaced.checkpoint).predict(np.load(tmp_path / "features" / "v.npy"))
+    extract_features.main(
+        [
+            "--videos",
+            str(video),
+            "--out",
+            str(tmp_path / "features"),
+            "--encoder",
+            planted_spaced.options[3],
+            "--device",
+            "cpu",
+            "--stride",
+            "2",
+        ]
+    )
+    p_A, p_class = AnomalyCLIP.from_checkpoint(planted_spaced.checkpoint).predict(
+        np.load(tmp_path / "features" / "v.npy")
+    )
     predict.main([*planted_spaced.options, str(video), "--out", str(tmp_path / "a")])
-    predict.main([*planted_spaced.options, "--features", str(tmp_path / "features" / "v.npy"), "--out", str(tmp_path / "b")])
+    predict.main(
+        [*planted_spaced.options, "--features", str(tmp_path / "features" / "v.npy"), "--out", str(tmp_path / "b")]
+    )
     for folder in "ab":
         with np.load(tmp_path / folder / "scores.npz") as found:
             assert np.array_equal(found["p_A"], p_A[np.arange(101) // 2])
@@ -74,8 +91,10 @@ def test_times_are_those_of_the_container_where_the_rate_varies(planted, tmp_pat
     predict.main([*planted.options, str(video), "--out", str(tmp_path / "out"), "--threshold", "0.5"])
     with np.load(tmp_path / "out" / "scores.npz") as found:
         assert np.allclose(found["time"], times, atol=2e-3)
-    event, = read_events(tmp_path / "out")["events"]
-    assert event["start"] == pytest.approx(times[event["start_frame"]], abs=2e-3) and abs(event["start_frame"] - 50) <= 2
+    (event,) = read_events(tmp_path / "out")["events"]
+    assert (
+        event["start"] == pytest.approx(times[event["start_frame"]], abs=2e-3) and abs(event["start_frame"] - 50) <= 2
+    )
     assert event["end"] == pytest.approx(times[event["end_frame"]], abs=2e-3)
 
 
@@ -87,8 +106,18 @@ def test_a_stride_encodes_fewer_frames_and_finds_the_same_event(planted_spaced, 
     video = write_clip(tmp_path / "v.mp4", 120, [(48, 80, RED)])
     found = []
     for stride in ("2", "8"):
-        predict.main([*planted_spaced.options, str(video), "--out", str(tmp_path / stride), "--stride", stride,
-                      "--threshold", "0.5"])
+        predict.main(
+            [
+                *planted_spaced.options,
+                str(video),
+                "--out",
+                str(tmp_path / stride),
+                "--stride",
+                stride,
+                "--threshold",
+                "0.5",
+            ]
+        )
         found.append(read_events(tmp_path / stride)["events"])
         encoded.append("end")
     rows = "".join(f" {n}" for n in encoded).split(" end")
@@ -136,7 +165,11 @@ def test_names_that_are_no_text_or_look_like_formulas_do_no_harm(planted, tmp_pa
         write_clip(tmp_path / "w.mp4", 3).rename(tmp_path / "in" / name)
     assert predict.main([*planted.options, str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
-    assert r"\xff" in told and "\x1b" not in told and r"\xff" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert (
+        r"\xff" in told
+        and "\x1b" not in told
+        and r"\xff" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    )
 
 
 def test_results_within_the_input_folder_are_no_input(planted, tmp_path, capsys):
@@ -150,7 +183,9 @@ def test_the_threshold_is_the_checkpoints_own_unless_given(planted, tmp_path):
     feature = str(next(planted.features.glob("*.npy")))
     stored = torch.load(planted.checkpoint, weights_only=True)
     for options, expected in (([], stored["threshold"]), (["--threshold", "0.25"], 0.25)):
-        predict.main(["--ckpt", planted.checkpoint, "--features", feature, "--out", str(tmp_path), "--device", "cpu", *options])
+        predict.main(
+            ["--ckpt", planted.checkpoint, "--features", feature, "--out", str(tmp_path), "--device", "cpu", *options]
+        )
         assert read_events(tmp_path)["threshold"] == expected
     del stored["threshold"]  # as older checkpoints are
     torch.save(stored, tmp_path / "old.pt")
@@ -173,7 +208,9 @@ def test_released_checkpoints_give_the_scores_of_the_released_code(tmp_path, con
         evaluate.main([*options, "--convert", str(tmp_path / "ours.pt")])
         options = ["--ckpt", str(tmp_path / "ours.pt")]
     paths = sorted(Path(REFERENCE_DATA).rglob("*_x264.npy"))[:2]
-    predict.main([*options, "--features", *map(str, paths), "--fps", "30", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    predict.main(
+        [*options, "--features", *map(str, paths), "--fps", "30", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    )
     expected = np.load(REFERENCE / "expected.npz")
     compared = [name for name in (path.stem for path in paths) if f"{name}.scores" in expected]
     for name in compared:
@@ -190,7 +227,9 @@ def test_a_temporal_model_with_features_of_its_own_takes_them_from_a_folder(tmp_
     options = ["--ckpt", str(tmp_path / "run" / "last.pt"), "--device", "cpu", "--out", str(tmp_path / "out")]
     with pytest.raises(InputError, match="expected --features and --temporal-features"):
         predict.main([*options, str(write_clip(tmp_path / "v.mp4", 3))])
-    predict.main([*options, "--features", str(one / "features" / "test00.npy"), "--temporal-features", str(other / "features")])
+    predict.main(
+        [*options, "--features", str(one / "features" / "test00.npy"), "--temporal-features", str(other / "features")]
+    )
     model = AnomalyCLIP.from_checkpoint(tmp_path / "run" / "last.pt")
     winograd.accelerate(model)  # as predict.py does
     p_A, _ = model.predict(*(np.load(root / "features" / "test00.npy") for root in (one, other)))
@@ -235,14 +274,19 @@ def test_events_are_those_of_cut_events_named_by_their_highest_mean():
     assert [[e["start_frame"], e["end_frame"]] for e in found] == expected.intervals.tolist() and len(found) > 0
     assert np.allclose([e["confidence"] for e in found], expected.scores)
     for event in found:
-        means = dict(zip("abcd", p_class[event["start_frame"]:event["end_frame"]].mean(0)))
+        means = dict(zip("abcd", p_class[event["start_frame"] : event["end_frame"]].mean(0)))
         ranking = sorted(means, key=means.get, reverse=True)
         assert [event["class"], *(other["class"] for other in event["others"])] == ranking[:3]
 
 
 def test_clock_carries_over():
-    assert [events.clock(s) for s in (0, 59.9996, 3599.9999, 3661.5, -1)] == \
-        ["00:00:00.000", "00:01:00.000", "01:00:00.000", "01:01:01.500", "00:00:00.000"]
+    assert [events.clock(s) for s in (0, 59.9996, 3599.9999, 3661.5, -1)] == [
+        "00:00:00.000",
+        "00:01:00.000",
+        "01:00:00.000",
+        "01:01:01.500",
+        "00:00:00.000",
+    ]
 
 
 def test_subtitles_escape_names():
@@ -253,13 +297,22 @@ def test_subtitles_escape_names():
 # ---- bad input
 
 
-@pytest.mark.parametrize("options, message", [
-    ([], "found nothing to work on"), (["v.mp4"], "--out is missing"), (["v.mp4", "--live", "0"], "found videos and live"),
-    (["v.mp4", "--out", "o", "--threshold", "0"], "--threshold 0.0"), (["v.mp4", "--out", "o", "--stride", "0"], "--stride 0"),
-    (["--features", "x.npy", "--out", "o", "--fps", "nan"], "--fps nan"),
-    (["--features", "x.npy", "--out", "o", "--annotate"], "--annotate"),
-    (["v.mp4", "--out", "o", "--webhook", "http://x"], "--webhook goes"), (["--export", "model.txt"], "ends in .onnx or .pt2"),
-    (["v.mp4", "--out", "o", "--dataset", "ucfcrime"], "--dataset and --root"), (["v.mp4", "--out", __file__], "found a file")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "found nothing to work on"),
+        (["v.mp4"], "--out is missing"),
+        (["v.mp4", "--live", "0"], "found videos and live"),
+        (["v.mp4", "--out", "o", "--threshold", "0"], "--threshold 0.0"),
+        (["v.mp4", "--out", "o", "--stride", "0"], "--stride 0"),
+        (["--features", "x.npy", "--out", "o", "--fps", "nan"], "--fps nan"),
+        (["--features", "x.npy", "--out", "o", "--annotate"], "--annotate"),
+        (["v.mp4", "--out", "o", "--webhook", "http://x"], "--webhook goes"),
+        (["--export", "model.txt"], "ends in .onnx or .pt2"),
+        (["v.mp4", "--out", "o", "--dataset", "ucfcrime"], "--dataset and --root"),
+        (["v.mp4", "--out", __file__], "found a file"),
+    ],
+)
 def test_wrong_options_are_named(options, message):
     with pytest.raises(InputError, match=re.escape(message)):
         predict.main(["--ckpt", "missing.pt", *options])
@@ -315,7 +368,9 @@ def test_the_exported_model_agrees(planted, tmp_path, suffix, capsys):
     p_A, p_class = model.predict(features)
     grid = features.reshape(1, S, F, D)
     if suffix == "onnx":
-        found = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"features": grid})
+        found = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
+            None, {"features": grid}
+        )
     else:
         found = [x.detach().numpy() for x in torch.export.load(path).module()(torch.from_numpy(grid))]
     assert np.abs(found[0].ravel() - p_A).max() < 1e-4 and np.abs(found[1].reshape(S * F, -1) - p_class).max() < 1e-4

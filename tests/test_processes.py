@@ -1,4 +1,5 @@
 """Tests of training by several processes: torchrun with two gloo processes against one process."""
+
 import os
 import re
 import signal
@@ -14,17 +15,35 @@ from tests.synthetic import SMALL, write_dataset
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError
 
-WITHOUT_EFFECT = "temporal_model.body.non_local.2.out."  # MTN: a bias right before a batch normalisation has no gradient but noise
+WITHOUT_EFFECT = (
+    "temporal_model.body.non_local.2.out."  # MTN: a bias right before a batch normalisation has no gradient but noise
+)
 STEPS_20 = ["--epochs", "10", "--lr", "1e-4"]  # 8 normal and 8 abnormal videos in batches of 8
 
 
 def arguments(dataset: Path, out: Path, *options: str) -> list[str]:
-    return ["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *STEPS_20, *options]
+    return [
+        "--dataset",
+        "custom",
+        "--root",
+        str(dataset),
+        "--out",
+        str(out),
+        "--directions",
+        "direct",
+        *SMALL,
+        *STEPS_20,
+        *options,
+    ]
 
 
 def state_of(out: Path) -> dict:
     checkpoint = torch.load(out / "last.pt", weights_only=True)
-    model = {k: v for k, v in checkpoint["model"].items() if k not in (WITHOUT_EFFECT + "0.bias", WITHOUT_EFFECT + "1.running_mean")}
+    model = {
+        k: v
+        for k, v in checkpoint["model"].items()
+        if k not in (WITHOUT_EFFECT + "0.bias", WITHOUT_EFFECT + "1.running_mean")
+    }
     return model | {"threshold": torch.tensor(checkpoint["threshold"])}
 
 
@@ -60,8 +79,10 @@ def test_all_processes_leave_the_group_together(tmp_path, monkeypatch):
     assert len(left) == 2 and min(left) >= last[0], printed
 
 
-@pytest.mark.parametrize("options", [
-    (), ("--temporal-input", "both", "--variant", "released", "--selection", "magnitude"), ("--temporal", "mtn")])
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--temporal-input", "both", "--variant", "released", "--selection", "magnitude"), ("--temporal", "mtn")],
+)
 def test_two_processes_train_as_one(dataset, tmp_path, options):
     """Batch normalisation, selection of segments, smoothness across videos and the prototype see the whole batch."""
     run = torchrun("train.py", *arguments(dataset, tmp_path / "two", *options))

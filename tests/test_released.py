@@ -1,4 +1,5 @@
 """Tests of released.py: a checkpoint of the authors' code (random weights) gives the numbers that their code gave."""
+
 import json
 import os
 import pickle
@@ -20,7 +21,16 @@ NORMAL_ID = 7
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("released")
-    options = ["--ckpt", str(REFERENCE / "last.ckpt"), "--dataset", "ucfcrime", "--root", REFERENCE_DATA, "--device", "cpu"]
+    options = [
+        "--ckpt",
+        str(REFERENCE / "last.ckpt"),
+        "--dataset",
+        "ucfcrime",
+        "--root",
+        REFERENCE_DATA,
+        "--device",
+        "cpu",
+    ]
     evaluate.main([*options, "--out", str(out), "--timelines", "0"])
     evaluate.main([*options, "--convert", str(out / "ours.pt")])
     return out
@@ -70,10 +80,16 @@ def test_without_its_side_file_the_prototype_is_computed(tmp_path):
 
 @needs_reference
 def test_a_checkpoint_of_another_data_set_is_refused(tmp_path):
-    lists = {"train.txt": "a_label_A\nb_label_G", "test.txt": "c_label_A\nd_label_G", "annotations.txt": "d_label_G 0 3"}
+    lists = {
+        "train.txt": "a_label_A\nb_label_G",
+        "test.txt": "c_label_A\nd_label_G",
+        "annotations.txt": "d_label_G 0 3",
+    }
     for name, text in lists.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match="last.ckpt: found state does not fit .* expected the authors' model for xdviolence"):
+    with pytest.raises(
+        InputError, match="last.ckpt: found state does not fit .* expected the authors' model for xdviolence"
+    ):
         load(REFERENCE / "last.ckpt", "xdviolence", str(tmp_path), None)
 
 
@@ -86,10 +102,16 @@ class Command:
 
 
 def test_a_pickle_that_would_run_a_command_runs_nothing(tmp_path):
-    content = {"state_dict": {"net.prompt_learner.ctx": torch.zeros(2, 2)}, "epoch": 1, "callbacks": Command(tmp_path / "ran")}
+    content = {
+        "state_dict": {"net.prompt_learner.ctx": torch.zeros(2, 2)},
+        "epoch": 1,
+        "callbacks": Command(tmp_path / "ran"),
+    }
     with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
         archive.writestr("x/data.pkl", pickle.dumps({k: v for k, v in content.items() if k != "state_dict"}))
-    with pytest.raises(InputError, match="x.ckpt: found KeyError .*state_dict.*, expected a checkpoint of the authors' code"):
+    with pytest.raises(
+        InputError, match="x.ckpt: found KeyError .*state_dict.*, expected a checkpoint of the authors' code"
+    ):
         read_state(tmp_path / "x.ckpt")
     torch.save(content, tmp_path / "y.ckpt")
     read_state(tmp_path / "y.ckpt")  # its tensors are read, the command becomes an inert object

@@ -1,4 +1,7 @@
-"""Tests of report.py and its pages: what goes in, and what Chromium makes of it (skipped without Chromium and selenium)."""
+"""Tests of report.py and its pages: what goes in, and what Chromium makes of it (skipped without Chromium and
+selenium).
+"""
+
 import base64
 import json
 import re
@@ -17,9 +20,17 @@ from videoanomaly.prediction import report
 from videoanomaly.prediction.events import find_events
 from videoanomaly.video import key_frames
 
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-           "--disable-background-networking", "--disable-component-update", "--disable-sync",
-           "--autoplay-policy=no-user-gesture-required")
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+)
 
 
 def make_page(folder: Path, p_A: np.ndarray, p_class: np.ndarray, classes, fps: float = 25.0, name: str = "v") -> Path:
@@ -41,7 +52,11 @@ def page_data(path: Path) -> dict:
 def test_nothing_that_is_put_in_ends_the_data_or_is_filled_in_again(tmp_path):
     name = "</script><script>alert(1)</script>{{data}}<!--"
     text = make_page(tmp_path, np.zeros(9), np.zeros((9, 1)), [name], name=name).read_text()
-    assert text.count("<script>") == 1 and text.count("</script>") == 2 and "<!--" not in text.split("<body>")[1].split("{{")[0]
+    assert (
+        text.count("<script>") == 1
+        and text.count("</script>") == 2
+        and "<!--" not in text.split("<body>")[1].split("{{")[0]
+    )
     assert page_data(tmp_path / "page.html")["video"] == name
     assert "<title>&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;{{data}}&lt;!-- – anomaly report</title>" in text
 
@@ -97,7 +112,11 @@ def test_peaks_keep_every_peak():
     p = np.zeros(10007)
     p[[0, 5000, 10006]] = [0.3, 0.9, 0.5]
     high = report.peaks(p, 160)
-    assert len(high) == 160 and sorted(high[high > 0]) == [0.3, 0.5, 0.9] and report.peaks(p[:3], 160).tolist() == [0.3, 0, 0]
+    assert (
+        len(high) == 160
+        and sorted(high[high > 0]) == [0.3, 0.5, 0.9]
+        and report.peaks(p[:3], 160).tolist() == [0.3, 0, 0]
+    )
 
 
 # ---- in a browser
@@ -106,8 +125,10 @@ def test_peaks_keep_every_peak():
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     webdriver = pytest.importorskip("selenium.webdriver")
-    binary, driver = (next(filter(None, map(shutil.which, names)), None)
-                      for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",)))
+    binary, driver = (
+        next(filter(None, map(shutil.which, names)), None)
+        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))
+    )
     if not (binary and driver):
         pytest.skip("needs Chromium and chromedriver")
     options = webdriver.ChromeOptions()
@@ -130,8 +151,10 @@ def clip_page(planted, tmp_path_factory) -> Path:
 
 
 def load(browser, path: Path, width: int = 1200, dark: bool = False) -> None:
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
     feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     browser.get_log("browser")  # what a page before has left
@@ -210,14 +233,18 @@ def test_the_slider_recomputes_the_events_as_python_does(browser, tmp_path):
     rng = np.random.default_rng(2)
     p_A = np.clip(5 * np.convolve(rng.random(3000), np.ones(40) / 40, "same") - 2.2, 0, 0.98).astype(np.float32)
     p_class = (p_A[:, None] * rng.dirichlet(np.ones(5), 3000)).astype(np.float32)
-    path, scores = make_page(tmp_path, p_A, p_class, "abcde", 29.97), FrameScores(p_A, p_class, np.arange(3000) / 29.97, 29.97)
+    path, scores = (
+        make_page(tmp_path, p_A, p_class, "abcde", 29.97),
+        FrameScores(p_A, p_class, np.arange(3000) / 29.97, 29.97),
+    )
     load(browser, path)
     counts = set()
     for threshold in (0.2, 0.35, 0.5, 0.65, 0.8, 0.99):
         browser.execute_script(f"$('threshold').value = {threshold}; $('threshold').dispatchEvent(new Event('input'))")
         expected = find_events(scores, tuple("abcde"), threshold)
-        found = browser.execute_script("return events.map(e => [e.first, e.behind, e.start, e.end, e.confidence, "
-                                       "...e.ranking.map(r => r.c)])")
+        found = browser.execute_script(
+            "return events.map(e => [e.first, e.behind, e.start, e.end, e.confidence, ...e.ranking.map(r => r.c)])"
+        )
         assert [row[:2] for row in found] == [[e["start_frame"], e["end_frame"]] for e in expected]
         assert num_rows(browser) == len(expected)
         for row, event in zip(found, expected):
@@ -225,7 +252,9 @@ def test_the_slider_recomputes_the_events_as_python_does(browser, tmp_path):
             assert ["abcde"[c] for c in row[5:]] == [event["class"], *(other["class"] for other in event["others"])]
         counts.add(len(expected))
     assert len(counts) > 3 and 0 in counts
-    assert browser.execute_script("return $('none').textContent").startswith("None at this threshold. The highest p_A is 0.")
+    assert browser.execute_script("return $('none').textContent").startswith(
+        "None at this threshold. The highest p_A is 0."
+    )
     browser.execute_script("$('reset').click()")
     assert num_rows(browser) == len(find_events(scores, tuple("abcde"), 0.5))
 
@@ -250,13 +279,18 @@ def test_hostile_names_are_text(browser, tmp_path):
     assert browser.execute_script("return document.title") == f"{name} – anomaly report"
     assert browser.execute_script("return $('name').textContent") == name
     assert name in browser.execute_script("return $('rows').textContent")
-    assert browser.execute_script("return document.querySelectorAll('img').length") == 0 and browser.get_log("browser") == []
+    assert (
+        browser.execute_script("return document.querySelectorAll('img').length") == 0
+        and browser.get_log("browser") == []
+    )
 
 
 def test_scripts_that_are_not_the_pages_own_do_not_run(browser, clip_page):
     load(browser, clip_page)
-    browser.execute_script("const script = document.createElement('script'); script.textContent = 'window.hit = 1';"
-                           "document.body.append(script)")
+    browser.execute_script(
+        "const script = document.createElement('script'); script.textContent = 'window.hit = 1';"
+        "document.body.append(script)"
+    )
     assert browser.execute_script("return window.hit") is None
 
 
@@ -265,12 +299,16 @@ def test_a_codec_that_cannot_be_played_is_told_and_key_frames_stand_in(browser, 
     predict.main([*planted.options, str(video), "--out", str(tmp_path / "out"), "--threshold", "0.5"])
     load(browser, tmp_path / "out" / "report.html")
     wait(browser, "$('notice').textContent")
-    assert browser.execute_script("return $('notice').textContent") == \
-        "This browser cannot play the video (mpeg4, .avi). Key frames are shown instead."
+    assert (
+        browser.execute_script("return $('notice').textContent")
+        == "This browser cannot play the video (mpeg4, .avi). Key frames are shown instead."
+    )
     press(browser, "j")
     wait(browser, "picture.complete && picture.naturalWidth === 64")
-    assert browser.execute_script("const c = document.createElement('canvas').getContext('2d'); c.drawImage(picture, 0, 0);"
-                                  "const [r, g, b] = c.getImageData(30, 30, 1, 1).data; return r > b + 30")
+    assert browser.execute_script(
+        "const c = document.createElement('canvas').getContext('2d'); c.drawImage(picture, 0, 0);"
+        "const [r, g, b] = c.getImageData(30, 30, 1, 1).data; return r > b + 30"
+    )
     assert browser.execute_script("return picture.alt").startswith("Key frame at 0:02")
 
 
@@ -287,9 +325,12 @@ def test_a_peak_of_one_frame_in_hours_stays_visible(browser, tmp_path):
     p_A = np.full(400_000, 0.1, np.float32)
     p_A[123_456] = 1
     load(browser, make_page(tmp_path, p_A, p_A[:, None], ["x"]))
-    assert browser.execute_script("""const width = $('canvas').width, at = Math.round(width * 123456 / 400000);
+    assert (
+        browser.execute_script("""const width = $('canvas').width, at = Math.round(width * 123456 / 400000);
         const pixels = $('canvas').getContext('2d').getImageData(at - 3, TOP + 3, 7, 1).data;
-        return Math.min(...pixels.filter((_, i) => i % 4 === 0 && pixels[i + 3] > 100))""") < 120
+        return Math.min(...pixels.filter((_, i) => i % 4 === 0 && pixels[i + 3] > 100))""")
+        < 120
+    )
 
 
 def test_the_index_opens_and_leads_to_the_pages(browser, planted, tmp_path):

@@ -1,4 +1,5 @@
 """Tests of systems.py, binary_systems.py, prompted_systems.py: slow loops, gradients, a planted problem, whole runs."""
+
 import json
 import math
 from types import SimpleNamespace
@@ -100,8 +101,10 @@ def check(losses: dict, expected: dict, weights: dict) -> None:
 def slow_sparse_and_smooth(scores) -> dict:
     """Of all abnormal videos together."""
     abnormal = scores[:A]
-    return {"sparse": math.sqrt(sum(s * s for video in abnormal for s in video)),
-            "smooth": sum((a - b) ** 2 for video in abnormal for a, b in zip(video, video[1:]))}
+    return {
+        "sparse": math.sqrt(sum(s * s for video in abnormal for s in video)),
+        "smooth": sum((a - b) ** 2 for video in abnormal for a, b in zip(video, video[1:])),
+    }
 
 
 # ---- losses and selection, beside slow loops ----
@@ -113,7 +116,9 @@ def test_sultani_ranks_each_abnormal_video_above_each_normal_one():
     abnormal, normal = scores[:A], scores[A:]
     expected = {
         "rank": sum(sum(max(0, 1 - max(a) + max(n)) for a in abnormal) for n in normal) / A,
-        "sparse": sum(map(sum, abnormal)), "smooth": sum((a - b) ** 2 for video in abnormal for a, b in zip(video, video[1:]))}
+        "sparse": sum(map(sum, abnormal)),
+        "smooth": sum((a - b) ** 2 for video in abnormal for a, b in zip(video, video[1:])),
+    }
     check(model.losses(prediction, LABELS), expected, {"sparse": 8e-5, "smooth": 8e-5})
 
 
@@ -125,10 +130,13 @@ def slow_top_loss(scores, chosen) -> float:
 def slow_rtfm(prediction) -> dict:
     scores = scores_of(prediction)
     chosen = [best([float(x.norm()) for x in video], K) for video in prediction.embedding]
-    lengths = [float(sum(video[s] for s in segments).div(K).norm()) for video, segments in zip(prediction.embedding, chosen)]
+    lengths = [
+        float(sum(video[s] for s in segments).div(K).norm()) for video, segments in zip(prediction.embedding, chosen)
+    ]
     return slow_sparse_and_smooth(scores) | {
         "top": slow_top_loss(scores, chosen),
-        "magnitude": sum((abs(100 - lengths[i]) + lengths[A + i]) ** 2 for i in range(A)) / A}
+        "magnitude": sum((abs(100 - lengths[i]) + lengths[A + i]) ** 2 for i in range(A)) / A,
+    }
 
 
 @pytest.mark.parametrize("name", ["rtfm", "ssrl"])
@@ -140,8 +148,11 @@ def test_rtfm_takes_the_longest_features_and_drives_their_lengths_apart(name):
 def test_s3r_adds_that_what_normality_reconstructs_is_normal():
     model, prediction = predicted("s3r")
     macro = sum(binary_cross_entropy(sigmoid(float(z)), 0) for z in prediction.macro_logits) / B
-    check(model.losses(prediction, LABELS), slow_rtfm(prediction) | {"macro": macro},
-          {"magnitude": 1e-4, "sparse": 8e-3, "smooth": 8e-4})
+    check(
+        model.losses(prediction, LABELS),
+        slow_rtfm(prediction) | {"macro": macro},
+        {"magnitude": 1e-4, "sparse": 8e-3, "smooth": 8e-4},
+    )
 
 
 def test_s3r_reconstructs_a_segment_from_the_atoms_that_match_it():
@@ -165,7 +176,9 @@ def test_s3r_learns_atoms_from_the_means_of_normal_videos():
     assert dictionary.shape == (4, D) and dictionary.dtype == torch.float32  # half of 8 normal videos
     assert learn("shanghaitech").shape == (7, D)  # nine tenths
     assert not torch.equal(dictionary, learn(seed=1))
-    assert ((dictionary != 0).sum(dim=0) <= 2).all() and (dictionary[:, :2] != 0).any(dim=0).all()  # two shares of a channel
+    assert ((dictionary != 0).sum(dim=0) <= 2).all() and (dictionary[:, :2] != 0).any(
+        dim=0
+    ).all()  # two shares of a channel
     means = torch.from_numpy(np.stack([rows[f"v{i}"].mean(axis=(0, 1)) for i in range(8)])).float()
     shares = torch.linalg.lstsq(dictionary.T, means.T).solution.T  # (8, 4), of the atoms in each video
     assert (shares @ dictionary - means)[:, :2].abs().max() < 1  # 5 is what tells the two kinds of videos apart
@@ -182,7 +195,7 @@ def test_training_hides_seven_tenths_of_the_segments_from_the_choice_by_length()
     assert rtfm.magnitude_topk(embedding, 2, training=False).tolist() == [[9, 8]] * 2000
     chosen = rtfm.magnitude_topk(embedding, 1, training=True)[:, 0]
     shares = [(chosen == 9 - i).float().mean() for i in range(4)]
-    assert shares == pytest.approx([0.3 * 0.7 ** i for i in range(4)], abs=0.04)
+    assert shares == pytest.approx([0.3 * 0.7**i for i in range(4)], abs=0.04)
 
 
 def test_mgfn_contrasts_the_lengths_of_the_longest_features():
@@ -193,7 +206,10 @@ def test_mgfn_contrasts_the_lengths_of_the_longest_features():
     top = [[video[s] for s in segments] for video, segments in zip(lengths, chosen)]
     apart = sum(max(0, 200 - math.dist(top[i], top[A + i])) ** 2 for i in range(A)) / A
     together = sum(math.dist(top[i], top[i + 2]) ** 2 for i in (0, 1, A, A + 1)) / 2  # of five, one is left out
-    expected = slow_sparse_and_smooth(scores) | {"top": slow_top_loss(scores, chosen), "contrast": 1e-3 * apart + together}
+    expected = slow_sparse_and_smooth(scores) | {
+        "top": slow_top_loss(scores, chosen),
+        "contrast": 1e-3 * apart + together,
+    }
     check(model.losses(prediction, LABELS), expected, {"contrast": 1e-3, "sparse": 8e-3, "smooth": 8e-4})
 
 
@@ -222,16 +238,29 @@ def test_ur_dmu_has_its_losses_of_memories_and_latents(training):
         least = sorted(n_fit[i])[:k]
         memory += binary_cross_entropy(sum(a_fit[i][s] for s in by_a) / k, 1) / A
         memory += binary_cross_entropy(1 - sum(least) / k, 1) / A
-        memory += sum(binary_cross_entropy(n_fit[n][s], 1) + binary_cross_entropy(a_fit[n][s], 0) for s in range(S)) / S / A
-        anchor, positive, negative = (F.normalize(mean(p.embedding, video, s), dim=0)
-                                      for video, s in ((n, of_n), (i, by_n), (i, by_a)))
+        memory += (
+            sum(binary_cross_entropy(n_fit[n][s], 1) + binary_cross_entropy(a_fit[n][s], 0) for s in range(S)) / S / A
+        )
+        anchor, positive, negative = (
+            F.normalize(mean(p.embedding, video, s), dim=0) for video, s in ((n, of_n), (i, by_n), (i, by_a))
+        )
         triplet += max(0, 1 + float((anchor - positive + 1e-6).norm() - (anchor - negative + 1e-6).norm())) / A
-        length += max(0, 100 - float(mean(p.abnormal_mean, i, by_a).norm()) + float(mean(p.normal_latent, n, of_n).norm())) / A
+        length += (
+            max(0, 100 - float(mean(p.abnormal_mean, i, by_a).norm()) + float(mean(p.normal_latent, n, of_n).norm()))
+            / A
+        )
         normal = torch.distributions.Normal(p.normal_mean[n], (p.normal_log_var[n] / 2).exp())
-        divergence = torch.distributions.kl_divergence(normal, torch.distributions.Normal(torch.zeros(()), torch.ones(())))
+        divergence = torch.distributions.kl_divergence(
+            normal, torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+        )
         kl += float(divergence.sum()) / S / A
-    expected = {"top": slow_top_loss(scores, [best(video, k) for video in scores]), "memory": memory, "triplet": triplet,
-                "kl": kl, "distance": length}
+    expected = {
+        "top": slow_top_loss(scores, [best(video, k) for video in scores]),
+        "memory": memory,
+        "triplet": triplet,
+        "kl": kl,
+        "distance": length,
+    }
     check(model.losses(p, LABELS), expected, {"memory": 0.1, "triplet": 0.1, "kl": 1e-3, "distance": 1e-4})
 
 
@@ -264,10 +293,17 @@ def test_near_segments_weigh_more():
 
 def test_the_multi_scale_network_has_rtfms_width_whatever_the_features():
     shapes = {name: tuple(p.shape) for name, p in MTN(48, 512).named_parameters() if p.ndim == 3}
-    assert {shapes[f"scales.{i}.0.weight"] for i in range(3)} == {(512, 48, 3)} and shapes["fuse.0.weight"] == (48, 2048, 3)
+    assert {shapes[f"scales.{i}.0.weight"] for i in range(3)} == {(512, 48, 3)} and shapes["fuse.0.weight"] == (
+        48,
+        2048,
+        3,
+    )
     assert shapes["non_local.0.weight"] == (512, 48, 1) and shapes["non_local.2.theta.weight"] == (256, 512, 1)
-    assert tuple(catalogue.SYSTEMS["rtfm"](AnomalyCLIPConfig(classes=CLASSES, feature_dim=D + 1, directions="direct"))
-                 .mtn.fuse[0].weight.shape) == (D + 1, 2048, 3)  # of any width
+    assert tuple(
+        catalogue.SYSTEMS["rtfm"](AnomalyCLIPConfig(classes=CLASSES, feature_dim=D + 1, directions="direct"))
+        .mtn.fuse[0]
+        .weight.shape
+    ) == (D + 1, 2048, 3)  # of any width
 
 
 def test_actionclip_matches_segments_with_texts_of_their_class_both_ways():
@@ -293,8 +329,11 @@ def test_vadclip_has_a_binary_loss_a_loss_of_classes_and_one_of_texts():
     for v in range(B):
         columns = [sorted(prediction.all_logits[v, :, c].tolist())[-k:] for c in range(3)]
         classes += cross_entropy([sum(column) / k for column in columns], int(LABELS[v]) if v < A else 2) / B
-    expected = {"top": slow_top_loss(scores, [best(video, k) for video in scores]), "class": classes,
-                "text": (abs(float(text[0] @ text[2])) + abs(float(text[1] @ text[2]))) / 2}
+    expected = {
+        "top": slow_top_loss(scores, [best(video, k) for video in scores]),
+        "class": classes,
+        "text": (abs(float(text[0] @ text[2])) + abs(float(text[1] @ text[2]))) / 2,
+    }
     check(model.losses(prediction, LABELS), expected, {"text": 0.1})
 
 
@@ -303,7 +342,7 @@ def test_vadclip_relates_a_segment_at_first_to_its_window_alone():
     a = batch()[:, :, 0]
     b = a.clone()
     b[:, 3] += 1
-    model.alike.forward = model.near.forward = lambda x, graph: x[..., :D // 2]  # what the windows give
+    model.alike.forward = model.near.forward = lambda x, graph: x[..., : D // 2]  # what the windows give
     model.join = torch.nn.Identity()
     changed = (model.relate(a) - model.relate(b)).abs().amax(dim=(0, 2)) > 0
     assert changed.tolist() == [True] * 8 + [False] * 8
@@ -361,7 +400,9 @@ def test_actionclip_starts_near_the_mean_of_the_rows_that_clip_gives():
     torch.manual_seed(0)
     config = AnomalyCLIPConfig(classes=CLASSES, num_segments=4, num_frames=8, directions="direct")
     model = catalogue.SYSTEMS["actionclip"](config).eval()
-    rows = 10 * F.normalize(torch.randn(2, 4, 1, 512) + 0.3 * torch.randn(2, 4, 8, 512), dim=-1)  # as long as CLIP's, alike
+    rows = 10 * F.normalize(
+        torch.randn(2, 4, 1, 512) + 0.3 * torch.randn(2, 4, 8, 512), dim=-1
+    )  # as long as CLIP's, alike
     with torch.no_grad():
         cosine = F.cosine_similarity(model(rows).embedding, rows.mean(dim=2), dim=-1)
     assert cosine.min() > 0.5, cosine
@@ -387,10 +428,13 @@ def test_actionclip_without_its_temporal_head_is_clip_with_sixteen_templates(cli
 
 
 def test_zero_shot_clip_is_a_softmax_of_cosines(clip):
-    config = AnomalyCLIPConfig(classes=("Abuse", "RoadAccidents"), feature_dim=clip[0].text_projection.shape[1],
-                               directions="engineered")
+    config = AnomalyCLIPConfig(
+        classes=("Abuse", "RoadAccidents"), feature_dim=clip[0].text_projection.shape[1], directions="engineered"
+    )
     model = catalogue.SYSTEMS["clip-zeroshot"](config, clip=clip[0], tokenize=clip_model.tokenize).eval()
-    texts = clip_model.tokenize([f"a video from a CCTV camera of a {name}" for name in ("Abuse", "RoadAccidents", "normal")])
+    texts = clip_model.tokenize(
+        [f"a video from a CCTV camera of a {name}" for name in ("Abuse", "RoadAccidents", "normal")]
+    )
     with torch.no_grad():
         text = F.normalize(clip[0].encode_text(texts), dim=-1)
         rows = torch.randn(40, text.shape[1])
@@ -501,10 +545,14 @@ def test_the_class_head_sees_what_is_selected_in_each_crop_of_evenly_spaced_pass
 
 
 def test_all_videos_weigh_the_same_in_the_class_head_however_long_they_are():
-    """At the minimum, then, what the class probabilities are off by is 0 on the average over videos, each an average itself."""
+    """At the minimum, then, what the class probabilities are off by is 0 on the average over videos, each an average
+    itself.
+    """
     model, labels = build("sultani").eval(), [0, 1, 1, -1]
-    features = {str(i): np.random.default_rng(i).normal(size=(n * S * F_, 1, D)).astype(np.float32)
-                for i, n in enumerate((7, 1, 2, 1))}
+    features = {
+        str(i): np.random.default_rng(i).normal(size=(n * S * F_, 1, D)).astype(np.float32)
+        for i, n in enumerate((7, 1, 2, 1))
+    }
     videos = [SimpleNamespace(name=name, label=label) for name, label in zip(features, labels)]
     model.finish(videos, SimpleNamespace(open=features.get))
     with torch.no_grad():
@@ -531,13 +579,21 @@ def test_a_fitted_linear_layer_is_at_the_minimum_whatever_the_length_of_features
 @pytest.mark.parametrize("name, frozen", [("actionclip", "frozen"), ("actionclip", "finetune"), ("vadclip", "frozen")])
 def test_of_clip_only_what_is_tuned_gets_a_gradient(name, frozen, clip):
     dim = clip[0].text_projection.shape[1]
-    config = AnomalyCLIPConfig(classes=("Abuse", "Arson"), feature_dim=dim, num_segments=S, num_frames=F_, directions=frozen)
+    config = AnomalyCLIPConfig(
+        classes=("Abuse", "Arson"), feature_dim=dim, num_segments=S, num_frames=F_, directions=frozen
+    )
     model = catalogue.SYSTEMS[name](config, clip=clip[0], tokenize=clip_model.tokenize).train()
     model.losses(model(torch.randn(B, S, F_, dim)), LABELS)["total"].backward()
     of_prompts = {n: p.grad is not None for n, p in model.named_parameters() if n.startswith("prompt_learner")}
     learned = {n for n, has in of_prompts.items() if has}
-    assert learned == {("vadclip", "frozen"): {"prompt_learner.ctx"}, ("actionclip", "frozen"): set(),
-                       ("actionclip", "finetune"): {"prompt_learner.text_projection"}}[name, frozen]
+    assert (
+        learned
+        == {
+            ("vadclip", "frozen"): {"prompt_learner.ctx"},
+            ("actionclip", "frozen"): set(),
+            ("actionclip", "finetune"): {"prompt_learner.text_projection"},
+        }[name, frozen]
+    )
     optimized = {id(p) for group in model.parameter_groups() for p in group["params"]}
     assert optimized == {id(p) for p in model.parameters() if p.grad is not None}
     assert all(p.grad is None for p in clip[0].parameters())
@@ -546,7 +602,16 @@ def test_of_clip_only_what_is_tuned_gets_a_gradient(name, frozen, clip):
 # ---- a planted problem ----
 
 
-PLANTED_STEPS = {"actionclip": 160, "sultani": 60, "rtfm": 60, "ssrl": 60, "s3r": 60, "mgfn": 60, "ur-dmu": 75, "vadclip": 200}
+PLANTED_STEPS = {
+    "actionclip": 160,
+    "sultani": 60,
+    "rtfm": 60,
+    "ssrl": 60,
+    "s3r": 60,
+    "mgfn": 60,
+    "ur-dmu": 75,
+    "vadclip": 200,
+}
 
 
 def planted(num_videos: int, rng) -> tuple[torch.Tensor, np.ndarray]:
@@ -558,14 +623,16 @@ def planted(num_videos: int, rng) -> tuple[torch.Tensor, np.ndarray]:
     labels = np.full((num_videos, S), -1)
     for i in range(num_videos // 2):
         start = rng.integers(S - 5)
-        labels[i, start:start + 6] = i % 2
-        x[i, start:start + 6, :, i % 2] += 6
+        labels[i, start : start + 6] = i % 2
+        x[i, start : start + 6, :, i % 2] += 6
     return torch.from_numpy(x), np.repeat(labels, 2, axis=1)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_planted_problem_is_learned(name):
-    """mAUC is no proof of the classes, being high where p_A alone is right: counted are the anomalous rows whose class is."""
+    """mAUC is no proof of the classes, being high where p_A alone is right: counted are the anomalous rows whose class
+    is.
+    """
     model, rng = build(name, num_frames=2, topk=3), np.random.default_rng(0)
     optimizer = catalogue.make_optimizer(name, model, 1.0, released=False)
     for group in optimizer.param_groups:
@@ -596,16 +663,28 @@ def test_every_system_has_its_papers_settings():
     args = {name: completed("ucfcrime", name, 810, 800) for name in catalogue.MODELS}
     found = {name: (a.lr, a.epochs, a.batch_size, a.num_segments, a.num_frames) for name, a in args.items()}
     assert found == {
-        "anomalyclip": (1e-5, 50, 64, None, None), "clip-zeroshot": (1.0, 0, 64, 32, 16), "actionclip": (5e-6, 50, 64, 32, 8),
-        "sultani": (0.01, 741, 60, 32, 16), "rtfm": (1e-3, 577, 64, 32, 16), "s3r": (1e-3, 577, 64, 32, 16),
-        "ssrl": (1e-3, 577, 64, 32, 16), "mgfn": (1e-3, 1000, 32, 32, 16), "ur-dmu": (1e-4, 231, 128, 200, 16),
-        "vadclip": (2e-5, 97, 128, 256, 16)}
+        "anomalyclip": (1e-5, 50, 64, None, None),
+        "clip-zeroshot": (1.0, 0, 64, 32, 16),
+        "actionclip": (5e-6, 50, 64, 32, 8),
+        "sultani": (0.01, 741, 60, 32, 16),
+        "rtfm": (1e-3, 577, 64, 32, 16),
+        "s3r": (1e-3, 577, 64, 32, 16),
+        "ssrl": (1e-3, 577, 64, 32, 16),
+        "mgfn": (1e-3, 1000, 32, 32, 16),
+        "ur-dmu": (1e-4, 231, 128, 200, 16),
+        "vadclip": (2e-5, 97, 128, 256, 16),
+    }
 
 
 @pytest.mark.parametrize("name", catalogue.SYSTEMS)
 def test_epochs_take_the_steps_of_the_system_on_any_data_set(name):
     defaults = catalogue.DEFAULTS[name]
-    for dataset, videos in (("shanghaitech", (63, 175)), ("xdviolence", (1905, 2049)), ("custom", (60, 60)), ("demo", (9, 12))):
+    for dataset, videos in (
+        ("shanghaitech", (63, 175)),
+        ("xdviolence", (1905, 2049)),
+        ("custom", (60, 60)),
+        ("demo", (9, 12)),
+    ):
         args = completed(dataset, name, *videos)
         batches = BalancedBatches([0] * videos[0] + [-1] * videos[1], args.batch_size, 0)
         small = dataset in ("custom", "demo")
@@ -640,7 +719,8 @@ def test_only_anomalyclip_needs_twice_as_many_segments_as_it_selects(name):
 def test_optimisers_are_the_papers():
     kinds = {name: type(catalogue.make_optimizer(name, build(name), 0.1, released=False)).__name__ for name in TRAINED}
     assert kinds == {"actionclip": "AdamW", "vadclip": "AdamW", "sultani": "Adagrad"} | dict.fromkeys(
-        ("rtfm", "s3r", "ssrl", "mgfn", "ur-dmu"), "Adam")
+        ("rtfm", "s3r", "ssrl", "mgfn", "ur-dmu"), "Adam"
+    )
     groups = catalogue.make_optimizer("actionclip", build("actionclip"), 0.1, released=False).param_groups
     num_parameters = len(list(build("actionclip").parameters())) - 1  # without the temperature
     assert [(len(group["params"]), group["scale"]) for group in groups] == [(num_parameters, 10)]
@@ -656,21 +736,38 @@ def test_a_class_head_counts_among_the_parameters_and_nothing_does_without_train
 def test_learning_rates_stay_or_fall_in_steps():
     def rates(kind):
         return [train.learning_rate(step, 3, 10, 1.0, released=False, kind=kind) for step in range(30)]
+
     assert rates("constant") == [1.0] * 30
     assert rates("steps") == pytest.approx([1.0] * 12 + [0.1] * 12 + [0.01] * 6)
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--model", "rtfm", "--depth", "2"], "--depth: found with --model rtfm, which has no use for it"),
-    (["--model", "vadclip", "--topk", "2"], "--topk: found with --model vadclip, which has no use for it"),
-    (["--model", "clip-zeroshot", "--epochs", "2"], "--epochs: found with --model clip-zeroshot, which has no use for it"),
-    (["--model", "vadclip", "--directions", "finetune"], "--directions finetune: expected frozen or direct with --model vad"),
-    (["--model", "mgfn", "--lambdas", "sparse=1"], "--lambdas: found with --model mgfn"),
-    (["--model", "vadclip", "--temporal-features", "x"], "--temporal-features: found with --model vadclip"),
-    (["--model", "rtfm", "--clip", "x"], "--clip: found with --model rtfm"),
-    (["--model", "vadclip", "--temporal-frames-per-feature", "2"], "--temporal-frames-per-feature: found with --model vadclip"),
-    (["--model", "clip-zeroshot", "--directions", "direct"], "--directions direct: expected engineered with --model clip"),
-    (["--model", "sultani", "--epochs", "0"], "--epochs 0: expected at least 1")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model", "rtfm", "--depth", "2"], "--depth: found with --model rtfm, which has no use for it"),
+        (["--model", "vadclip", "--topk", "2"], "--topk: found with --model vadclip, which has no use for it"),
+        (
+            ["--model", "clip-zeroshot", "--epochs", "2"],
+            "--epochs: found with --model clip-zeroshot, which has no use for it",
+        ),
+        (
+            ["--model", "vadclip", "--directions", "finetune"],
+            "--directions finetune: expected frozen or direct with --model vad",
+        ),
+        (["--model", "mgfn", "--lambdas", "sparse=1"], "--lambdas: found with --model mgfn"),
+        (["--model", "vadclip", "--temporal-features", "x"], "--temporal-features: found with --model vadclip"),
+        (["--model", "rtfm", "--clip", "x"], "--clip: found with --model rtfm"),
+        (
+            ["--model", "vadclip", "--temporal-frames-per-feature", "2"],
+            "--temporal-frames-per-feature: found with --model vadclip",
+        ),
+        (
+            ["--model", "clip-zeroshot", "--directions", "direct"],
+            "--directions direct: expected engineered with --model clip",
+        ),
+        (["--model", "sultani", "--epochs", "0"], "--epochs 0: expected at least 1"),
+    ],
+)
 def test_options_that_a_system_has_no_use_for_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         train.parse_args(["--dataset", "custom", "--root", "x", *options])
@@ -693,7 +790,9 @@ def run(dataset, out, *options: str) -> dict:
 def test_a_run_is_trained_evaluated_and_named(name, dataset, tmp_path, capsys):
     checkpoint = run(dataset, tmp_path, "--model", name, "--directions", "direct", "--epochs", "1")
     assert checkpoint["system"] == name and 0 < checkpoint["threshold"] <= 1
-    evaluate.main(["--ckpt", str(tmp_path / "last.pt"), "--device", "cpu", "--rules", "--timelines", "0", "--bootstrap", "2"])
+    evaluate.main(
+        ["--ckpt", str(tmp_path / "last.pt"), "--device", "cpu", "--rules", "--timelines", "0", "--bootstrap", "2"]
+    )
     with pytest.raises(InputError, match=f"--projections: found {name} in .*last.pt, expected AnomalyCLIP"):
         evaluate.main(["--ckpt", str(tmp_path / "last.pt"), "--device", "cpu", "--projections"])
     results = json.loads((tmp_path / "eval" / "metrics.json").read_text())
@@ -711,7 +810,9 @@ def test_four_epochs_equal_two_resumed_and_two_more(name, dataset, tmp_path, mon
         assert equal(whole[key], resumed[key]), key
 
 
-def test_a_run_stopped_behind_its_last_epoch_is_refused_until_it_has_fitted_the_class_head(dataset, tmp_path, monkeypatch):
+def test_a_run_stopped_behind_its_last_epoch_is_refused_until_it_has_fitted_the_class_head(
+    dataset, tmp_path, monkeypatch
+):
     options = ("--model", "sultani", "--epochs", "2")
     whole = run(dataset, tmp_path / "whole", *options)
 
@@ -726,7 +827,9 @@ def test_a_run_stopped_behind_its_last_epoch_is_refused_until_it_has_fitted_the_
     assert unfinished["epoch"] == 2 and not heads[0].any() and heads[1].any()
     features = ["--features", str(dataset / "features" / "test09.npy"), "--out", str(tmp_path / "out")]
     for script, more in ((evaluate, []), (predict, features)):
-        with pytest.raises(InputError, match="last.pt: found sultani without its class head, .* go on with train.py --resume"):
+        with pytest.raises(
+            InputError, match="last.pt: found sultani without its class head, .* go on with train.py --resume"
+        ):
             script.main(["--ckpt", str(tmp_path / "parts" / "last.pt"), "--device", "cpu", *more])
     resumed = run(dataset, tmp_path / "parts", *options, "--resume")
     assert equal(whole["model"], resumed["model"]) and whole["threshold"] == resumed["threshold"]
@@ -771,10 +874,19 @@ def test_systems_with_prompts_need_clip_for_the_training_alone(name, clip, datas
 
 def test_predict_reads_features_with_any_system(dataset, tmp_path):
     run(dataset, tmp_path, "--model", "sultani", "--epochs", "1")
-    options = ["--ckpt", str(tmp_path / "last.pt"), "--features", str(dataset / "features" / "test09.npy"), "--device", "cpu"]
+    options = [
+        "--ckpt",
+        str(tmp_path / "last.pt"),
+        "--features",
+        str(dataset / "features" / "test09.npy"),
+        "--device",
+        "cpu",
+    ]
     predict.main([*options, "--out", str(tmp_path / "out")])
     assert list((tmp_path / "out").rglob("report.html"))
-    with pytest.raises(InputError, match="--classes and --explain are for checkpoints of AnomalyCLIP, found one of sultani"):
+    with pytest.raises(
+        InputError, match="--classes and --explain are for checkpoints of AnomalyCLIP, found one of sultani"
+    ):
         predict.main([*options, "--out", str(tmp_path / "explained"), "--explain"])
 
 
@@ -804,14 +916,16 @@ def test_without_clip_or_a_checkpoint_there_are_no_texts_to_compare_with(name):
 def test_features_of_a_width_that_a_system_cannot_take_are_named(name, dim, multiple):
     with pytest.raises(ValueError, match=f"feature_dim must be a multiple of {multiple} for {name}, got {dim}"):
         build(name, feature_dim=dim)
-    with pytest.raises(InputError, match=f"feature_dim must be a multiple of {multiple}"):  # before the features are read
+    with pytest.raises(
+        InputError, match=f"feature_dim must be a multiple of {multiple}"
+    ):  # before the features are read
         settings.make_config(completed("custom", name, 9, 9), CLASSES, dim, None)
 
 
 def test_a_damaged_dictionary_in_a_checkpoint_is_named():
     checkpoint = build("s3r").checkpoint()
     assert catalogue.from_dict(checkpoint).dictionary.shape == (5, D)
-    huge = torch.zeros(1, 1).expand(10 ** 9, D)
+    huge = torch.zeros(1, 1).expand(10**9, D)
     for found in (7, None, torch.zeros(5, D - 1), torch.zeros(5, D, 1), torch.zeros(0, D), huge):
         broken = checkpoint | {"model": checkpoint["model"] | {"dictionary": found}}
         with pytest.raises(ValueError, match="state does not fit the model at dictionary: found"):

@@ -1,4 +1,5 @@
 """Tests of train.py, evaluate.py and baselines.py: whole runs on a small synthetic data set in the `custom` layout."""
+
 import json
 import math
 import signal
@@ -49,8 +50,11 @@ def evaluated(trained) -> Path:
 
 
 def test_presets_are_the_papers():
-    for name, expected in (("shanghaitech", (256, 2, "both", 5e-4, 100)), ("ucfcrime", (256, 1, "features", 1e-5, 50)),
-                           ("xdviolence", (128, 1, "features", 5e-6, 50))):
+    for name, expected in (
+        ("shanghaitech", (256, 2, "both", 5e-4, 100)),
+        ("ucfcrime", (256, 1, "features", 1e-5, 50)),
+        ("xdviolence", (128, 1, "features", 5e-6, 50)),
+    ):
         args = train.parse_args(["--dataset", name, "--root", "x"])
         config = settings.make_config(args, ("a",), 512, None)
         assert (config.embed_dim, config.depth, config.temporal_input, args.lr, args.epochs) == expected
@@ -58,12 +62,40 @@ def test_presets_are_the_papers():
 
 
 def test_every_switch_reaches_the_config():
-    given = ["--num-ctx", "4", "--shared-ctx", "--directions", "frozen", "--likelihood", "cosine", "--selection", "magnitude",
-             "--temporal", "mtn", "--temporal-input", "both", "--embed-dim", "64", "--depth", "3", "--mask-ratio", "0.5",
-             "--variant", "released", "--lambdas", "sparse=0", "dir_top_normal=2.5"]
+    given = [
+        "--num-ctx",
+        "4",
+        "--shared-ctx",
+        "--directions",
+        "frozen",
+        "--likelihood",
+        "cosine",
+        "--selection",
+        "magnitude",
+        "--temporal",
+        "mtn",
+        "--temporal-input",
+        "both",
+        "--embed-dim",
+        "64",
+        "--depth",
+        "3",
+        "--mask-ratio",
+        "0.5",
+        "--variant",
+        "released",
+        "--lambdas",
+        "sparse=0",
+        "dir_top_normal=2.5",
+    ]
     config = settings.make_config(train.parse_args(["--dataset", "ucfcrime", "--root", "x", *given]), ("a",), 512, 2048)
     assert (config.num_ctx, config.shared_ctx, config.directions, config.likelihood) == (4, True, "frozen", "cosine")
-    assert (config.selection, config.temporal, config.temporal_input, config.embed_dim) == ("magnitude", "mtn", "both", 64)
+    assert (config.selection, config.temporal, config.temporal_input, config.embed_dim) == (
+        "magnitude",
+        "mtn",
+        "both",
+        64,
+    )
     assert (config.depth, config.mask_ratio, config.variant, config.temporal_feature_dim) == (3, 0.5, "released", 2048)
     assert (config.lambda_sparse, config.lambda_dir_top_normal, config.lambda_smooth) == (0, 2.5, 8e-4)
 
@@ -82,14 +114,21 @@ def test_the_released_learning_rate_changes_by_epoch_and_starts_with_an_epoch_at
     assert rates[133:] == pytest.approx([(1 + math.cos(math.pi * 17 / 18)) / 2] * 7)
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--batch-size", "7"], "--batch-size 7: expected an even number"),
-    (["--epochs", "0"], "--epochs 0: expected at least 1"), (["--seed", "-1"], "--seed -1: expected at least 0"),
-    (["--num-heads", "0"], "num_heads must be at least 1"), (["--device", "tpu9"], "--device tpu9: "), (["--lr", "0"], "--lr 0.0: expected a positive number"),
-    (["--lambdas", "speed=1"], "found loss 'speed', expected one of bottom_abnormal"),
-    (["--lambdas", "sparse=much"], "found weight 'much', expected a number"),
-    (["--topk", "7"], r"topk must be in \[1, 6\]"),
-    (["--directions", "finetune", "--clip", "no-such-model"], "no-such-model")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--batch-size", "7"], "--batch-size 7: expected an even number"),
+        (["--epochs", "0"], "--epochs 0: expected at least 1"),
+        (["--seed", "-1"], "--seed -1: expected at least 0"),
+        (["--num-heads", "0"], "num_heads must be at least 1"),
+        (["--device", "tpu9"], "--device tpu9: "),
+        (["--lr", "0"], "--lr 0.0: expected a positive number"),
+        (["--lambdas", "speed=1"], "found loss 'speed', expected one of bottom_abnormal"),
+        (["--lambdas", "sparse=much"], "found weight 'much', expected a number"),
+        (["--topk", "7"], r"topk must be in \[1, 6\]"),
+        (["--directions", "finetune", "--clip", "no-such-model"], "no-such-model"),
+    ],
+)
 def test_wrong_options_are_named_before_any_work(dataset, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         run(dataset, tmp_path / "run", *options)
@@ -110,8 +149,16 @@ def test_training_lowers_the_loss_and_logs_every_term(trained):
     records = [json.loads(line) for line in (trained.parent / "log.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records] == list(range(1, 61))
     assert records[-1]["losses"]["total"] < records[0]["losses"]["total"] - 0.5
-    assert {"dir_abnormal", "top_abnormal", "bottom_abnormal", "dir_normal", "top_normal", "sparse", "smooth", "total"} <= \
-        records[0]["losses"].keys()
+    assert {
+        "dir_abnormal",
+        "top_abnormal",
+        "bottom_abnormal",
+        "dir_normal",
+        "top_normal",
+        "sparse",
+        "smooth",
+        "total",
+    } <= records[0]["losses"].keys()
     assert records[0]["seconds"] > 0
 
 
@@ -121,8 +168,10 @@ def test_four_epochs_equal_two_resumed_and_two_more_bit_for_bit(dataset, tmp_pat
     resumed = run(dataset, tmp_path / "parts", "--epochs", "4", "--resume", "--workers", "2")
     for key in ("model", "optimizer", "rng", "epoch", "config", "lists"):
         assert equal(whole[key], resumed[key]), key
-    losses = [[json.loads(line)["losses"] for line in (tmp_path / run_ / "log.jsonl").read_text().splitlines()]
-              for run_ in ("whole", "parts")]
+    losses = [
+        [json.loads(line)["losses"] for line in (tmp_path / run_ / "log.jsonl").read_text().splitlines()]
+        for run_ in ("whole", "parts")
+    ]
     assert losses[0] == losses[1]
 
 
@@ -140,7 +189,17 @@ def test_a_run_stopped_in_a_step_goes_on_at_the_next_bit_for_bit(dataset, tmp_pa
         return real(model, forward, batch, *others)
 
     monkeypatch.setattr(train, "batch_losses", signal_in_a_step)
-    arguments = ["--dataset", "custom", "--root", str(dataset), "--out", str(tmp_path / "parts"), "--directions", "direct", *SMALL]
+    arguments = [
+        "--dataset",
+        "custom",
+        "--root",
+        str(dataset),
+        "--out",
+        str(tmp_path / "parts"),
+        "--directions",
+        "direct",
+        *SMALL,
+    ]
     assert train.main([*arguments, *options]) == 128 + number
     assert f"stopped by {number.name}; go on with: python train.py --dataset custom" in capsys.readouterr().out
     stopped = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
@@ -151,8 +210,10 @@ def test_a_run_stopped_in_a_step_goes_on_at_the_next_bit_for_bit(dataset, tmp_pa
     assert len(steps) == 12  # none was done, nor its data read, twice
     for key in ("model", "optimizer", "rng", "epoch", "begun"):
         assert equal(whole[key], resumed[key]), key
-    losses = [[json.loads(line)["losses"] for line in (tmp_path / run_ / "log.jsonl").read_text().splitlines()]
-              for run_ in ("whole", "parts")]
+    losses = [
+        [json.loads(line)["losses"] for line in (tmp_path / run_ / "log.jsonl").read_text().splitlines()]
+        for run_ in ("whole", "parts")
+    ]
     assert losses[0] == losses[1]
 
 
@@ -166,8 +227,10 @@ def test_a_second_ctrl_c_stops_at_once_and_more_of_sigterm_change_nothing():
 
 
 def test_equal_seeds_give_equal_models_and_others_do_not(dataset, tmp_path):
-    a, b, c = (run(dataset, tmp_path / name, "--epochs", "1", "--seed", seed)["model"] for name, seed in
-               (("a", "1"), ("b", "1"), ("c", "2")))
+    a, b, c = (
+        run(dataset, tmp_path / name, "--epochs", "1", "--seed", seed)["model"]
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2"))
+    )
     assert equal(a, b) and not equal(a, c)
 
 
@@ -191,7 +254,9 @@ def test_a_finished_run_is_not_overwritten_nor_resumed_with_other_settings(datas
 def test_clip_directions_are_trained_from_a_weights_file_and_evaluated_without_it(dataset, tmp_path):
     weights = tmp_path / "clip.pt"
     torch.save(tiny_clip_state_dict(), weights)
-    checkpoint = run(dataset, tmp_path / "run", "--directions", "finetune", "--clip", str(weights), "--epochs", "2", "--lr", "1e-3")
+    checkpoint = run(
+        dataset, tmp_path / "run", "--directions", "finetune", "--clip", str(weights), "--epochs", "2", "--lr", "1e-3"
+    )
     assert not any("text_tower" in name for name in checkpoint["model"])
     clip = clip_model.load(weights)
     tuned = checkpoint["model"]["prompt_learner.text_projection"]
@@ -244,9 +309,14 @@ def test_a_log_cut_off_before_its_checkpoint_is_trimmed(tmp_path):
 def test_the_stored_threshold_keeps_the_normal_training_videos_quiet(trained, dataset):
     checkpoint = torch.load(trained, weights_only=True)
     model = AnomalyCLIP.from_checkpoint(trained)
-    normal = [model.predict(np.load(dataset / "features" / f"{name}.npy"))[0]
-              for name, label, *_ in checkpoint["lists"]["train"] if label < 0]
-    assert checkpoint["threshold"] == choose_threshold([SimpleNamespace(p_A=p) for p in normal], [-1] * len(normal), 25.0)
+    normal = [
+        model.predict(np.load(dataset / "features" / f"{name}.npy"))[0]
+        for name, label, *_ in checkpoint["lists"]["train"]
+        if label < 0
+    ]
+    assert checkpoint["threshold"] == choose_threshold(
+        [SimpleNamespace(p_A=p) for p in normal], [-1] * len(normal), 25.0
+    )
     assert false_alarm_rate(normal, [25.0] * len(normal), checkpoint["threshold"]) <= 1
 
 
@@ -261,11 +331,13 @@ def test_evaluation_finds_the_planted_classes_and_writes_everything(trained, eva
     assert len(names) == 16
     labels = []
     for name in names:  # truth read off the annotation file once more, by hand
-        line = next(line for line in (dataset / "temporal_annotations.txt").read_text().splitlines() if line.startswith(name))
+        line = next(
+            line for line in (dataset / "temporal_annotations.txt").read_text().splitlines() if line.startswith(name)
+        )
         _, kind, start, end, *_ = line.split()
         frames = np.full(len(scores[f"{name}.p_A"]), -1)
         if kind != "Normal":
-            frames[int(start):int(end) + 1] = CLASSES.index(kind)
+            frames[int(start) : int(end) + 1] = CLASSES.index(kind)
         labels.append(frames)
     p_A, p_class = (np.concatenate([scores[f"{name}.{key}"] for name in names]) for key in ("p_A", "p_class"))
     expected = metrics(p_A, p_class, np.concatenate(labels), CLASSES)

@@ -1,4 +1,5 @@
 """Tests of winograd.py: the same numbers as PyTorch's convolutions."""
+
 import copy
 
 import pytest
@@ -48,8 +49,17 @@ def test_the_input_is_all_that_is_kept_for_the_backward_pass():
 
 
 def test_an_accelerated_model_gives_the_scores_of_a_plain_one_and_loads_its_weights():
-    config = AnomalyCLIPConfig(classes=("a", "b"), feature_dim=6, num_segments=4, num_frames=2, topk=1, embed_dim=16,
-                               num_heads=2, depth=2, directions="direct")
+    config = AnomalyCLIPConfig(
+        classes=("a", "b"),
+        feature_dim=6,
+        num_segments=4,
+        num_frames=2,
+        topk=1,
+        embed_dim=16,
+        num_heads=2,
+        depth=2,
+        directions="direct",
+    )
     plain = AnomalyCLIP(config).eval()
     fast = AnomalyCLIP(config)
     winograd.accelerate(fast)

@@ -1,4 +1,5 @@
 """Made videos, and what other programs read in them."""
+
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,13 +14,24 @@ def picture(t, width, height):
     """RGB colours that change over the picture and with time, with coarse noise in the middle."""
     y, x = np.mgrid[0:height, 0:width]
     image = np.stack([x * 255 // width + 7 * t, y * 255 // height + 5 * t, (x + y) * 3 + 11 * t], -1) % 256
-    inner = image[height // 4:height // 2, width // 4:width // 2]
+    inner = image[height // 4 : height // 2, width // 4 : width // 2]
     inner[:] = np.random.default_rng(t).integers(0, 256, inner.shape)
     return image.astype(np.uint8)
 
 
-def write_video(path, num_frames=12, codec="libx264", pixels="yuv420p", size=(96, 64), rotation=None, variable_rate=False,
-                color_range=None, colorspace=None, mux_options=None, seed=0):
+def write_video(
+    path,
+    num_frames=12,
+    codec="libx264",
+    pixels="yuv420p",
+    size=(96, 64),
+    rotation=None,
+    variable_rate=False,
+    color_range=None,
+    colorspace=None,
+    mux_options=None,
+    seed=0,
+):
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
     time_base = Fraction(1, 1000) if variable_rate else Fraction(1, 25)
@@ -67,7 +79,7 @@ def assert_same_frames(path, num_frames):
         assert np.abs(our.astype(int) - their).max() <= 1
 
 
-CUSTOM_ENCODER = '''
+CUSTOM_ENCODER = """
 import numpy as np
 import torch
 
@@ -87,12 +99,13 @@ class Placed(MeanColour):
 
 class Lying(MeanColour):
     dim = 4
-'''
+"""
 RED, BLUE = (200, 60, 60), (60, 60, 200)
 
 
-def write_clip(path: Path, num_frames: int = 100, coloured=((50, 75, RED),), times=None, codec: str = "libx264",
-               rate: int = 25) -> Path:
+def write_clip(
+    path: Path, num_frames: int = 100, coloured=((50, 75, RED),), times=None, codec: str = "libx264", rate: int = 25
+) -> Path:
     """A video of grey noise, some frames [start, end) of which have a colour; `times`: when frames are shown, seconds."""
     rng = np.random.default_rng(0)
     path.parent.mkdir(parents=True, exist_ok=True)

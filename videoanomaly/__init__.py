@@ -1,1 +1,3 @@
-"""Video anomaly recognition around the model in anomalyclip.py: data, videos, systems to compare with, evaluation, prediction, live streams."""
+"""Video anomaly recognition around the model in anomalyclip.py: data, videos, systems to compare with, evaluation,
+prediction, live streams.
+"""

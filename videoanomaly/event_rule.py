@@ -1,8 +1,10 @@
 """What an event is: the rule on p_A for whole videos (`cut_events`) and for rows that come one by one (`EventRule`).
 
-Every number of evaluate.py, every event of predict.py and every alarm of a stream is made with it; report.html has it once more, so that
-its slider works without Python, and a test compares the two. Intervals of frames are half-open. E events, C anomaly classes.
+Every number of evaluate.py, every event of predict.py and every alarm of a stream is made with it; report.html has it
+once more, so that its slider works without Python, and a test compares the two. Intervals of frames are half-open. E
+events, C anomaly classes.
 """
+
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +92,9 @@ def runs(mask: np.ndarray) -> np.ndarray:
 
 
 def join_videos(curves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves of all videos as one, -inf behind each, which no event reaches over: (frames + V,), and where each starts (V,)."""
+    """Curves of all videos as one, -inf behind each, which no event reaches over: (frames + V,), and where each starts
+    (V,).
+    """
     sizes = [len(p) + 1 for p in curves]
     return np.concatenate([part for p in curves for part in (p, [-np.inf])]).astype(float), np.cumsum([0, *sizes[:-1]])
 
@@ -102,7 +106,9 @@ def find_runs(p: np.ndarray, high: float, low: float) -> np.ndarray:
 
 
 def close_gaps(p: np.ndarray, found: np.ndarray, starts: np.ndarray, most: np.ndarray) -> Events:
-    """Runs of a video at most `most` frames apart (one number per video) become one event each; p as join_videos gives it."""
+    """Runs of a video at most `most` frames apart (one number per video) become one event each; p as join_videos gives
+    it.
+    """
     video_idx = np.searchsorted(starts, found[:, 0], side="right") - 1
     apart = (found[1:, 0] - found[:-1, 1] > most[video_idx[1:]]) | (video_idx[1:] != video_idx[:-1])
     ends = np.ones(min(len(found), 1), bool)
@@ -111,8 +117,9 @@ def close_gaps(p: np.ndarray, found: np.ndarray, starts: np.ndarray, most: np.nd
     return Events(found, sums / (found[:, 1] - found[:, 0]))
 
 
-def cut_joined(p: np.ndarray, starts: np.ndarray, rates: np.ndarray, high: float, low: float, merge_gap: float,
-               min_length: float) -> Events:
+def cut_joined(
+    p: np.ndarray, starts: np.ndarray, rates: np.ndarray, high: float, low: float, merge_gap: float, min_length: float
+) -> Events:
     """cut_events of all videos at once; p and starts as join_videos gives them, one rate per video."""
     events = close_gaps(p, find_runs(p, high, low), starts, merge_gap * rates)
     least = min_length * rates[np.searchsorted(starts, events.intervals[:, 0], side="right") - 1]
@@ -120,8 +127,15 @@ def cut_joined(p: np.ndarray, starts: np.ndarray, rates: np.ndarray, high: float
     return Events(events.intervals[kept], events.scores[kept])
 
 
-def cut_events(p: np.ndarray, fps: float, *, high: float = 0.5, low: float | None = None, merge_gap: float = MERGE_GAP,
-               min_length: float = MIN_LENGTH) -> Events:
+def cut_events(
+    p: np.ndarray,
+    fps: float,
+    *,
+    high: float = 0.5,
+    low: float | None = None,
+    merge_gap: float = MERGE_GAP,
+    min_length: float = MIN_LENGTH,
+) -> Events:
     """Cuts events out of one probability per frame.
 
     1. Hysteresis: an event is a maximal run of frames with p >= low, of which one at least has p >= high.
@@ -130,7 +144,8 @@ def cut_events(p: np.ndarray, fps: float, *, high: float = 0.5, low: float | Non
     The score of an event is its mean probability, closed gaps included.
 
     Args:
-        p: (N,). fps: Frames per second. high, low: Thresholds, low is high / 2 if not given. merge_gap, min_length: Seconds.
+        p: (N,). fps: Frames per second. high, low: Thresholds, low is high / 2 if not given. merge_gap, min_length:
+            Seconds.
     """
     p, starts = join_videos([p])
     return cut_joined(p, starts, np.array([fps]), high, high / 2 if low is None else low, merge_gap, min_length)

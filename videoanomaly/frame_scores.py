@@ -2,6 +2,7 @@
 
 Shapes: N frames of a video, C anomaly classes.
 """
+
 from typing import NamedTuple
 
 import numpy as np

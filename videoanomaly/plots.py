@@ -2,6 +2,7 @@
 
 Shapes: N frames, C anomaly classes; p_A (N,), p_class (N, C), labels (N,) with -1 for normal frames.
 """
+
 import itertools
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def class_curves(path: Path, curve, p_A, p_class, labels, classes, *, title: str
 
 
 def counts_at_levels(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts at each distinct score of a positive frame from the highest: true positives, false ones above it and with it."""
+    """Counts at each distinct score of a positive frame from the highest: true positives, false ones above it and with
+    it.
+    """
     levels, gain = np.unique(scores[positive], return_counts=True)
     negatives = np.sort(scores[~positive])
     above, false = (len(negatives) - np.searchsorted(negatives, levels[::-1], side) for side in ("right", "left"))
@@ -65,32 +68,58 @@ def pr_curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def visible(x: np.ndarray, y: np.ndarray, steps: int = 2000) -> np.ndarray:
-    """Which points of a curve in [0, 1] x [0, 1] a picture of so many dots shows: first and last in each dot, (points,) bool."""
+    """Which points of a curve in [0, 1] x [0, 1] a picture of so many dots shows: first and last in each dot, (points,)
+    bool.
+    """
     moves = np.diff(np.round(x * steps) * (steps + 1) + np.round(y * steps)) != 0
     return np.append(True, moves) | np.append(moves, True)
 
 
 def roc_curves(path: Path, p_A, p_class, labels, classes) -> None:
-    class_curves(path, roc_curve, p_A, p_class, labels, classes, title="ROC by frame, each class against all other frames",
-                 xlabel="false positive rate", ylabel="true positive rate")
+    class_curves(
+        path,
+        roc_curve,
+        p_A,
+        p_class,
+        labels,
+        classes,
+        title="ROC by frame, each class against all other frames",
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+    )
 
 
 def pr_curves(path: Path, p_A, p_class, labels, classes) -> None:
-    class_curves(path, pr_curve, p_A, p_class, labels, classes, title="Precision and recall by frame, each class against all others",
-                 xlabel="recall", ylabel="precision")
+    class_curves(
+        path,
+        pr_curve,
+        p_A,
+        p_class,
+        labels,
+        classes,
+        title="Precision and recall by frame, each class against all others",
+        xlabel="recall",
+        ylabel="precision",
+    )
 
 
 def class_bars(path: Path, per_class: dict, intervals: dict, key: str) -> None:
     """One bar per class that occurs, in per cent, with its 95% interval from the bootstrap over videos."""
     names = [name for name, values in per_class.items() if values[key] is not None]
     values = np.array([100 * per_class[name][key] for name in names])
-    ends = np.array([100 * np.array(intervals[name][key] or [per_class[name][key]] * 2) for name in names]).reshape(-1, 2)
+    ends = np.array([100 * np.array(intervals[name][key] or [per_class[name][key]] * 2) for name in names]).reshape(
+        -1, 2
+    )
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.35 * max(len(names), 1)), layout="constrained")
     errors = np.maximum(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0)
     axes.barh(names, values, xerr=errors, color=COLOURS[5], ecolor="black", capsize=3)
     for y, (name, value) in enumerate(zip(names, values)):
         axes.text(1, y - 0.2, f"{value:.1f}  ({intervals[name]['videos']} videos)", va="center", fontsize=8)
-    axes.set(xlabel=f"{key} by frame, %, with 95% interval", xlim=(0, 100), title=f"{key} of each class against all other frames")
+    axes.set(
+        xlabel=f"{key} by frame, %, with 95% interval",
+        xlim=(0, 100),
+        title=f"{key} of each class against all other frames",
+    )
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     save(figure, path)
@@ -104,8 +133,14 @@ def row_bars(path: Path, labels: list[str], values: dict, paper: dict, *, title:
         values: By metric the values of each row's seeds, of which mean and standard deviation are drawn; none: no bar.
         paper: By metric the paper's number of each row, drawn as a mark; None: no mark.
     """
-    figure, panels = plt.subplots(1, len(values), figsize=(3 + 3.5 * len(values), 1.6 + 0.4 * len(labels)), sharey=True,
-                                  squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        1,
+        len(values),
+        figsize=(3 + 3.5 * len(values), 1.6 + 0.4 * len(labels)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for axes, metric in zip(panels[0], values):
         for y, seeds in enumerate(values[metric]):
             if seeds:
@@ -125,23 +160,31 @@ def row_bars(path: Path, labels: list[str], values: dict, paper: dict, *, title:
 
 
 def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.ndarray, classes) -> None:
-    """How far frames lie along each direction, from the origin of CLIP's space and from the normality prototype (Fig. 2a).
+    """How far frames lie along each direction, from the origin of CLIP's space and from the normality prototype (Fig.
+    2a).
 
     Args:
         before: Lengths along the directions that start at the origin, (N, C).
         after: Lengths along those that start at the prototype, (N, C).
         labels: (N,), -1 normal.
     """
-    figure, panels = plt.subplots(len(classes), 2, figsize=(9, 1 + 1.5 * len(classes)), sharex="col", squeeze=False,
-                                  layout="constrained")
+    figure, panels = plt.subplots(
+        len(classes), 2, figsize=(9, 1 + 1.5 * len(classes)), sharex="col", squeeze=False, layout="constrained"
+    )
     for column, (name, lengths) in enumerate({"before re-centring": before, "after re-centring": after}.items()):
         bins = np.linspace(lengths.min(), lengths.max(), 81)
         panels[0, column].set_title(name)
         panels[-1, column].set_xlabel("length along the direction")
         for c, axes in enumerate(panels[:, column]):
-            draw_lengths(axes, bins, {"normal frames": (lengths[labels < 0, c], TRUTH),
-                                      "all abnormal frames": (lengths[labels >= 0, c], COLOURS[0]),
-                                      "abnormal frames of this class": (lengths[labels == c, c], COLOURS[1])})
+            draw_lengths(
+                axes,
+                bins,
+                {
+                    "normal frames": (lengths[labels < 0, c], TRUTH),
+                    "all abnormal frames": (lengths[labels >= 0, c], COLOURS[0]),
+                    "abnormal frames of this class": (lengths[labels == c, c], COLOURS[1]),
+                },
+            )
     for c, axes in enumerate(panels[:, 0]):
         axes.set_ylabel(classes[c], rotation=0, ha="right")
     handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels())}
@@ -154,8 +197,16 @@ def draw_lengths(axes, bins: np.ndarray, groups: dict) -> None:
     """Densities of {name: (lengths, colour)}, normal frames first and those of the direction's class last, if any."""
     for name, (lengths, colour) in groups.items():
         if len(lengths):
-            axes.hist(lengths, bins, density=True, histtype="stepfilled" if colour == TRUTH else "step", color=colour,
-                      alpha=0.5 if colour == TRUTH else 1, lw=1.5, label=name)
+            axes.hist(
+                lengths,
+                bins,
+                density=True,
+                histtype="stepfilled" if colour == TRUTH else "step",
+                color=colour,
+                alpha=0.5 if colour == TRUTH else 1,
+                lw=1.5,
+                label=name,
+            )
     normal, *_, own = (lengths for lengths, _ in groups.values())
     if len(normal) and len(own):
         area = roc_curve(np.arange(len(normal) + len(own)) >= len(normal), np.concatenate([normal, own]))[2]
@@ -171,11 +222,17 @@ def reliability(path: Path, p_A, labels, num_bins: int = 10) -> None:
     filled = counts > 0
     share, mean = (np.bincount(bins, weights, num_bins)[filled] / counts[filled] for weights in (labels >= 0, p_A))
     error = np.average(np.abs(share - mean), weights=counts[filled])
-    figure, (axes, below) = plt.subplots(2, 1, figsize=(6, 6.5), height_ratios=(4, 1), sharex=True, layout="constrained")
+    figure, (axes, below) = plt.subplots(
+        2, 1, figsize=(6, 6.5), height_ratios=(4, 1), sharex=True, layout="constrained"
+    )
     axes.plot([0, 1], [0, 1], "--", color=TRUTH, label="calibrated")
     axes.plot(mean, share, "o-", color=COLOURS[0], label="this model")
-    axes.set(ylabel="share of frames that are anomalous", xlim=(0, 1), ylim=(0, 1),
-             title=f"Reliability of p_A by frame, expected calibration error {100 * error:.1f} %")
+    axes.set(
+        ylabel="share of frames that are anomalous",
+        xlim=(0, 1),
+        ylim=(0, 1),
+        title=f"Reliability of p_A by frame, expected calibration error {100 * error:.1f} %",
+    )
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
     below.bar((np.arange(num_bins) + 0.5) / num_bins, counts, width=0.9 / num_bins, color=COLOURS[5])
@@ -200,7 +257,15 @@ def confusion_matrix(path: Path, p_A, p_class, labels, classes) -> None:
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(share):
         if totals[row]:
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if value > 55 else "black", fontsize=8)
+            axes.text(
+                column,
+                row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                color="white" if value > 55 else "black",
+                fontsize=8,
+            )
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), [f"{name} ({n:,})" for name, n in zip(names, totals[:, 0])])
     axes.set(xlabel="predicted (Normal where p_A < 0.5)", ylabel="true (frames)", title="Confusion by frame")
@@ -209,13 +274,16 @@ def confusion_matrix(path: Path, p_A, p_class, labels, classes) -> None:
 
 
 def timeline(path: Path, name: str, p_A, p_class, labels, classes, pictures=()) -> None:
-    """p_A over the frames of one video, the truth shaded, predicted classes as a strip below, key frames above (Fig. 3).
+    """p_A over the frames of one video, the truth shaded, predicted classes as a strip below, key frames above (Fig.
+    3).
 
     Args:
         pictures: (frame number, PIL image) pairs in ascending order.
     """
     figure = plt.figure(figsize=(9, 4.6 if pictures else 3.2), layout="constrained")
-    *top, bottom = np.atleast_1d(figure.subfigures(2, 1, height_ratios=(1.2, 3.2)) if pictures else figure.subfigures(1, 1))
+    *top, bottom = np.atleast_1d(
+        figure.subfigures(2, 1, height_ratios=(1.2, 3.2)) if pictures else figure.subfigures(1, 1)
+    )
     for axes, (i, image) in zip(top[0].subplots(1, len(pictures), squeeze=False)[0] if pictures else (), pictures):
         axes.imshow(image)
         axes.set(xticks=[], yticks=[])
@@ -240,8 +308,17 @@ def draw_strip(axes, predicted: np.ndarray, classes, figure) -> None:
     found = sorted(set(predicted[predicted >= 0]))
     for c in found:
         hatch, colour = looks[c % len(looks)]
-        axes.fill_between(np.arange(len(predicted)), 0, predicted == c, step="mid", color=colour, hatch=hatch, lw=0,
-                          edgecolor="white", label=classes[c])
+        axes.fill_between(
+            np.arange(len(predicted)),
+            0,
+            predicted == c,
+            step="mid",
+            color=colour,
+            hatch=hatch,
+            lw=0,
+            edgecolor="white",
+            label=classes[c],
+        )
     axes.set_ylim(0, 1)
     if found:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right lower", fontsize=8, title="predicted")

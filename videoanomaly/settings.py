@@ -1,11 +1,14 @@
 """The settings of a training: what was given, else the system's own, else the data set's, else the config's."""
+
 from dataclasses import fields
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems.catalogue import DEFAULTS, SYSTEMS
 
-SMALL_STEPS = 500  # of any of them on data sets that no paper has, which are small; on the demo their losses settle by then
+SMALL_STEPS = (
+    500  # of any of them on data sets that no paper has, which are small; on the demo their losses settle by then
+)
 SNIPPET = 16  # frames of a segment in the papers
 
 
@@ -23,9 +26,15 @@ def preset(args, settings: dict) -> dict:
         if getattr(args, name, None) not in (None, []):
             raise InputError(f"--{name.replace('_', '-')}: found with --model {args.model}, which has no use for it")
     if args.directions not in (None, *system.DIRECTIONS):
-        raise InputError(f"--directions {args.directions}: expected {' or '.join(system.DIRECTIONS)} with --model {args.model}")
-    own = {"lr": small and defaults.small_lr or defaults.lr, "epochs": None if small else defaults.epochs,
-           "directions": system.DIRECTIONS[0], "num_frames": settings.get("num_frames", defaults.num_frames)}
+        raise InputError(
+            f"--directions {args.directions}: expected {' or '.join(system.DIRECTIONS)} with --model {args.model}"
+        )
+    own = {
+        "lr": small and defaults.small_lr or defaults.lr,
+        "epochs": None if small else defaults.epochs,
+        "directions": system.DIRECTIONS[0],
+        "num_frames": settings.get("num_frames", defaults.num_frames),
+    }
     own |= {} if small else {"batch_size": defaults.batch_size, "num_segments": defaults.num_segments}
     own |= {"topk": 1} if "topk" in unused else {}  # which fits any number of segments
     return {name: value for name, value in settings.items() if name not in unused} | own
@@ -46,7 +55,9 @@ def is_small(dataset: str) -> bool:
 
 
 def complete(args, num_abnormal: int, num_normal: int, frames_per_feature: int) -> None:
-    """Sets what follows from the data where nothing was given: rows of a segment, and epochs that take the system's steps."""
+    """Sets what follows from the data where nothing was given: rows of a segment, and epochs that take the system's
+    steps.
+    """
     defaults = DEFAULTS[args.model]
     if args.model == AnomalyCLIP.NAME:
         return
@@ -83,7 +94,9 @@ def make_config(args, classes, feature_dim: int, temporal_feature_dim: int | Non
         except ValueError:
             raise InputError(f"--lambdas {text}: found weight {value!r}, expected a number") from None
     try:
-        config = AnomalyCLIPConfig(classes=classes, feature_dim=feature_dim, temporal_feature_dim=temporal_feature_dim, **given)
+        config = AnomalyCLIPConfig(
+            classes=classes, feature_dim=feature_dim, temporal_feature_dim=temporal_feature_dim, **given
+        )
         if args.model in catalogue.SYSTEMS:
             catalogue.SYSTEMS[args.model].check(config)
     except ValueError as error:

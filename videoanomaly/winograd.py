@@ -1,12 +1,15 @@
 """The axial transformer on CPUs: 3x3 convolutions with 4/9 of the multiplications, and little memory.
 
-Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray, arXiv:1509.09308): tiles of 4x4 inputs, each 2 apart, and the kernels are
-transformed by additions, so that 16 matrix products give tiles of 2x2 outputs. Rounding is as small as with PyTorch's own
-convolution. Forward and backward take a few videos at a time, whose tiles stay in the cache; nothing but the input is kept for
-the backward pass, which computes the hidden layer again. CUDA's convolutions know all this by themselves.
+Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray, arXiv:1509.09308): tiles of 4x4 inputs, each 2 apart, and the
+kernels are transformed by additions, so that 16 matrix products give tiles of 2x2 outputs. Rounding is as small as with
+PyTorch's own convolution. Forward and backward take a few videos at a time, whose tiles stay in the cache; nothing but
+the input is kept for the backward pass, which computes the hidden layer again. CUDA's convolutions know all this by
+themselves.
 
-Shapes: n videos, S segments, F frames of a segment, I inputs and O outputs of a convolution, P = n * S / 2 * F / 2 tiles.
+Shapes: n videos, S segments, F frames of a segment, I inputs and O outputs of a convolution, P = n * S / 2 * F / 2
+tiles.
 """
+
 from functools import partial
 
 import torch
@@ -35,10 +38,10 @@ def transform_input(x: Tensor) -> Tensor:
     """(n, S, F, I) -> (16, P, I)."""
     n, S, F_, I = x.shape
     x = F.pad(x, (0, 0, 1, 1, 1, 1))
-    rows = [x[:, i:i + S:2] for i in range(4)]  # each (n, S / 2, F + 2, I)
+    rows = [x[:, i : i + S : 2] for i in range(4)]  # each (n, S / 2, F + 2, I)
     tiles = x.new_empty(4, 4, n, S // 2, F_ // 2, I)
     for out, row in zip(tiles, (rows[0] - rows[2], rows[1] + rows[2], rows[2] - rows[1], rows[1] - rows[3])):
-        columns = [row[:, :, j:j + F_:2] for j in range(4)]
+        columns = [row[:, :, j : j + F_ : 2] for j in range(4)]
         torch.sub(columns[0], columns[2], out=out[0])
         torch.add(columns[1], columns[2], out=out[1])
         torch.sub(columns[2], columns[1], out=out[2])
@@ -132,8 +135,9 @@ def feed_forward(module: ConvFeedForward, x: Tensor) -> Tensor:
     """ConvFeedForward.forward; a grid of odd sides has no whole tiles and goes the usual way."""
     if x.shape[1] % 2 or x.shape[2] % 2 or not is_plain(x):
         return ConvFeedForward.forward(module, x)
-    return FeedForward.apply(module.norm(x).contiguous(), module.conv_1.weight, module.conv_1.bias, module.conv_2.weight,
-                             module.conv_2.bias)
+    return FeedForward.apply(
+        module.norm(x).contiguous(), module.conv_1.weight, module.conv_1.bias, module.conv_2.weight, module.conv_2.bias
+    )
 
 
 def accelerate(model) -> None:

@@ -1,7 +1,9 @@
 """Which videos, which class, which frames: videos, lists of them, and the lines of annotation files.
 
-Frames are 0-based and intervals half-open, whatever the lists on disk use. C anomaly classes; Normal is not one of them.
+Frames are 0-based and intervals half-open, whatever the lists on disk use. C anomaly classes; Normal is not one of
+them.
 """
+
 import re
 import sys
 from collections import Counter
@@ -23,7 +25,9 @@ class Video:
     name: str  # relative path without extension, "Abuse/Abuse028_x264": the key of everything about the video
     label: int  # class in [0, C), -1 for normal
     intervals: tuple[tuple[int, int], ...] = ()  # anomalous frames, half-open; row 0 of the features is frame 0
-    num_frames: int | None = field(default=None, compare=False)  # as the lists tell, None where they do not; see check_features
+    num_frames: int | None = field(
+        default=None, compare=False
+    )  # as the lists tell, None where they do not; see check_features
 
 
 @dataclass
@@ -34,17 +38,22 @@ class VideoLists:
 
     def to_plain(self):
         """As dicts, lists, ints and strings, which `torch.load(weights_only=True)` reads back."""
-        train, test = ([[v.name, v.label, list(map(list, v.intervals))] for v in videos]
-                       for videos in (self.train, self.test))
+        train, test = (
+            [[v.name, v.label, list(map(list, v.intervals))] for v in videos] for videos in (self.train, self.test)
+        )
         lengths = {v.name: v.num_frames for v in self.train + self.test if v.num_frames is not None}
-        return {"classes": list(self.classes), "train": train, "test": test} | ({"num_frames": lengths} if lengths else {})
+        return {"classes": list(self.classes), "train": train, "test": test} | (
+            {"num_frames": lengths} if lengths else {}
+        )
 
     @classmethod
     def from_plain(cls, plain):
         """The inverse of `to_plain`."""
         lengths = plain.get("num_frames", {})
-        train, test = ([Video(name, label, tuple(map(tuple, pairs)), lengths.get(name)) for name, label, pairs in plain[split]]
-                       for split in ("train", "test"))
+        train, test = (
+            [Video(name, label, tuple(map(tuple, pairs)), lengths.get(name)) for name, label, pairs in plain[split]]
+            for split in ("train", "test")
+        )
         return cls(tuple(plain["classes"]), train, test)
 
 
@@ -52,7 +61,7 @@ def frame_labels(video, num_frames):
     """Class of each frame, (num_frames,) int64, -1 for normal; intervals are clipped to the video."""
     labels = np.full(num_frames, -1, dtype=np.int64)
     for start, end in video.intervals:
-        labels[max(start, 0):max(end, 0)] = video.label
+        labels[max(start, 0) : max(end, 0)] = video.label
     return labels
 
 
@@ -63,7 +72,7 @@ def video_name(where, path):
         raise InputError(f"{where}: found the path {path!r}, expected one below the root folder")
     name = "/".join(parts)
     suffix = PurePosixPath(name).suffix
-    return name[:-len(suffix)] if suffix.lower() in FILE_SUFFIXES else name
+    return name[: -len(suffix)] if suffix.lower() in FILE_SUFFIXES else name
 
 
 def label_of(where, name, classes):
@@ -89,8 +98,10 @@ def frame_number(where, text):
 def split_numbers(line):
     """The text in front of the integers at the end of a line, and these as strings; the first field is always text."""
     fields = line.split()
-    num_numbers = next((i for i, text in enumerate(reversed(fields[1:])) if not INTEGER.fullmatch(text)), len(fields) - 1)
-    return line.rsplit(None, num_numbers)[0], fields[len(fields) - num_numbers:]
+    num_numbers = next(
+        (i for i, text in enumerate(reversed(fields[1:])) if not INTEGER.fullmatch(text)), len(fields) - 1
+    )
+    return line.rsplit(None, num_numbers)[0], fields[len(fields) - num_numbers :]
 
 
 def half_open(where, numbers, inclusive):
@@ -108,8 +119,10 @@ def check_apart(where, intervals):
     """Refuses intervals that share frames: no published list has any, so one of the numbers is wrong."""
     for (start, end), (next_start, next_end) in zip(sorted(intervals), sorted(intervals)[1:]):
         if next_start < end:
-            raise InputError(f"{where}: found the frames {start} to {end - 1} and {next_start} to {next_end - 1}, which overlap, "
-                             "expected intervals apart from each other")
+            raise InputError(
+                f"{where}: found the frames {start} to {end - 1} and {next_start} to {next_end - 1}, which overlap, "
+                "expected intervals apart from each other"
+            )
 
 
 def read_temporal(path, has_class=True, inclusive=True):
@@ -139,8 +152,9 @@ def add_intervals(path, rows, annotations, ignore_others=True):
             raise InputError(f"{path}: found {key} for two test videos, expected the path of each")
         if (video.label >= 0) != bool(intervals):
             expected = "one or more, for it is anomalous" if video.label >= 0 else "none, for it is normal"
-            raise InputError(f"{path}: found {len(intervals)} intervals of {video.name}, "
-                             f"expected {expected} in {where}")
+            raise InputError(
+                f"{path}: found {len(intervals)} intervals of {video.name}, expected {expected} in {where}"
+            )
         check_apart(place, intervals)
         used.add(key)
         result.append((where, replace(video, intervals=intervals)))
@@ -148,8 +162,10 @@ def add_intervals(path, rows, annotations, ignore_others=True):
     if others and not ignore_others:
         raise InputError(f"{annotations[others[0]][0]}: found {others[0]}, expected a video of the test list")
     if others:
-        print(f"note: {path}: ignored {len(others)} annotated videos that are not in the test list, such as {others[0]}",
-              file=sys.stderr)
+        print(
+            f"note: {path}: ignored {len(others)} annotated videos that are not in the test list, such as {others[0]}",
+            file=sys.stderr,
+        )
     return result
 
 
@@ -168,8 +184,10 @@ def collect(classes, train, test):
     num_abnormal = sum(video.label >= 0 for _, video in train)
     if num_abnormal in (0, len(train)):
         place = train[0][0].split(", line ")[0] if train else "training list"
-        raise InputError(f"{place}: found {num_abnormal} anomalous and {len(train) - num_abnormal} normal training "
-                         "videos, expected some of both")
+        raise InputError(
+            f"{place}: found {num_abnormal} anomalous and {len(train) - num_abnormal} normal training "
+            "videos, expected some of both"
+        )
     return VideoLists(tuple(classes), [video for _, video in train], [video for _, video in test])
 
 
@@ -177,8 +195,10 @@ def read_custom(root):
     """train.txt, test.txt (`path Class`), temporal_annotations.txt (ends inclusive), classes.txt (Normal first)."""
     names = [line for _, line in read_lines(root / "classes.txt")]
     if spaced := [name for name in names if len(name.split()) > 1]:
-        raise InputError(f"{root / 'classes.txt'}: found {spaced[0]!r}, expected names without blanks; write _ instead, prompts "
-                         "show it as a blank")
+        raise InputError(
+            f"{root / 'classes.txt'}: found {spaced[0]!r}, expected names without blanks; write _ instead, prompts "
+            "show it as a blank"
+        )
     if len(names) < 2 or names[0].lower() != "normal" or len(set(names)) < len(names):
         raise InputError(f"{root / 'classes.txt'}: found {names}, expected Normal, then each anomaly class once")
     train, test = (read_videos(root / file, classified_video, names[1:]) for file in ("train.txt", "test.txt"))

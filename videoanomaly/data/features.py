@@ -2,6 +2,7 @@
 
 Letters: D feature size, N feature rows of a video (a row stands for `frames_per_feature` frames).
 """
+
 import json
 import mmap
 import os
@@ -13,8 +14,25 @@ import numpy as np
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import check_inside
 
-VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
-                  ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+VIDEO_SUFFIXES = {
+    ".3gp",
+    ".asf",
+    ".avi",
+    ".flv",
+    ".m2ts",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ogv",
+    ".ts",
+    ".vob",
+    ".webm",
+    ".wmv",
+}
 FEATURE_SUBFOLDERS = ("", "features", "Image-Features")
 LENGTH_TOLERANCE = 15  # the field's ground truths and feature files differ by up to so many frames per video
 
@@ -52,7 +70,8 @@ class LazyArray:
 class RowsOnDisk:
     """Features of a file (N, crops, D) that are read when they are indexed by (row numbers, crop).
 
-    Without a memory map, whose pages would each be a fault, and without an open file in between: a data set has thousands.
+    Without a memory map, whose pages would each be a fault, and without an open file in between: a data set has
+        thousands.
 
     Args:
         array: The whole file, memory-mapped.
@@ -68,14 +87,16 @@ class RowsOnDisk:
     def __getitem__(self, index):
         rows, crop = index
         flat, size = rows.reshape(-1) * self.shape[1] + crop, self.shape[2] * self.dtype.itemsize
-        borders = np.flatnonzero(np.diff(flat, prepend=-2, append=-2) != 1).tolist()  # of the runs of neighbours in the file
+        borders = np.flatnonzero(
+            np.diff(flat, prepend=-2, append=-2) != 1
+        ).tolist()  # of the runs of neighbours in the file
         out = np.empty((len(flat), self.shape[2]), self.dtype)
         content, file = out.view(np.uint8).reshape(-1), os.open(self.path, os.O_RDONLY)
         try:
             if hasattr(os, "posix_fadvise"):  # the system reads nothing ahead
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
             places = zip(borders, borders[1:], (self.offset + flat[borders[:-1]] * size).tolist())
-            done = [os.preadv(file, [content[a * size:b * size]], place) for a, b, place in places]
+            done = [os.preadv(file, [content[a * size : b * size]], place) for a, b, place in places]
             if sum(done) != len(content) or self.look(os.fstat(file)) != self.state:
                 raise InputError(f"{self.path}: has been changed since it was first read, expected the same file")
         finally:
@@ -89,8 +110,10 @@ class RowsOnDisk:
 
 def stack_crops(arrays):
     """The files of the crops of one video, each (N, D), as one array (N, crops, D)."""
+
     def read(rows, crop=None):
         return np.stack([array[rows] for array in arrays], axis=-2) if crop is None else arrays[crop][rows]
+
     return LazyArray((len(arrays[0]), len(arrays), arrays[0].shape[1]), read)
 
 
@@ -129,7 +152,9 @@ class FeatureFolder:
         return stack_crops([array[:, 0] for array in arrays])
 
     def open_scattered(self, name):
-        """The same for a few rows here and there: by (row numbers, crop), again and again with no more work than to read them."""
+        """The same for a few rows here and there: by (row numbers, crop), again and again with no more work than to
+        read them.
+        """
         if name not in self.scattered:
             paths, array = self.paths(name), self.open(name, scattered=True)
             if not (len(paths) == 1 and array.flags.c_contiguous and hasattr(os, "preadv")):
@@ -153,14 +178,18 @@ class FeatureFolder:
                             check_inside(path, folder)
                         self.folders = [folder]  # where one video is, there all are
                         return paths
-        raise InputError(f"{self.root}: found no features of {name}, expected {name}.npy, {name}_i3d.npy or "
-                         f"{name}__0.npy in {' or '.join(map(str, self.folders))}")
+        raise InputError(
+            f"{self.root}: found no features of {name}, expected {name}.npy, {name}_i3d.npy or "
+            f"{name}__0.npy in {' or '.join(map(str, self.folders))}"
+        )
 
     def _open_file(self, path, scattered):
         array, D = load_array(path, scattered), self.dim or "D"
         if array.ndim not in (2, 3) or array.dtype not in (np.float16, np.float32) or 0 in array.shape:
-            raise InputError(f"{path}: found an array {array.shape} of {array.dtype}, expected rows: (N, {D}) or "
-                             f"(N, crops, {D}), float16 or float32")
+            raise InputError(
+                f"{path}: found an array {array.shape} of {array.dtype}, expected rows: (N, {D}) or "
+                f"(N, crops, {D}), float16 or float32"
+            )
         if array.shape[-1] != (self.dim or array.shape[-1]):
             raise InputError(f"{path}: found features of size {array.shape[-1]}, expected {D} as in the others")
         if array.ndim == 2 and len(array) % self.crops or array.ndim == 3 and self.crops not in (1, array.shape[1]):
@@ -187,11 +216,12 @@ def matching_rows(features, name, num_rows, frames_per_feature, scattered=False)
     array = features.open_scattered(name) if scattered else features.open(name)
     found, expected = len(array) * features.frames_per_feature, num_rows * frames_per_feature
     if abs(found - expected) >= max(features.frames_per_feature, frames_per_feature):
-        raise InputError(f"{features.root}: found {len(array)} rows for {found} frames of {name}, expected rows for {expected} "
-                         "as in the other features; does a row stand for another number of frames?")
+        raise InputError(
+            f"{features.root}: found {len(array)} rows for {found} frames of {name}, expected rows for {expected} "
+            "as in the other features; does a row stand for another number of frames?"
+        )
     idx = np.minimum(np.arange(num_rows) * frames_per_feature // features.frames_per_feature, len(array) - 1)
-    return LazyArray((num_rows, *array.shape[1:]),
-                     lambda rows, *crop: array[(idx[rows], *crop) if crop else idx[rows]])
+    return LazyArray((num_rows, *array.shape[1:]), lambda rows, *crop: array[(idx[rows], *crop) if crop else idx[rows]])
 
 
 def check_length(features, video, path, num_rows):
@@ -199,15 +229,21 @@ def check_length(features, video, path, num_rows):
     num_frames, known = num_rows * features.frames_per_feature, features.num_frames(video.name)
     found = f"{path}: found {num_rows} rows, of {features.frames_per_feature} frames each"
     if abs(num_frames - known) >= features.frames_per_feature:
-        raise InputError(f"{found}, expected rows for the {known} frames that meta.json tells; see --frames-per-feature")
+        raise InputError(
+            f"{found}, expected rows for the {known} frames that meta.json tells; see --frames-per-feature"
+        )
     if video.intervals and max(start for start, _ in video.intervals) >= num_frames:
-        raise InputError(f"{found}, expected more: an anomaly starts at frame {max(video.intervals)[0]}; see "
-                         "--frames-per-feature and --crops")
+        raise InputError(
+            f"{found}, expected more: an anomaly starts at frame {max(video.intervals)[0]}; see "
+            "--frames-per-feature and --crops"
+        )
     rounding = 0 if features.meta else features.frames_per_feature - 1  # rows alone do not tell the last frames
     difference = abs(known - video.num_frames) if video.num_frames is not None else 0
     if difference > LENGTH_TOLERANCE + rounding:
-        raise InputError(f"{path}: found features of {known} frames, expected {video.num_frames} as in the lists, or up to "
-                         f"{LENGTH_TOLERANCE} more or less; see --frames-per-feature and --crops")
+        raise InputError(
+            f"{path}: found features of {known} frames, expected {video.num_frames} as in the lists, or up to "
+            f"{LENGTH_TOLERANCE} more or less; see --frames-per-feature and --crops"
+        )
     last = max((end for _, end in video.intervals), default=0)
     return (difference if difference > rounding else 0), max(last - num_frames, 0)
 
@@ -215,14 +251,17 @@ def check_length(features, video, path, num_rows):
 def check_features(features, videos, temporal_features=None):
     """Looks at the files of every video (headers only), so that what is missing or does not fit shows before any work.
 
-    Where annotations and features disagree on the length of a video by up to LENGTH_TOLERANCE, the features are trusted: frame
-    0 is row 0 in both, and what is annotated behind the last frame is cut off. One line on stderr counts such videos.
+    Where annotations and features disagree on the length of a video by up to LENGTH_TOLERANCE, the features are
+    trusted: frame 0 is row 0 in both, and what is annotated behind the last frame is cut off. One line on stderr counts
+    such videos.
     """
     names, differing, cut = {}, {}, {}
     for video in videos:
         num_rows, path = len(features.open(video.name)), features.paths(video.name)[0]
         if names.setdefault(path, video.name) != video.name:
-            raise InputError(f"{path}: found as features of {names[path]} and of {video.name}, expected a file for each")
+            raise InputError(
+                f"{path}: found as features of {names[path]} and of {video.name}, expected a file for each"
+            )
         differing[video.name], cut[video.name] = check_length(features, video, path, num_rows)
         if temporal_features is not None:
             matching_rows(temporal_features, video.name, num_rows, features.frames_per_feature)
@@ -234,4 +273,7 @@ def note(place, differences, what):
     """One line on stderr on all videos of {name: frames}."""
     count, worst = sum(n > 0 for n in differences.values()), max(differences, key=differences.get, default=None)
     if count:
-        print(f"note: {place}: in {count} videos {what} by up to {differences[worst]} frames (in {worst})", file=sys.stderr)
+        print(
+            f"note: {place}: in {count} videos {what} by up to {differences[worst]} frames (in {worst})",
+            file=sys.stderr,
+        )

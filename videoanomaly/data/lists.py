@@ -1,4 +1,5 @@
 """The annotation lists of each data set, in the layouts in which they are distributed."""
+
 import re
 import sys
 from dataclasses import replace
@@ -25,8 +26,15 @@ from videoanomaly.data.features import FEATURE_SUBFOLDERS, load_array
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import check_inside, read_lines
 
-XD_CODES = {"A": "Normal", "B1": "Fighting", "B2": "Shooting", "B4": "Riot", "B5": "Abuse", "B6": "Car_accident",
-            "G": "Explosion"}
+XD_CODES = {
+    "A": "Normal",
+    "B1": "Fighting",
+    "B2": "Shooting",
+    "B4": "Riot",
+    "B5": "Abuse",
+    "B6": "Car_accident",
+    "G": "Explosion",
+}
 # Annotation lists by the words that their file names hold and must not hold (any case).
 LISTS = {
     "*train*abnormal*.txt": (("train", "abnormal"), ()),
@@ -42,12 +50,15 @@ RELEASED_LISTS = ("*train*abnormal*.txt", "*train*normal*.txt", "*test*.txt", "*
 def read_released(files, names):
     """The released code's lists: frames count from `first` of the video's line, both ends are inclusive."""
     abnormal, normal, test, temporal = (files[pattern] for pattern in RELEASED_LISTS)
-    train = [(where, video) for path in (abnormal, normal)
-             for where, (video, _) in read_videos(path, numbered_video, names)]
+    train = [
+        (where, video) for path in (abnormal, normal) for where, (video, _) in read_videos(path, numbered_video, names)
+    ]
     numbered = read_videos(test, numbered_video, names)
     rows = add_intervals(temporal, [(where, video) for where, (video, _) in numbered], read_temporal(temporal))
-    shifted = [(where, replace(video, intervals=tuple((s - first, e - first) for s, e in video.intervals)))
-               for (where, video), (_, (_, first)) in zip(rows, numbered)]
+    shifted = [
+        (where, replace(video, intervals=tuple((s - first, e - first) for s, e in video.intervals)))
+        for (where, video), (_, (_, first)) in zip(rows, numbered)
+    ]
     return collect(without_normal(names), train, shifted)
 
 
@@ -96,9 +107,11 @@ def foldered_video(where, path, classes):
 def read_xdviolence(root, files):
     """Names that carry their labels; only videos with at most one anomaly type (paper Sec. 4.1); ends exclusive."""
     classes = without_normal(CLASS_NAMES["xdviolence"])
-    temporal, = require(root, files, "annotations.txt")
-    names = [read_lines(files[f"*{word}*.txt"]) if files[f"*{word}*.txt"] else names_in_folders(root, word)
-             for word in ("train", "test")]
+    (temporal,) = require(root, files, "annotations.txt")
+    names = [
+        read_lines(files[f"*{word}*.txt"]) if files[f"*{word}*.txt"] else names_in_folders(root, word)
+        for word in ("train", "test")
+    ]
     rows = [[(where, coded_video(where, line, classes)) for where, line in split] for split in names]
     train, test = ([(where, video) for where, video in split if video] for split in rows)
     left_out = sum(map(len, rows)) - len(train) - len(test)
@@ -122,12 +135,18 @@ def names_in_folders(root, word):
     """(folder, name) of the features or videos in the folders `*word*` of a feature root."""
     for base in (root / sub for sub in FEATURE_SUBFOLDERS):
         folders = sorted(folder for folder in base.glob("*") if folder.is_dir() and word in folder.name.lower())
-        names = [video_name(base, file.relative_to(base).as_posix()) for folder in folders
-                 for file in sorted(folder.rglob("*")) if file.suffix.lower() in FILE_SUFFIXES]
+        names = [
+            video_name(base, file.relative_to(base).as_posix())
+            for folder in folders
+            for file in sorted(folder.rglob("*"))
+            if file.suffix.lower() in FILE_SUFFIXES
+        ]
         if names:
             return [(base, name) for name in dict.fromkeys(re.sub(r"(_i3d|__\d)$", "", name) for name in names)]
-    raise InputError(f"{root}: found no {word} videos, expected a list *{word}*.txt here or in Annotations, or "
-                     f"features or videos in a folder *{word}* here, in features or in Image-Features")
+    raise InputError(
+        f"{root}: found no {word} videos, expected a list *{word}*.txt here or in Annotations, or "
+        f"features or videos in a folder *{word}* here, in features or in Image-Features"
+    )
 
 
 def read_shanghaitech(root, files, classes_csv):
@@ -144,7 +163,9 @@ def read_shanghaitech(root, files, classes_csv):
     train, test = (read_videos(path, digits_video, classes, named) for path in lists)
     folder = next((f for f in (root, lists[1].parent) if (f / "test_frame_mask").is_dir()), root) / "test_frame_mask"
     masks = {video.name: read_mask(folder, video.name) for _, video in test if video.label >= 0}
-    test = [(where, replace(video, num_frames=masks[video.name][2] if video.label >= 0 else None)) for where, video in test]
+    test = [
+        (where, replace(video, num_frames=masks[video.name][2] if video.label >= 0 else None)) for where, video in test
+    ]
     return collect(classes, train, add_intervals(folder, test, masks))
 
 
@@ -178,8 +199,11 @@ def find_list(root, words, other_words):
     """The .txt file in root/Annotations (any case), else in root, whose name holds all `words`; None without one."""
     for folder in [f for f in sorted(root.iterdir()) if f.is_dir() and f.name.lower() == "annotations"] + [root]:
         names = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() == ".txt"]
-        found = [name for name in names if all(word in name.lower() for word in words)
-                 and not any(word in name.lower() for word in other_words)]
+        found = [
+            name
+            for name in names
+            if all(word in name.lower() for word in words) and not any(word in name.lower() for word in other_words)
+        ]
         if len(found) > 1:
             raise InputError(f"{folder}: found {' and '.join(found)}, expected one of them")
         if found:
@@ -190,8 +214,10 @@ def find_list(root, words, other_words):
 def require(root, files, *patterns):
     missing = [pattern for pattern in patterns if files[pattern] is None]
     if missing:
-        raise InputError(f"{root}: found no {', '.join(missing)} here or in Annotations, expected "
-                         f"{', '.join(patterns)} (or the released code's {', '.join(RELEASED_LISTS)})")
+        raise InputError(
+            f"{root}: found no {', '.join(missing)} here or in Annotations, expected "
+            f"{', '.join(patterns)} (or the released code's {', '.join(RELEASED_LISTS)})"
+        )
     return [files[pattern] for pattern in patterns]
 
 

@@ -2,6 +2,7 @@
 
 Letters: D feature size, N feature rows of a video.
 """
+
 import numpy as np
 
 from videoanomaly.runtime.console import InputError
@@ -16,12 +17,16 @@ def checked_sum(features, name):
     """Sum of the features of a video over rows and crops, (D,) float64, and their number; each value is looked at."""
     array, total = features.open(name), 0
     for start in range(0, len(array), CHUNK_ROWS):
-        chunk = array[start:start + CHUNK_ROWS]
-        part = chunk.sum(axis=(0, 1), dtype=np.float64)  # not finite if one value is not: float32 ones do not overflow it
+        chunk = array[start : start + CHUNK_ROWS]
+        part = chunk.sum(
+            axis=(0, 1), dtype=np.float64
+        )  # not finite if one value is not: float32 ones do not overflow it
         if not np.isfinite(part).all():
             row = start + int(np.argmin(np.isfinite(chunk).all(axis=(1, 2))))
-            raise InputError(f"{features.paths(name)[0]} of {name}: found features that are infinite or not a number in row "
-                             f"{row}, expected finite ones")
+            raise InputError(
+                f"{features.paths(name)[0]} of {name}: found features that are infinite or not a number in row "
+                f"{row}, expected finite ones"
+            )
         total = total + part
     if not total.any() and not np.any(array):
         raise InputError(f"{features.paths(name)[0]} of {name}: found nothing but zeros, expected features")
@@ -31,8 +36,9 @@ def checked_sum(features, name):
 def normality_prototype(features, videos):
     """Mean of all frame features of the normal videos, (D,) float32 (paper Eq. 1), summed in float64.
 
-    The abnormal ones among `videos` are read as well, to find infinite features before the training: a pass at the speed of
-    the disk, at most 1.3 GB/s for float16 and 2.3 GB/s for float32 (one core), so 12 s for the 15 GB of UCF-Crime's.
+    The abnormal ones among `videos` are read as well, to find infinite features before the training: a pass at the
+    speed of the disk, at most 1.3 GB/s for float16 and 2.3 GB/s for float32 (one core), so 12 s for the 15 GB of
+    UCF-Crime's.
     """
     import torch  # here and below, so that a script answers --help without waiting for it
     from tqdm import tqdm
@@ -55,14 +61,15 @@ def normality_prototype(features, videos):
 
 
 def normal_moments(features, videos):
-    """First and second moments of the features of the normal videos, from which mean and variance along any direction follow.
+    """First and second moments of the features of the normal videos, from which mean and variance along any direction
+    follow.
 
-    Of each video at most MOMENT_ROWS rows, evenly spaced: neighbours tell little more, and training batches take as many of a
-    long video as of a short one. About 20 ms a video of 512-wide features (one core).
+    Of each video at most MOMENT_ROWS rows, evenly spaced: neighbours tell little more, and training batches take as
+    many of a long video as of a short one. About 20 ms a video of 512-wide features (one core).
 
     Returns:
-        "count" of the rows (int), their "sum", (D,), and "outer", the sum of their outer products, (D, D), float64 tensors;
-        the crops of a row count as rows.
+        "count" of the rows (int), their "sum", (D,), and "outer", the sum of their outer products, (D, D), float64
+        tensors; the crops of a row count as rows.
     """
     import torch
 
@@ -70,7 +77,9 @@ def normal_moments(features, videos):
     normal = [video.name for video in videos if video.label < 0]
 
     def sum_share():
-        total = np.zeros((features.open(normal[0]).shape[-1] + 1,) * 2)  # of rows with a 1 behind them, which counts and sums
+        total = np.zeros(
+            (features.open(normal[0]).shape[-1] + 1,) * 2
+        )  # of rows with a 1 behind them, which counts and sums
         for name in normal[rank::world_size]:
             rows = spaced_rows(features.open(name, scattered=True))
             rows = np.pad(rows, ((0, 0), (0, 1)), constant_values=1)

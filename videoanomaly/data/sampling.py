@@ -2,6 +2,7 @@
 
 Letters: S segments per video, F frames per segment, D feature size, N feature rows of a video.
 """
+
 from itertools import islice
 
 import numpy as np
@@ -35,7 +36,8 @@ def training_rows(num_rows, num_segments, num_frames, rng, released=False):
 
 
 class SegmentDataset:
-    """Training samples for a DataLoader: S segments of F rows of a video; item (video_idx, seed) depends on nothing else.
+    """Training samples for a DataLoader: S segments of F rows of a video; item (video_idx, seed) depends on nothing
+    else.
 
     Args:
         videos: Training videos.
@@ -55,17 +57,24 @@ class SegmentDataset:
         return len(self.videos)
 
     def __getitem__(self, index):
-        """Dict of `features` (S, F, D) float32, `label`, `video_idx`, with second features `temporal_features` (S, F, D2)."""
+        """Dict of `features` (S, F, D) float32, `label`, `video_idx`, with second features `temporal_features` (S, F,
+        D2).
+        """
         video_idx, seed = index
         video, rng = self.videos[video_idx], np.random.default_rng(seed)
         array = self.features.open_scattered(video.name)
         rows = training_rows(len(array), self.num_segments, self.num_frames, rng, self.released)
         crop = int(rng.integers(array.shape[1]))
         x = read_rows(array, rows, crop)
-        sample = {"features": x.mean(dim=1, keepdim=True) if self.mean else x, "label": video.label, "video_idx": video_idx}
+        sample = {
+            "features": x.mean(dim=1, keepdim=True) if self.mean else x,
+            "label": video.label,
+            "video_idx": video_idx,
+        }
         if self.temporal_features is not None:
-            other = matching_rows(self.temporal_features, video.name, len(array), self.features.frames_per_feature,
-                                  scattered=True)
+            other = matching_rows(
+                self.temporal_features, video.name, len(array), self.features.frames_per_feature, scattered=True
+            )
             crop = crop if other.shape[1] == array.shape[1] else int(rng.integers(other.shape[1]))
             sample["temporal_features"] = read_rows(other, rows, crop)
         return sample
@@ -145,4 +154,8 @@ class RestOfEpoch:
         rank, _, world_size = rank_and_world()
         for batch in islice(self.batches, self.num_seen, None):
             share = len(batch) // 2 // world_size
-            yield [video for half in (0, len(batch) // 2) for video in batch[half + rank * share:half + (rank + 1) * share]]
+            yield [
+                video
+                for half in (0, len(batch) // 2)
+                for video in batch[half + rank * share : half + (rank + 1) * share]
+            ]

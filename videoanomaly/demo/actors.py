@@ -1,14 +1,15 @@
 """What moves in the demo world: people with joints, vehicles, fire, smoke and things, drawn at twice the final size.
 
-An actor has `draw(canvas, pen, t)` for a PIL image and its drawing pen, `lights(t)`, `foot(t)`, the y by which it is sorted,
-and `words(t)`: (subject, attribute, action) or None. What moves has a `script(t)` that begins with x and y, None where it is
-away. Time t is in seconds. Positions are canvas pixels, y down, with the feet at (x, y); h is a person's height there.
-Everything is a function of t alone, so any frame can be drawn without those before it.
+An actor has `draw(canvas, pen, t)` for a PIL image and its drawing pen, `lights(t)`, `foot(t)`, the y by which it is
+sorted, and `words(t)`: (subject, attribute, action) or None. What moves has a `script(t)` that begins with x and y,
+None where it is away. Time t is in seconds. Positions are canvas pixels, y down, with the feet at (x, y); h is a
+person's height there. Everything is a function of t alone, so any frame can be drawn without those before it.
 """
+
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,9 +17,18 @@ from PIL import Image, ImageDraw
 CANVAS = 192  # side of the canvas; frames have half of it
 CENTRE = CANVAS // 2
 
-COLOURS = {"red": (190, 40, 40), "blue": (45, 75, 170), "green": (50, 125, 60), "yellow": (215, 185, 60),
-           "white": (225, 225, 220), "black": (38, 38, 44), "grey": (125, 125, 130), "brown": (115, 78, 48),
-           "purple": (115, 60, 135), "orange": (215, 115, 40)}
+COLOURS = {
+    "red": (190, 40, 40),
+    "blue": (45, 75, 170),
+    "green": (50, 125, 60),
+    "yellow": (215, 185, 60),
+    "white": (225, 225, 220),
+    "black": (38, 38, 44),
+    "grey": (125, 125, 130),
+    "brown": (115, 78, 48),
+    "purple": (115, 60, 135),
+    "orange": (215, 115, 40),
+}
 SKINS = ((236, 200, 170), (214, 165, 125), (160, 110, 78), (95, 66, 48))
 HAIRS = ((30, 24, 20), (84, 55, 30), (160, 120, 60), (120, 118, 115))
 
@@ -61,14 +71,25 @@ def phone(p):
 
 def walk(p):
     s, c = wave(p), wave(p + 0.25)
-    return Pose(0.05, (0.48 * s, -0.48 * s), (0.12 + 0.5 * max(0, c), 0.12 + 0.5 * max(0, -c)),
-                (-0.45 * s, 0.45 * s), (0.35, 0.35))
+    return Pose(
+        0.05,
+        (0.48 * s, -0.48 * s),
+        (0.12 + 0.5 * max(0, c), 0.12 + 0.5 * max(0, -c)),
+        (-0.45 * s, 0.45 * s),
+        (0.35, 0.35),
+    )
 
 
 def run(p):
     s, c = wave(p), wave(p + 0.25)
-    return Pose(0.34, (0.35 + 0.85 * s, 0.35 - 0.85 * s), (0.35 + 1.3 * max(0, c), 0.35 + 1.3 * max(0, -c)),
-                (-0.95 * s, 0.95 * s), (1.5, 1.5), lift=0.03 * abs(c))
+    return Pose(
+        0.34,
+        (0.35 + 0.85 * s, 0.35 - 0.85 * s),
+        (0.35 + 1.3 * max(0, c), 0.35 + 1.3 * max(0, -c)),
+        (-0.95 * s, 0.95 * s),
+        (1.5, 1.5),
+        lift=0.03 * abs(c),
+    )
 
 
 def panic(p):
@@ -80,8 +101,13 @@ def panic(p):
 
 def box(p):
     s = wave(p)
-    return Pose(0.18 + 0.2 * s, (0.5, -0.55), (0.25, 0.35), (1.5 if s > 0 else 0.7, 0.7 if s > 0 else 1.55),
-                (0.1 if s > 0 else 2.0, 2.0 if s > 0 else 0.1))
+    return Pose(
+        0.18 + 0.2 * s,
+        (0.5, -0.55),
+        (0.25, 0.35),
+        (1.5 if s > 0 else 0.7, 0.7 if s > 0 else 1.55),
+        (0.1 if s > 0 else 2.0, 2.0 if s > 0 else 0.1),
+    )
 
 
 def kick(p):
@@ -142,8 +168,13 @@ def reach(p):
 
 def climb(p):
     s = wave(p)
-    return Pose(0.15, (0.95 + 0.5 * s, 0.95 - 0.5 * s), (1.25 + 0.3 * s, 1.25 - 0.3 * s),
-                (2.75 + 0.25 * s, 2.75 - 0.25 * s), (0.3, 0.3))
+    return Pose(
+        0.15,
+        (0.95 + 0.5 * s, 0.95 - 0.5 * s),
+        (1.25 + 0.3 * s, 1.25 - 0.3 * s),
+        (2.75 + 0.25 * s, 2.75 - 0.25 * s),
+        (0.3, 0.3),
+    )
 
 
 def straddle(p):
@@ -173,9 +204,15 @@ class Look:
 
 def random_look(rng, **fixed):
     colour = str(rng.choice(list(COLOURS)))
-    values = {"shirt": vary(rng, COLOURS[colour]), "trousers": vary(rng, ((40, 44, 62), (92, 82, 68), (58, 58, 60),
-              (130, 125, 115))[rng.integers(4)]), "skin": SKINS[rng.integers(4)], "hair": HAIRS[rng.integers(4)],
-              "build": float(rng.uniform(0.9, 1.1)), "colour": colour, "skirt": bool(rng.random() < 0.15)}
+    values = {
+        "shirt": vary(rng, COLOURS[colour]),
+        "trousers": vary(rng, ((40, 44, 62), (92, 82, 68), (58, 58, 60), (130, 125, 115))[rng.integers(4)]),
+        "skin": SKINS[rng.integers(4)],
+        "hair": HAIRS[rng.integers(4)],
+        "build": float(rng.uniform(0.9, 1.1)),
+        "colour": colour,
+        "skirt": bool(rng.random() < 0.15),
+    }
     return Look(**values | fixed)
 
 
@@ -213,8 +250,16 @@ def draw_person(pen, x, y, h, facing, pose, look):
         legs.append([place(point) for point in ((0, hip_y), middle, end, (end[0] + 0.06 * h, end[1]))])
     for shoulder, elbow in zip(pose.shoulders, pose.elbows):
         middle = joint(neck[0], neck[1] + 0.03 * h, shoulder + pose.lean, 0.17 * h)
-        arms.append([place(point) for point in ((neck[0], neck[1] + 0.03 * h), middle,
-                                                joint(*middle, shoulder + pose.lean + elbow, 0.16 * h))])
+        arms.append(
+            [
+                place(point)
+                for point in (
+                    (neck[0], neck[1] + 0.03 * h),
+                    middle,
+                    joint(*middle, shoulder + pose.lean + elbow, 0.16 * h),
+                )
+            ]
+        )
     leg_width, arm_width = max(2, round(0.1 * h)), max(2, round(0.075 * h))
     sides = ((0, 0.7), (1, 1.0))
     for side, light in sides[:1]:
@@ -222,8 +267,12 @@ def draw_person(pen, x, y, h, facing, pose, look):
     for side, light in sides:
         limb(pen, legs[side], shade(look.trousers, light), leg_width)
     if look.carries == "backpack":
-        limb(pen, [place(joint(-0.1 * h, hip_y, math.pi - pose.lean, d * h)) for d in (0.12, 0.24)], (60, 70, 50),
-             round(0.13 * h))
+        limb(
+            pen,
+            [place(joint(-0.1 * h, hip_y, math.pi - pose.lean, d * h)) for d in (0.12, 0.24)],
+            (60, 70, 50),
+            round(0.13 * h),
+        )
     limb(pen, [place((0, hip_y)), place(neck)], look.shirt, max(3, round(0.18 * h)))
     if look.skirt:
         hem = ((-0.07, -0.04), (0.07, -0.04), (0.14, 0.2), (-0.13, 0.2))
@@ -267,6 +316,7 @@ class Person:
 
 def draw_thing(pen, kind, x, y, h, colour):
     """A bag, box or the like that stands on (x, y), in the scale of a person of height h."""
+
     def rectangle(left, top, right, bottom, fill, radius=0.03):
         pen.rounded_rectangle((x + left * h, y + top * h, x + right * h, y + bottom * h), radius * h, fill=fill)
 
@@ -276,8 +326,20 @@ def draw_thing(pen, kind, x, y, h, colour):
         rectangle(-0.09, -0.16, 0.09, -0.02, dark)
     elif kind in ("suitcase", "trolley"):
         tall = 0.4 if kind == "suitcase" else 0.52
-        pen.line((x - 0.06 * h, y - tall * h, x - 0.06 * h, y - (tall + 0.13) * h, x + 0.06 * h, y - (tall + 0.13) * h,
-                  x + 0.06 * h, y - tall * h), fill=(50, 50, 50), width=2)
+        pen.line(
+            (
+                x - 0.06 * h,
+                y - tall * h,
+                x - 0.06 * h,
+                y - (tall + 0.13) * h,
+                x + 0.06 * h,
+                y - (tall + 0.13) * h,
+                x + 0.06 * h,
+                y - tall * h,
+            ),
+            fill=(50, 50, 50),
+            width=2,
+        )
         rectangle(-0.15, -tall, 0.15, -0.02, colour)
         rectangle(-0.15, -0.6 * tall, 0.15, -0.5 * tall, dark, 0)
     elif kind in ("bag", "handbag", "duffel bag"):
@@ -307,8 +369,10 @@ class Thing:
 
     def draw(self, canvas, pen, t):
         if self.start <= t < self.end:
-            pen.ellipse((self.x - 0.2 * self.h, self.y - 0.05 * self.h, self.x + 0.2 * self.h, self.y + 0.04 * self.h),
-                        fill=(0, 0, 0, 70))
+            pen.ellipse(
+                (self.x - 0.2 * self.h, self.y - 0.05 * self.h, self.x + 0.2 * self.h, self.y + 0.04 * self.h),
+                fill=(0, 0, 0, 70),
+            )
             draw_thing(pen, self.kind, self.x, self.y, self.h, self.colour)
 
     def lights(self, t):
@@ -337,14 +401,39 @@ class Overlay:
 # ---------------------------------------------------------------- vehicles
 
 SHAPES = {  # outline of body and windows, in lengths; x to the front, y up from the ground
-    "car": ([(0, .1), (0, .24), (.13, .27), (.25, .4), (.62, .4), (.77, .26), (.97, .22), (1, .1)],
-            [[(.18, .27), (.27, .37), (.42, .37), (.42, .27)], [(.45, .27), (.45, .37), (.6, .37), (.7, .27)]]),
-    "van": ([(0, .1), (0, .5), (.05, .53), (.7, .53), (.86, .32), (.98, .27), (1, .1)],
-            [[(.62, .33), (.62, .48), (.7, .48), (.81, .33)], [(.4, .33), (.4, .48), (.58, .48), (.58, .33)]]),
-    "truck": ([(0, .14), (0, .62), (.68, .62), (.68, .14), (.71, .14), (.71, .5), (.9, .5), (1, .3), (1, .1), (0, .1)],
-              [[(.78, .3), (.78, .46), (.88, .46), (.95, .3)]]),
-    "bus": ([(0, .1), (0, .48), (.03, .52), (.97, .52), (1, .45), (1, .1)],
-            [[(a, .28), (a, .45), (a + .15, .45), (a + .15, .28)] for a in (.06, .24, .42, .6, .8)]),
+    "car": (
+        [(0, 0.1), (0, 0.24), (0.13, 0.27), (0.25, 0.4), (0.62, 0.4), (0.77, 0.26), (0.97, 0.22), (1, 0.1)],
+        [
+            [(0.18, 0.27), (0.27, 0.37), (0.42, 0.37), (0.42, 0.27)],
+            [(0.45, 0.27), (0.45, 0.37), (0.6, 0.37), (0.7, 0.27)],
+        ],
+    ),
+    "van": (
+        [(0, 0.1), (0, 0.5), (0.05, 0.53), (0.7, 0.53), (0.86, 0.32), (0.98, 0.27), (1, 0.1)],
+        [
+            [(0.62, 0.33), (0.62, 0.48), (0.7, 0.48), (0.81, 0.33)],
+            [(0.4, 0.33), (0.4, 0.48), (0.58, 0.48), (0.58, 0.33)],
+        ],
+    ),
+    "truck": (
+        [
+            (0, 0.14),
+            (0, 0.62),
+            (0.68, 0.62),
+            (0.68, 0.14),
+            (0.71, 0.14),
+            (0.71, 0.5),
+            (0.9, 0.5),
+            (1, 0.3),
+            (1, 0.1),
+            (0, 0.1),
+        ],
+        [[(0.78, 0.3), (0.78, 0.46), (0.88, 0.46), (0.95, 0.3)]],
+    ),
+    "bus": (
+        [(0, 0.1), (0, 0.48), (0.03, 0.52), (0.97, 0.52), (1, 0.45), (1, 0.1)],
+        [[(a, 0.28), (a, 0.45), (a + 0.15, 0.45), (a + 0.15, 0.28)] for a in (0.06, 0.24, 0.42, 0.6, 0.8)],
+    ),
 }
 
 
@@ -360,15 +449,15 @@ def vehicle_sprite(kind, colour, length, facing, angle):
         return [(k + px * length, 1.5 * length - py * length) for px, py in shape]
 
     pen.polygon(points(outline), fill=colour)
-    pen.polygon(points([(0, .1), (0, .16), (1, .16), (1, .1)]), fill=shade(colour, 0.7))
+    pen.polygon(points([(0, 0.1), (0, 0.16), (1, 0.16), (1, 0.1)]), fill=shade(colour, 0.7))
     for window in windows:
         pen.polygon(points(window), fill=(60, 75, 90))
-    for centre in (.2, .8):
-        (cx, cy), r = points([(centre, .085)])[0], .085 * length
+    for centre in (0.2, 0.8):
+        (cx, cy), r = points([(centre, 0.085)])[0], 0.085 * length
         pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=(22, 22, 24))
         pen.ellipse((cx - r / 2, cy - r / 2, cx + r / 2, cy + r / 2), fill=(130, 130, 135))
-    pen.polygon(points([(.95, .17), (.95, .22), (1, .22), (1, .17)]), fill=(250, 245, 205))
-    pen.polygon(points([(0, .17), (0, .23), (.03, .23), (.03, .17)]), fill=(190, 30, 25))
+    pen.polygon(points([(0.95, 0.17), (0.95, 0.22), (1, 0.22), (1, 0.17)]), fill=(250, 245, 205))
+    pen.polygon(points([(0, 0.17), (0, 0.23), (0.03, 0.23), (0.03, 0.17)]), fill=(190, 30, 25))
     if facing < 0:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image.rotate(angle, Image.Resampling.BILINEAR, center=(length, 1.3 * length)) if angle else image
@@ -407,11 +496,15 @@ class Vehicle:
         x, y, facing, _ = state
         found, front = [], x + facing * 0.5 * self.length
         if self.headlights:
-            found += [(front, y - 0.2 * self.length, 7, (255, 245, 205), 0.9),
-                      (front + facing * 26, y - 2, 26, (255, 240, 190), 0.45)]
+            found += [
+                (front, y - 0.2 * self.length, 7, (255, 245, 205), 0.9),
+                (front + facing * 26, y - 2, 26, (255, 240, 190), 0.45),
+            ]
             found += [(x - facing * 0.5 * self.length, y - 0.2 * self.length, 4, (255, 40, 25), 0.8)]
         if self.blink and t % 1 < 0.5:
-            found += [(x + side * 0.47 * self.length, y - 0.2 * self.length, 7, (255, 150, 20), 0.9) for side in (-1, 1)]
+            found += [
+                (x + side * 0.47 * self.length, y - 0.2 * self.length, 7, (255, 150, 20), 0.9) for side in (-1, 1)
+            ]
         return found
 
 
@@ -444,12 +537,21 @@ def smoke(canvas, t, x, y, size, colour, seeds, strength=0.55):
     """A column of puffs that rise, spread and fade; `seeds` (n, 3) in [0, 1) move each of them differently."""
     for a, b, c in seeds:
         age = (t / (2.2 + 1.2 * c) + a) % 1
-        paste_puff(canvas, x + size * ((b - 0.5) * 0.6 + 0.9 * age * (c - 0.35)), y - size * 2.2 * age,
-                   size * (0.25 + 0.5 * age), colour, strength * min(1, 5 * age) * (1 - age))
+        paste_puff(
+            canvas,
+            x + size * ((b - 0.5) * 0.6 + 0.9 * age * (c - 0.35)),
+            y - size * 2.2 * age,
+            size * (0.25 + 0.5 * age),
+            colour,
+            strength * min(1, 5 * age) * (1 - age),
+        )
 
 
-PALETTES = {"orange": ((205, 45, 10), (250, 130, 20), (255, 225, 110)), "red": ((150, 22, 12), (225, 70, 20), (255, 170, 70)),
-            "yellow": ((225, 95, 15), (255, 185, 45), (255, 245, 180))}
+PALETTES = {
+    "orange": ((205, 45, 10), (250, 130, 20), (255, 225, 110)),
+    "red": ((150, 22, 12), (225, 70, 20), (255, 170, 70)),
+    "yellow": ((225, 95, 15), (255, 185, 45), (255, 245, 180)),
+}
 
 
 def flames(pen, t, x, y, width, height, palette, seeds):
@@ -459,6 +561,15 @@ def flames(pen, t, x, y, width, height, palette, seeds):
             flicker = 0.62 + 0.38 * wave((1.3 + 1.7 * b) * t + a) * wave(0.7 * t + c)
             cx, top = x + (a - 0.5) * width * (0.4 + 0.6 * part), height * flicker * part * (1.15 - abs(a - 0.5))
             w, tip = 0.24 * width * part + 2, 0.12 * width * wave(1.9 * t + b)
-            pen.polygon([(cx - w, y), (cx - 0.9 * w, y - 0.35 * top), (cx - 0.3 * w + tip * 0.4, y - 0.7 * top),
-                         (cx + tip, y - top), (cx + 0.5 * w + tip * 0.4, y - 0.6 * top), (cx + w, y - 0.3 * top),
-                         (cx + 0.9 * w, y)], fill=colour)
+            pen.polygon(
+                [
+                    (cx - w, y),
+                    (cx - 0.9 * w, y - 0.35 * top),
+                    (cx - 0.3 * w + tip * 0.4, y - 0.7 * top),
+                    (cx + tip, y - top),
+                    (cx + 0.5 * w + tip * 0.4, y - 0.6 * top),
+                    (cx + w, y - 0.3 * top),
+                    (cx + 0.9 * w, y),
+                ],
+                fill=colour,
+            )

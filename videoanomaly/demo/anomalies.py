@@ -2,6 +2,7 @@
 
 Each is a function of (scene, rng, look, begin, end) in seconds that returns actors and the true begin and end.
 """
+
 import math
 from dataclasses import replace
 
@@ -28,10 +29,15 @@ from videoanomaly.demo.scenes import AT_OBSTACLE
 
 # ---------------------------------------------------------------- fire and explosion
 
-FIRES = {  # width and height in heights of a person, palette, brightness of the smoke, number of puffs, how dense they are
-    "puddle": (0.9, 0.55, "orange", 70, 7, 0.5), "bin": (0.35, 0.65, "yellow", 60, 7, 0.5),
-    "car": (0.9, 0.8, "orange", 35, 12, 0.5), "tall": (0.5, 1.3, "red", 90, 7, 0.5),
-    "wall": (1.3, 0.5, "yellow", 110, 7, 0.5), "smoky": (0.5, 0.45, "red", 25, 12, 0.75)}
+# width and height in heights of a person, palette, brightness of the smoke, number of puffs, how dense they are
+FIRES = {
+    "puddle": (0.9, 0.55, "orange", 70, 7, 0.5),
+    "bin": (0.35, 0.65, "yellow", 60, 7, 0.5),
+    "car": (0.9, 0.8, "orange", 35, 12, 0.5),
+    "tall": (0.5, 1.3, "red", 90, 7, 0.5),
+    "wall": (1.3, 0.5, "yellow", 110, 7, 0.5),
+    "smoky": (0.5, 0.45, "red", 25, 12, 0.75),
+}
 
 
 def fire_place(scene, rng, look):
@@ -41,8 +47,10 @@ def fire_place(scene, rng, look):
         return scene.wall[0], y, y, 1.5 * scene.size(y), []
     x, y, h = spot(scene, rng, 24)
     if look == "bin":
+
         def paint(canvas, pen, t):
             pen.rectangle((x - 0.17 * h, y - 0.38 * h, x + 0.17 * h, y), fill=(70, 84, 78))
+
         return x, y, y - 0.36 * h, h, [Overlay(y, paint)]
     if look == "car" and not scene.is_indoor:  # indoors the bare ground burns
         y, _ = lane(scene, rng, "standing")
@@ -68,18 +76,30 @@ def fire(scene, rng, look, begin, end):
     def lights(t):
         k = size(t)
         return [(x, base - 0.4 * height, 1.1 * max(width, height) * k, glow, 0.5 + 0.1 * wave(2.3 * t))] if k else []
+
     return [Overlay(y + 1, paint, lights), *others], begin, end
 
 
-BLASTS = {"fireball": (1, 50, "orange"), "dust": (0.3, 165, "yellow"), "flash": (0.6, 90, "yellow"),  # heat, smoke, palette
-          "double": (0.9, 35, "red"), "sparks": (0.5, 120, "yellow")}
+BLASTS = {
+    "fireball": (1, 50, "orange"),
+    "dust": (0.3, 165, "yellow"),
+    "flash": (0.6, 90, "yellow"),  # heat, smoke, palette
+    "double": (0.9, 35, "red"),
+    "sparks": (0.5, 120, "yellow"),
+}
 
 
 def smoke_burst(canvas, x, y, scale, grow, fade, age, tone, seeds):
     for p, q, r in seeds:
         angle, far = 2 * math.pi * p, scale * (0.25 + 0.75 * q) * grow
-        actors.paste_puff(canvas, x + far * math.cos(angle), y - 0.8 * far * abs(math.sin(angle)) - 7 * age,
-                     scale * (0.25 + 0.3 * r) * (0.5 + 0.5 * grow), (int(tone * (0.75 + 0.5 * r)),) * 3, 0.85 * fade)
+        actors.paste_puff(
+            canvas,
+            x + far * math.cos(angle),
+            y - 0.8 * far * abs(math.sin(angle)) - 7 * age,
+            scale * (0.25 + 0.3 * r) * (0.5 + 0.5 * grow),
+            (int(tone * (0.75 + 0.5 * r)),) * 3,
+            0.85 * fade,
+        )
 
 
 def fire_burst(canvas, x, y, scale, grow, heat, palette, seeds):
@@ -87,8 +107,14 @@ def fire_burst(canvas, x, y, scale, grow, heat, palette, seeds):
     for i, (p, q, _) in enumerate(seeds):
         level = 3 * i // len(seeds)
         angle, far = 2 * math.pi * p, scale * 0.6 * q * grow * (1.2 - 0.35 * level)
-        actors.paste_puff(canvas, x + far * math.cos(angle), y - far * abs(math.sin(angle)),
-                     scale * (0.34 - 0.07 * level) * (0.4 + 0.6 * grow), actors.PALETTES[palette][level], heat)
+        actors.paste_puff(
+            canvas,
+            x + far * math.cos(angle),
+            y - far * abs(math.sin(angle)),
+            scale * (0.34 - 0.07 * level) * (0.4 + 0.6 * grow),
+            actors.PALETTES[palette][level],
+            heat,
+        )
 
 
 def flying_bits(pen, x, y, scale, age, colour, seeds):
@@ -104,7 +130,9 @@ def explosion(scene, rng, look, begin, end):
     hot, tone, palette = BLASTS[look]
     bits = (255, 210, 90) if look == "sparks" else (48, 42, 38)
     seeds, scale = seeds_for(rng, 26), h * rng.uniform(0.75, 1.15)
-    blasts = ((begin, 0), (begin + 0.9, 0.5 * h)) if look == "double" else ((begin, 0),)  # when, and how far to the right
+    blasts = (
+        ((begin, 0), (begin + 0.9, 0.5 * h)) if look == "double" else ((begin, 0),)
+    )  # when, and how far to the right
 
     def paint(canvas, pen, t):
         for at, dx in blasts:
@@ -117,16 +145,26 @@ def explosion(scene, rng, look, begin, end):
                     flying_bits(pen, x + dx, y - 0.3 * h, scale, age, bits, seeds[10:])
 
     def lights(t):
-        return [(x + dx, y - 0.4 * h, 1.6 * scale, (255, 215, 140), 1.5 - 3 * (t - at))
-                for at, dx in blasts if 0 <= t - at < 0.5]
+        return [
+            (x + dx, y - 0.4 * h, 1.6 * scale, (255, 215, 140), 1.5 - 3 * (t - at))
+            for at, dx in blasts
+            if 0 <= t - at < 0.5
+        ]
+
     return [Overlay(y + 1, paint, lights)], begin, end
 
 
 # ---------------------------------------------------------------- people
 
-FIGHTS = {"boxing": (actors.box, actors.box), "kicking": (actors.kick, actors.stagger), "shoving": (actors.shove, actors.stagger),  # poses of the two sides
-          "stomping": (actors.kick, actors.squirm), "wrestling": (actors.grapple, actors.stagger), "beating": (actors.strike_down, actors.squirm),
-          "brawl": (actors.grapple, actors.box)}
+FIGHTS = {
+    "boxing": (actors.box, actors.box),
+    "kicking": (actors.kick, actors.stagger),
+    "shoving": (actors.shove, actors.stagger),  # poses of the two sides
+    "stomping": (actors.kick, actors.squirm),
+    "wrestling": (actors.grapple, actors.stagger),
+    "beating": (actors.strike_down, actors.squirm),
+    "brawl": (actors.grapple, actors.box),
+}
 
 
 def fighter(scene, rng, pose, x, y, h, side, apart, begin, end):
@@ -135,16 +173,35 @@ def fighter(scene, rng, pose, x, y, h, side, apart, begin, end):
 
     def blow(t):
         return x + side * apart + 0.09 * h * wave(0.8 * t + sway), y, h, -side, pose(pace * t + sway)
-    script = chain((begin, stays(x + side * 1.35 * apart, y, h, -side, actors.stand)), (end, blow),
-                   (math.inf, goes(scene, x + side * apart, y, CENTRE + side * 130, y, end, 0.9)))
-    return Person(look, script, lambda t: None if begin <= t < end else fact(look, "talking" if t < begin else "walking away"))
+
+    script = chain(
+        (begin, stays(x + side * 1.35 * apart, y, h, -side, actors.stand)),
+        (end, blow),
+        (math.inf, goes(scene, x + side * apart, y, CENTRE + side * 130, y, end, 0.9)),
+    )
+    return Person(
+        look, script, lambda t: None if begin <= t < end else fact(look, "talking" if t < begin else "walking away")
+    )
 
 
 def fighting(scene, rng, look, begin, end):
     x, y, h = spot(scene, rng, 26)
     count = int(rng.integers(3, 5)) if look == "brawl" else 2
-    people = [fighter(scene, rng, FIGHTS[look][i % 2], x, y + i + i // 2 * 5, h, side=1 - 2 * (i % 2),
-                      apart=(0.27 + 0.3 * (i // 2)) * h, begin=begin, end=end) for i in range(count)]
+    people = [
+        fighter(
+            scene,
+            rng,
+            FIGHTS[look][i % 2],
+            x,
+            y + i + i // 2 * 5,
+            h,
+            side=1 - 2 * (i % 2),
+            apart=(0.27 + 0.3 * (i // 2)) * h,
+            begin=begin,
+            end=end,
+        )
+        for i in range(count)
+    ]
     return people, begin, end
 
 
@@ -168,12 +225,18 @@ def running_crowd(scene, rng, look, begin, end):
         start, speed, person = begin + wait * i / count, rng.uniform(1.5, 2.1), random_look(rng)
         h, side = scene.size(ends[1]), 1 if ends[2] > ends[0] else -1
         before = stays(*ends[:2], h, side, actors.stand, rng.uniform(0.8, 1.2)) if stands else lambda t: None
-        script = chain((start, before),
-                       (math.inf, goes(scene, *ends, start, speed, actors.panic if surprised else actors.run, rng.uniform(1.4, 1.8))))
+        script = chain(
+            (start, before),
+            (
+                math.inf,
+                goes(scene, *ends, start, speed, actors.panic if surprised else actors.run, rng.uniform(1.4, 1.8)),
+            ),
+        )
         last = max(last, start + way(*ends) / speed / h)
 
         def words(t, start=start, before=before, person=person):
             return None if first <= t < until else fact(person, "standing" if t < start and before(t) else "running")
+
         people.append(Person(person, script, words))
     seen = [t for t in np.arange(begin, last, 0.05) if sum(is_running(person, t) for person in people) >= 3]
     first = min(seen, default=begin)
@@ -184,8 +247,12 @@ def running_crowd(scene, rng, look, begin, end):
 def is_running(person, t):
     """Whether one of a crowd is in the picture and no longer stands."""
     state = person.script(t)
-    return state is not None and 0 < state[0] < actors.CANVAS and state[1] < actors.CANVAS + 0.5 * state[2] and (
-        state[4].lean > 0.2)
+    return (
+        state is not None
+        and 0 < state[0] < actors.CANVAS
+        and state[1] < actors.CANVAS + 0.5 * state[2]
+        and (state[4].lean > 0.2)
+    )
 
 
 def abandoned_object(scene, rng, look, begin, end):
@@ -199,22 +266,39 @@ def abandoned_object(scene, rng, look, begin, end):
     def absent(t):
         gone = speed * h * min(t - leave, found - t + near / speed / h)
         return start + side * gone, y - 1, h, side if t - leave < found - t else -side, actors.walk(t - leave)
-    owner = chain((arrive, goes(scene, x - side * 3 * speed * h, y - 1, start, y - 1, arrive - 3, speed)),
-                  (leave, stays(start, y - 1, h, side, actors.bend)), (found, absent), (math.inf, lambda t: None))
+
+    owner = chain(
+        (arrive, goes(scene, x - side * 3 * speed * h, y - 1, start, y - 1, arrive - 3, speed)),
+        (leave, stays(start, y - 1, h, side, actors.bend)),
+        (found, absent),
+        (math.inf, lambda t: None),
+    )
     takes = goes(scene, x, y - 1, CENTRE + side * 124, y - 1, found, speed)
     carrying = replace(person, carries="backpack" if kind == "backpack" else "suitcase")
     walks, puts = fact(person, "walking"), fact(person, "putting something down")
-    return [Thing(kind, x, y, LUGGAGE * h, bag_colour(rng), arrive, found),
+    return (
+        [
+            Thing(kind, x, y, LUGGAGE * h, bag_colour(rng), arrive, found),
             Person(person, owner, lambda t: puts if arrive <= t < leave else walks),
-            Person(carrying, takes, lambda t: walks)], begin, end
+            Person(carrying, takes, lambda t: walks),
+        ],
+        begin,
+        end,
+    )
 
 
 def climbing(scene, rng, look, begin, end):
     """Somebody climbs what is in the way, or a pipe or a swinging rope in front of it."""
     left, right, foot, height = scene.obstacle
     colour = str(rng.choice(("black", "grey", "blue")))
-    person = random_look(rng, shirt=vary(rng, actors.shade(actors.COLOURS[colour], 0.7)), colour=colour, hood=True, skirt=False,
-                         carries=str(rng.choice(["", "backpack"])))
+    person = random_look(
+        rng,
+        shirt=vary(rng, actors.shade(actors.COLOURS[colour], 0.7)),
+        colour=colour,
+        hood=True,
+        skirt=False,
+        carries=str(rng.choice(["", "backpack"])),
+    )
     y, x, side = foot + 3, free_x(scene, rng, left + 8, right - 8), int(rng.choice((-1, 1)))
     h, end = scene.size_at_obstacle, min(end, begin + (rng.uniform(2, 3) if look == "vault" else rng.uniform(3, 7)))
 
@@ -235,8 +319,12 @@ def climbing(scene, rng, look, begin, end):
         elif look == "vault":
             pose, dx, lift = actors.vault(t), 0.25 * h * wave(0.35 * (t - begin)), height / h - 0.23
         return x + side * dx, y, h, side, replace(pose, lift=lift)
-    script = chain((begin, goes(scene, x - side * 1.6 * h, y, x, y, begin - 2, 0.8, scale=AT_OBSTACLE)), (end, up),
-                   (math.inf, goes(scene, x + side * 0.2 * h, y, CENTRE + side * 125, y, end, 1.6, actors.run, 1.5, AT_OBSTACLE)))
+
+    script = chain(
+        (begin, goes(scene, x - side * 1.6 * h, y, x, y, begin - 2, 0.8, scale=AT_OBSTACLE)),
+        (end, up),
+        (math.inf, goes(scene, x + side * 0.2 * h, y, CENTRE + side * 125, y, end, 1.6, actors.run, 1.5, AT_OBSTACLE)),
+    )
 
     def paint(canvas, pen, t):
         if look == "pipe":
@@ -246,6 +334,7 @@ def climbing(scene, rng, look, begin, end):
 
     def words(t):
         return None if begin <= t < end else fact(person, "walking" if t < begin else "running")
+
     climber = Person(person, script, words)
     return [climber, Overlay(y - 1, paint)] if look in ("pipe", "rope") else [climber], begin, end
 
@@ -266,18 +355,25 @@ class Crash:
 
     def tilted(self, degrees, up=0):
         """Script of the car, `degrees` nose up and `up` pixels above the road after the impact."""
+
         def script(t):
             x = self.x - self.direction * (0.5 * self.size + self.speed * max(0, self.begin - t) - self.after(t, 10))
             hit = t > self.begin
             return x, self.y - up * hit, self.direction, self.direction * degrees(t) * hit
+
         return script
 
 
 def into_car(crash, scene, rng):
     def script(t):
         hit = t > crash.begin
-        return (crash.x + crash.direction * (0.55 * crash.size + crash.after(t, 16) * hit), crash.y, crash.direction,
-                -crash.direction * 7 * hit)
+        return (
+            crash.x + crash.direction * (0.55 * crash.size + crash.after(t, 16) * hit),
+            crash.y,
+            crash.direction,
+            -crash.direction * 7 * hit,
+        )
+
     return crash.tilted(lambda t: -9), [random_vehicle(scene, rng, script, "standing", "car", crash.y)]
 
 
@@ -285,6 +381,7 @@ def into_pole(crash, scene, rng):
     def pole(canvas, pen, t):
         x = crash.x + crash.direction * 6
         pen.line((x, crash.y, x + crash.direction * crash.after(t, 16), crash.y - 62), fill=(70, 72, 74), width=4)
+
     return crash.tilted(lambda t: -14), [Overlay(crash.y + 1, pole)]
 
 
@@ -296,12 +393,24 @@ def into_pedestrian(crash, scene, rng):
         if t < begin:
             left = min((begin - t) / 4, 1)
             y = crash.y + left * (kerb - crash.y)
-            return crash.x + crash.direction * 0.1 * crash.size, y, scene.size(y), 1, (actors.stand if left == 1 else actors.walk)(t)
-        return (crash.x + crash.direction * (0.4 * crash.size + crash.after(t, 0.45 * crash.size)), crash.y + 2, h,
-                crash.direction, actors.lie(t))
+            return (
+                crash.x + crash.direction * 0.1 * crash.size,
+                y,
+                scene.size(y),
+                1,
+                (actors.stand if left == 1 else actors.walk)(t),
+            )
+        return (
+            crash.x + crash.direction * (0.4 * crash.size + crash.after(t, 0.45 * crash.size)),
+            crash.y + 2,
+            h,
+            crash.direction,
+            actors.lie(t),
+        )
 
     def words(t):
         return fact(look, "standing" if begin - t >= 4 else "crossing the road") if t < begin else None
+
     return crash.tilted(lambda t: 0), [Person(look, script, words)]
 
 
@@ -318,15 +427,27 @@ def sideswipe(crash, scene, rng):
     speed = rng.uniform(60, 110)
 
     def script(t):
-        return (crash.x + crash.direction * (0.45 * crash.size + speed * max(0, crash.begin - t)), crash.y - 6,
-                -crash.direction, crash.direction * 22 * (t > crash.begin))
+        return (
+            crash.x + crash.direction * (0.45 * crash.size + speed * max(0, crash.begin - t)),
+            crash.y - 6,
+            -crash.direction,
+            crash.direction * 22 * (t > crash.begin),
+        )
+
     def action(t):
         return "driving by" if t <= crash.begin else None
+
     return crash.tilted(lambda t: 20), [random_vehicle(scene, rng, script, action, "van", crash.y)]
 
 
-ACCIDENTS = {"rear": into_car, "pole": into_pole, "pedestrian": into_pedestrian, "rolled": rolling, "overturned": overturning,
-             "sideswipe": sideswipe}
+ACCIDENTS = {
+    "rear": into_car,
+    "pole": into_pole,
+    "pedestrian": into_pedestrian,
+    "rolled": rolling,
+    "overturned": overturning,
+    "sideswipe": sideswipe,
+}
 
 
 def road_accident(scene, rng, look, begin, end):
@@ -343,7 +464,10 @@ def road_accident(scene, rng, look, begin, end):
                 pen.rectangle((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=(205, 215, 220) if q < 0.5 else (50, 46, 44))
             if look != "pedestrian":
                 strength = 0.4 * min(1, t - begin)
-                actors.smoke(canvas, t, crash.x, crash.y - 0.25 * crash.size, 0.3 * crash.size, (150,) * 3, puffs, strength)
+                actors.smoke(
+                    canvas, t, crash.x, crash.y - 0.25 * crash.size, 0.3 * crash.size, (150,) * 3, puffs, strength
+                )
+
     car = random_vehicle(scene, rng, script, lambda t: "driving by" if t < begin else None, "car", crash.y)
     return [*others, car, Overlay(crash.y + 2, debris)], begin, math.inf
 

@@ -1,8 +1,10 @@
 """Normal life in the demo world, with what looks like an anomaly and is none.
 
-Each event is a function of (scene, rng, length of the video in seconds) that returns actors; `words(t)` of an actor gives
-(subject, attribute, action) or None. A script is a function of time that tells where its actor is and how, or None.
+Each event is a function of (scene, rng, length of the video in seconds) that returns actors; `words(t)` of an actor
+gives (subject, attribute, action) or None. A script is a function of time that tells where its actor is and how, or
+None.
 """
+
 import math
 from dataclasses import replace
 
@@ -42,7 +44,8 @@ def way(x0, y0, x1, y1):
 
 
 def goes(scene, x0, y0, x1, y1, start, speed, pose=actors.walk, cadence=1.0, scale=1.0):
-    """Script of somebody who goes from one place to another, `speed` in heights per second, and is away before and after.
+    """Script of somebody who goes from one place to another, `speed` in heights per second, and is away before and
+    after.
 
     People are `scale` times as tall as the perspective has it.
     """
@@ -55,13 +58,16 @@ def goes(scene, x0, y0, x1, y1, start, speed, pose=actors.walk, cadence=1.0, sca
             return None
         x, y = x0 + part * (x1 - x0), y0 + part * (y1 - y0)
         return x, y, scale * scene.size(y), 1 if x1 >= x0 else -1, pose(cadence * (t - start))
+
     return script
 
 
 def chain(*parts):
     """Scripts one after the other: (end of the part in seconds, script)."""
+
     def script(t):
         return next((part(t) for end, part in parts if t < end), None)
+
     return script
 
 
@@ -99,7 +105,9 @@ def jogger(scene, rng, length):
 def stander(scene, rng, length):
     look, pose = random_look(rng), (actors.stand, actors.phone)[rng.integers(2)]
     script = stays(*spot(scene, rng), int(rng.choice((-1, 1))), pose)
-    return [Person(look, script, when(script, fact(look, "standing" if pose is actors.stand else "looking at a phone")))]
+    return [
+        Person(look, script, when(script, fact(look, "standing" if pose is actors.stand else "looking at a phone")))
+    ]
 
 
 def group(scene, rng, length):
@@ -121,9 +129,11 @@ def pair(scene, rng, poses, action, begin, end, gap=0.34):
     for side, pose in ((-1, poses[0]), (1, poses[1])):
         look, distance = random_look(rng), gap * h / 2
         phase = rng.uniform(0.9, 1.1)
-        script = chain((begin, stays(x + side * 0.3 * h, y, h, -side, actors.stand, phase)),
-                       (end, stays(x + side * distance, y + side, h, -side, pose, phase)),
-                       (math.inf, stays(x + side * 0.3 * h, y, h, -side, actors.stand, phase)))
+        script = chain(
+            (begin, stays(x + side * 0.3 * h, y, h, -side, actors.stand, phase)),
+            (end, stays(x + side * distance, y + side, h, -side, pose, phase)),
+            (math.inf, stays(x + side * 0.3 * h, y, h, -side, actors.stand, phase)),
+        )
         people.append(Person(look, script, lambda t, look=look: fact(look, action if begin <= t < end else "talking")))
     return people
 
@@ -152,8 +162,10 @@ def waiting_with_luggage(scene, rng, length):
     kind, side = str(rng.choice(kinds)), int(rng.choice((-1, 1)))
     look, action = random_look(rng), f"waiting beside a {kind}"
     script = stays(x + side * 0.42 * h, y - 1, h, -side, (actors.stand, actors.phone)[rng.integers(2)])
-    return [Person(look, script, when(script, fact(look, action))),
-            Thing(kind, x, y, LUGGAGE * h, bag_colour(rng), 0, math.inf)]
+    return [
+        Person(look, script, when(script, fact(look, action))),
+        Thing(kind, x, y, LUGGAGE * h, bag_colour(rng), 0, math.inf),
+    ]
 
 
 def bag_colour(rng):
@@ -169,6 +181,7 @@ def sitting(scene, rng, length):
         pen.rectangle((x - 0.35 * h, y - 0.25 * h, x + 0.35 * h, y - 0.2 * h), fill=(105, 74, 48))
         for leg in (-0.3, 0.28):
             pen.rectangle((x + leg * h, y - 0.22 * h, x + leg * h + 2, y), fill=(60, 46, 36))
+
     script = stays(x, y, h, facing, actors.sit)
     return [Overlay(y - 0.5, bench), Person(look, script, when(script, fact(look, "sitting on a bench")))]
 
@@ -186,9 +199,9 @@ def ladder(scene, rng, length):
         for i in range(9):
             y = foot + (top - foot) * i / 9
             pen.line((x - 0.13 * h, y, x + 0.13 * h, y), fill=(190, 180, 120), width=1)
+
     script = stays(x - 0.05 * h, foot, h, 1, lambda p: replace(actors.reach(p), lift=0.35))
-    return [Overlay(foot - 0.5, rungs),
-            Person(look, script, when(script, ("worker", "", "standing on a ladder")))]
+    return [Overlay(foot - 0.5, rungs), Person(look, script, when(script, ("worker", "", "standing on a ladder")))]
 
 
 def at_the_obstacle(scene, rng, length):
@@ -215,6 +228,7 @@ def random_vehicle(scene, rng, script, action, kind, y, **options):
     def words(t):
         does = action(t) if callable(action) else action
         return (kind, name, does) if does and script(t) else None
+
     return Vehicle(kind, vary(rng, COLOURS[name]), length, script, words, headlights=scene.night, **options)
 
 
@@ -224,8 +238,11 @@ def vehicle_length(scene, y):
 
 def drive(x0, direction, y, start, speed):
     """Script of a vehicle at constant speed, pixels per second."""
-    return lambda t: (x0 + direction * speed * (t - start), y, direction, 0) if t >= start and (
-        -140 < x0 + direction * speed * (t - start) < CANVAS + 140) else None
+    return lambda t: (
+        (x0 + direction * speed * (t - start), y, direction, 0)
+        if t >= start and (-140 < x0 + direction * speed * (t - start) < CANVAS + 140)
+        else None
+    )
 
 
 def lane(scene, rng, use):
@@ -253,9 +270,11 @@ def passing_car(scene, rng, length):
 
 def braking(x0, x1, start, seconds):
     """Position of a vehicle that slows down evenly from x0 and stands at x1 after `seconds`."""
+
     def x(t):
         s = min(max((t - start) / seconds, 0), 1)
         return x0 + (x1 - x0) * (2 * s - s * s)
+
     return x
 
 
@@ -273,6 +292,7 @@ def parking(scene, rng, length):
 
     def does(t):
         return "parked" if not begin <= t < begin + seconds else "driving off" if leaves else "parking"
+
     return [random_vehicle(scene, rng, script, does, "car", y)]
 
 
@@ -285,11 +305,14 @@ def queue(scene, rng, length):
 
     def does(stands):
         return lambda t: "waiting in a queue" if t >= stands else "driving by"
+
     size = vehicle_length(scene, y)
     for i in range(2):
         x1 = CENTRE + direction * (size * 0.56 - i * size * 1.12)
         x = braking(x1 - direction * 300, x1, begin + 1.2 * i, 2.5)
-        cars.append(random_vehicle(scene, rng, lambda t, x=x: (x(t), y, direction, 0), does(begin + 1.2 * i + 2.5), "car", y))
+        cars.append(
+            random_vehicle(scene, rng, lambda t, x=x: (x(t), y, direction, 0), does(begin + 1.2 * i + 2.5), "car", y)
+        )
     return cars
 
 
@@ -298,7 +321,11 @@ def hazard_lights(scene, rng, length):
         return []
     y, direction = place
     x = free_x(scene, rng, 40, 150)
-    return [random_vehicle(scene, rng, lambda t: (x, y, direction, 0), "standing with blinking lights", "car", y, blink=True)]
+    return [
+        random_vehicle(
+            scene, rng, lambda t: (x, y, direction, 0), "standing with blinking lights", "car", y, blink=True
+        )
+    ]
 
 
 def lamp_switched(scene, rng, length):
@@ -309,8 +336,15 @@ def lamp_switched(scene, rng, length):
 
     def paint(canvas, pen, t):
         pen.ellipse((x - 5, y - 4, x + 5, y + 5), fill=(255, 240, 190) if begin <= t < end else (120, 118, 110))
-    return [Overlay(0, paint, lambda t: [(x, y, radius, warm, 0.9)] if begin <= t < end else [],
-                    lambda t: ("lamp", "", "shining") if begin <= t < end else None)]
+
+    return [
+        Overlay(
+            0,
+            paint,
+            lambda t: [(x, y, radius, warm, 0.9)] if begin <= t < end else [],
+            lambda t: ("lamp", "", "shining") if begin <= t < end else None,
+        )
+    ]
 
 
 def neon_sign(scene, rng, length):
@@ -326,9 +360,18 @@ def neon_sign(scene, rng, length):
         pen.rectangle((x - w, y - h, x + w, y + h), fill=(40, 34, 36), outline=(80, 78, 76))
         for i in range(-2, 3):
             centre = x + 0.38 * w * i
-            pen.rectangle((centre - 2, y - 0.6 * h, centre + 2, y + 0.6 * h), fill=colour if is_lit(t) else (90, 60, 50))
-    return [Overlay(0, paint, lambda t: [(x, y, 20, colour, 0.55)] if is_lit(t) else [],
-                    lambda t: ("neon sign", "", "flickering"))]
+            pen.rectangle(
+                (centre - 2, y - 0.6 * h, centre + 2, y + 0.6 * h), fill=colour if is_lit(t) else (90, 60, 50)
+            )
+
+    return [
+        Overlay(
+            0,
+            paint,
+            lambda t: [(x, y, 20, colour, 0.55)] if is_lit(t) else [],
+            lambda t: ("neon sign", "", "flickering"),
+        )
+    ]
 
 
 def steam(scene, rng, length):
@@ -342,7 +385,12 @@ def steam(scene, rng, length):
         pen.ellipse((x - 0.2 * h, y - 0.05 * h, x + 0.2 * h, y + 0.05 * h), fill=(58, 58, 60))
         if begin <= t < end:
             actors.smoke(canvas, t, x, y, size, tone, seeds, 0.5)
-    return [Overlay(y - 30, paint, words=lambda t: ("steam", "white", "rising from the ground") if begin <= t < end else None)]
+
+    return [
+        Overlay(
+            y - 30, paint, words=lambda t: ("steam", "white", "rising from the ground") if begin <= t < end else None
+        )
+    ]
 
 
 def door_opens(scene, rng, length):
@@ -357,6 +405,7 @@ def door_opens(scene, rng, length):
             pen.polygon([(x0, y0), (x0 + 5, y0 + 3), (x0 + 5, y1 + 3), (x0, y1)], fill=(80, 60, 44))
             if somebody and t > begin + 0.6:
                 actors.draw_person(pen, (x0 + x1) / 2, y1, 0.8 * (y1 - y0), 1, actors.stand(t), look)
+
     return [Overlay(0, paint, words=lambda t: ("door", "", "standing open") if begin <= t < end else None)]
 
 
@@ -368,12 +417,38 @@ def camera_flash(scene, rng, length):
 
     def is_lit(t):
         return any(0 <= t - at < 0.26 for at in times)
-    return [Person(look, script, lambda t: fact(look, "taking a picture with a flash" if is_lit(t) else "taking a picture")),
-            Overlay(0, glow=lambda t: [(x + 0.3 * h, y - 0.8 * h, 34, (255, 255, 255), 1.3)] if is_lit(t) else [])]
+
+    return [
+        Person(
+            look, script, lambda t: fact(look, "taking a picture with a flash" if is_lit(t) else "taking a picture")
+        ),
+        Overlay(0, glow=lambda t: [(x + 0.3 * h, y - 0.8 * h, 34, (255, 255, 255), 1.3)] if is_lit(t) else []),
+    ]
 
 
-EVERYWHERE = [passer_by, passer_by, passer_by, stander, group, jogger, hugging, greeting, dancing, waiting_with_luggage,
-              ladder, at_the_obstacle, lamp_switched, neon_sign, door_opens, camera_flash, steam, sitting]
-NORMAL = {"street": [*EVERYWHERE, passing_car, passing_car, passing_car, parking, queue, hazard_lights],
-          "car park": [*EVERYWHERE, passing_car, passing_car, parking, parking, queue, hazard_lights],
-          "corridor": EVERYWHERE, "shop": [*EVERYWHERE, shopper, shopper, shopper]}
+EVERYWHERE = [
+    passer_by,
+    passer_by,
+    passer_by,
+    stander,
+    group,
+    jogger,
+    hugging,
+    greeting,
+    dancing,
+    waiting_with_luggage,
+    ladder,
+    at_the_obstacle,
+    lamp_switched,
+    neon_sign,
+    door_opens,
+    camera_flash,
+    steam,
+    sitting,
+]
+NORMAL = {
+    "street": [*EVERYWHERE, passing_car, passing_car, passing_car, parking, queue, hazard_lights],
+    "car park": [*EVERYWHERE, passing_car, passing_car, parking, parking, queue, hazard_lights],
+    "corridor": EVERYWHERE,
+    "shop": [*EVERYWHERE, shopper, shopper, shopper],
+}

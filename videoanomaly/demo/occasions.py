@@ -1,8 +1,9 @@
 """What fills a place now and then in the demo world's normal life: a market, a parade, roadworks and the like.
 
-Each is a function of (scene, rng, length of the video in seconds) that returns actors, as in events.py. They change a picture
-as much as an anomaly does, so that what is unusual is not yet wrong.
+Each is a function of (scene, rng, length of the video in seconds) that returns actors, as in events.py. They change a
+picture as much as an anomaly does, so that what is unusual is not yet wrong.
 """
+
 import math
 from dataclasses import replace
 
@@ -35,8 +36,16 @@ def stall(x, y, h, awning, goods):
             pen.line((left + side * width, y, left + side * width, y - 1.1 * h), fill=(90, 90, 90), width=2)
         for k in range(6):
             top = left + (0.08 + 0.14 * k) * width
-            pen.polygon([(top, y - 1.35 * h), (top + 0.14 * width, y - 1.35 * h), (left + (k + 1) * width / 6, y - 1.05 * h),
-                         (left + k * width / 6, y - 1.05 * h)], fill=awning if k % 2 else (235, 235, 228))
+            pen.polygon(
+                [
+                    (top, y - 1.35 * h),
+                    (top + 0.14 * width, y - 1.35 * h),
+                    (left + (k + 1) * width / 6, y - 1.05 * h),
+                    (left + k * width / 6, y - 1.05 * h),
+                ],
+                fill=awning if k % 2 else (235, 235, 228),
+            )
+
     return Overlay(y, paint, words=lambda t: ("stall", "", "selling things"))
 
 
@@ -68,15 +77,20 @@ def roadworks(scene, rng, length):
         pen.ellipse((x - 0.6 * h, y - 0.35 * h, x + 0.6 * h, y + 0.1 * h), fill=(96, 72, 48))
         for k in range(8):
             left = x + (-0.8 + 0.2 * k) * h
-            pen.rectangle((left, y - 0.32 * h, left + 0.2 * h, y - 0.16 * h), fill=((205, 40, 35), (235, 235, 230))[k % 2])
+            pen.rectangle(
+                (left, y - 0.32 * h, left + 0.2 * h, y - 0.16 * h), fill=((205, 40, 35), (235, 235, 230))[k % 2]
+            )
         for dx in (-1.1, -0.75, 0.75, 1.1):
             cx = x + dx * h
             pen.polygon([(cx - 0.12 * h, y + 4), (cx + 0.12 * h, y + 4), (cx, y + 4 - 0.4 * h)], fill=(240, 110, 30))
 
     def lights(t):
         return [(x + 0.75 * h, y - 0.42 * h, 12, (255, 165, 30), 0.9)] if wave(rate * t) > 0 else []
-    people = [worker(rng, stays(x + side * 0.4 * h, y - 3, h, -side, dig, rng.uniform(0.5, 0.8), rng.random()), "digging")
-              for side in (-1, 1)]
+
+    people = [
+        worker(rng, stays(x + side * 0.4 * h, y - 3, h, -side, dig, rng.uniform(0.5, 0.8), rng.random()), "digging")
+        for side in (-1, 1)
+    ]
     return [Overlay(y, paint, lights), *people]
 
 
@@ -94,8 +108,16 @@ def parade(scene, rng, length):
                 px, py, h, facing, _ = state
                 hand, top = px + facing * 0.2 * h, py - 1.5 * h
                 pen.line((hand, py - 0.55 * h, hand, top), fill=(190, 180, 160), width=2)
-                pen.polygon([(hand, top), (hand - facing * (0.5 + 0.06 * wave(t)) * h, top + 0.08 * h),
-                             (hand - facing * 0.48 * h, top + 0.36 * h), (hand, top + 0.32 * h)], fill=colour)
+                pen.polygon(
+                    [
+                        (hand, top),
+                        (hand - facing * (0.5 + 0.06 * wave(t)) * h, top + 0.08 * h),
+                        (hand - facing * 0.48 * h, top + 0.36 * h),
+                        (hand, top + 0.32 * h),
+                    ],
+                    fill=colour,
+                )
+
         found += [Person(look, script, when(script, fact(look, "marching"))), Overlay(y + 0.1, flag)]
     return found
 
@@ -109,6 +131,7 @@ def football(scene, rng, length):
         bx, by = x + 70 * wave(rates[0] * t + phases[0]), y + 14 * wave(rates[1] * t + phases[1])
         up, r = 0.5 * h * abs(wave(0.6 * t + phases[2])), 0.1 * h
         pen.ellipse((bx - r, by - up - r, bx + r, by - up + r), fill=(245, 245, 245), outline=(60, 60, 60))
+
     found = [Overlay(y + 14, ball)]
     for k in range(int(rng.integers(4, 7))):
         look, rate, phase = random_look(rng), rng.uniform(0.1, 0.2), rng.random()
@@ -117,6 +140,7 @@ def football(scene, rng, length):
         def script(t, rate=rate, phase=phase, foot=foot):
             facing = 1 if wave(rate * t + phase + 0.25) > 0 else -1
             return CENTRE + 72 * wave(rate * t + phase), foot, scene.size(foot), facing, actors.run(1.3 * t + phase)
+
         found.append(Person(look, script, when(script, fact(look, "playing football"))))
     return found
 
@@ -124,12 +148,24 @@ def football(scene, rng, length):
 def delivery(scene, rng, length):
     """Piles of boxes, and workers who lift them."""
     x, y, h = spot(scene, rng, 34)
-    boxes = [Thing("box", x + (0.42 * (k % 4) - 0.63) * h, y + 0.01 * k - 0.3 * h * (k // 4), h, vary(rng, (165, 125, 80)), 0,
-                   math.inf, lambda t: ("box", "", "delivered")) for k in range(int(rng.integers(5, 9)))]
+    boxes = [
+        Thing(
+            "box",
+            x + (0.42 * (k % 4) - 0.63) * h,
+            y + 0.01 * k - 0.3 * h * (k // 4),
+            h,
+            vary(rng, (165, 125, 80)),
+            0,
+            math.inf,
+            lambda t: ("box", "", "delivered"),
+        )
+        for k in range(int(rng.integers(5, 9)))
+    ]
     rate = rng.uniform(0.12, 0.25)
 
     def lift(t):
         return actors.bend(t) if wave(rate * t) > 0 else actors.Pose(0.1, (0.1, -0.1), (0, 0), (1.2, 1.3), (0.4, 0.3))
+
     people = [worker(rng, stays(x + side * 0.95 * h, y + 1, h, -side, lift), "moving boxes") for side in (-1, 1)]
     return [*boxes, *people]
 
@@ -148,10 +184,13 @@ def barbecue(scene, rng, length):
 
     def lights(t):
         return [(x, y - 0.6 * h, 0.4 * h, (255, 150, 60), 0.4)]
+
     found = [Overlay(y, paint, lights, lambda t: ("grill", "", "burning"))]
-    for k, dx in enumerate((-0.6, 0.65, 1.0, -1.0)[:int(rng.integers(2, 5))]):
+    for k, dx in enumerate((-0.6, 0.65, 1.0, -1.0)[: int(rng.integers(2, 5))]):
         look = random_look(rng)
-        script = stays(x + dx * h, y + (1, 2, -5, -6)[k], h, -1 if dx > 0 else 1, actors.reach if k == 0 else actors.stand)
+        script = stays(
+            x + dx * h, y + (1, 2, -5, -6)[k], h, -1 if dx > 0 else 1, actors.reach if k == 0 else actors.stand
+        )
         found.append(Person(look, script, when(script, fact(look, "grilling" if k == 0 else "waiting for food"))))
     return found
 
@@ -161,12 +200,15 @@ def party(scene, rng, length):
     lamps = [(rng.uniform(0.1, 0.35), rng.random(), COLOURS[name]) for name in rng.choice(BRIGHT, 4, replace=False)]
 
     def lights(t):
-        return [(CENTRE + 80 * wave(rate * t + phase), 60 + 30 * wave(1.3 * rate * t + 2 * phase), 42, colour, 1.1)
-                for rate, phase, colour in lamps]
+        return [
+            (CENTRE + 80 * wave(rate * t + phase), 60 + 30 * wave(1.3 * rate * t + 2 * phase), 42, colour, 1.1)
+            for rate, phase, colour in lamps
+        ]
 
     def paint(canvas, pen, t):
         for x, y, _, colour, _ in lights(t):
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+
     found = [Overlay(0, paint, lights, words=lambda t: ("coloured light", "", "moving"))]
     for k in range(int(rng.integers(4, 7))):
         (x, y, h), look, rate = spot(scene, rng, 6), random_look(rng), rng.uniform(0.8, 1.3)
@@ -198,12 +240,23 @@ def cleaning(scene, rng, length):
         left, right = sorted((px + facing * 0.3 * h, px + facing * 0.85 * h))
         pen.rounded_rectangle((left, y - 0.45 * h, right, y), 0.06 * h, fill=(50, 95, 165))
         pen.line((px + facing * 0.2 * h, y - 0.6 * h, px + facing * 0.5 * h, y - 0.42 * h), fill=(40, 40, 40), width=2)
-    return [Overlay(0, floor), Overlay(y + 6, signs, words=lambda t: ("sign", "yellow", "standing on the floor")),
-            Overlay(y + 0.1, machine), worker(rng, script, "cleaning the floor")]
+
+    return [
+        Overlay(0, floor),
+        Overlay(y + 6, signs, words=lambda t: ("sign", "yellow", "standing on the floor")),
+        Overlay(y + 0.1, machine),
+        worker(rng, script, "cleaning the floor"),
+    ]
 
 
 OUTDOORS, INDOORS = ("street", "car park"), ("corridor", "shop")
 OCCASIONS = {  # and where they take place
-    "market": (market, (*OUTDOORS, "shop")), "roadworks": (roadworks, OUTDOORS), "parade": (parade, OUTDOORS),
-    "football": (football, OUTDOORS), "delivery": (delivery, (*OUTDOORS, *INDOORS)), "barbecue": (barbecue, OUTDOORS),
-    "party": (party, INDOORS), "cleaning": (cleaning, INDOORS)}
+    "market": (market, (*OUTDOORS, "shop")),
+    "roadworks": (roadworks, OUTDOORS),
+    "parade": (parade, OUTDOORS),
+    "football": (football, OUTDOORS),
+    "delivery": (delivery, (*OUTDOORS, *INDOORS)),
+    "barbecue": (barbecue, OUTDOORS),
+    "party": (party, INDOORS),
+    "cleaning": (cleaning, INDOORS),
+}

@@ -1,4 +1,5 @@
 """What `train.py --dataset demo` trains on: rendered videos, the demo's CLIP and its features of them, each made once."""
+
 import os
 import subprocess
 import sys
@@ -29,8 +30,17 @@ def write_dataset(root, clip, device: str) -> None:
     print(f"demo: videos of a rendered world in {root}; the first time takes about a minute and a half", flush=True)
     write_world(root)
     unpack(clip_path(root))
-    command = ["extract_features.py", "--videos", str(root), "--out", str(Path(root, "features")), "--clip", str(clip),
-               "--stride", "2"]
+    command = [
+        "extract_features.py",
+        "--videos",
+        str(root),
+        "--out",
+        str(Path(root, "features")),
+        "--clip",
+        str(clip),
+        "--stride",
+        "2",
+    ]
     print("python", *command, flush=True)
     alone = {name: value for name, value in os.environ.items() if name not in OF_TORCHRUN}
     done = subprocess.run([sys.executable, ROOT / command[0], *command[1:], "--device", device], env=alone)

@@ -1,4 +1,5 @@
 """Fixed cameras of the demo world: streets, car parks, corridors and shops, each drawn once from its number."""
+
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -61,7 +62,9 @@ def gradient(image, top, bottom, first, last):
 
 def texture(image, rng, strength):
     """Grain of walls and ground: fixed, unlike the noise of the sensor."""
-    coarse = np.asarray(Image.fromarray(rng.integers(0, 255, (24, 24), np.uint8)).resize((CANVAS, CANVAS), 2), float) - 127
+    coarse = (
+        np.asarray(Image.fromarray(rng.integers(0, 255, (24, 24), np.uint8)).resize((CANVAS, CANVAS), 2), float) - 127
+    )
     grain = (coarse * 0.12 + rng.normal(0, 6, (CANVAS, CANVAS))) * strength
     return Image.fromarray(np.clip(np.asarray(image, float) + grain[..., None], 0, 255).astype(np.uint8))
 
@@ -112,14 +115,24 @@ def street(scene, image, rng):
     pen.line((0, near, CANVAS, near), fill=(196, 194, 188), width=3)
     pen.line((0, road, CANVAS, road), fill=(190, 188, 182), width=2)
     for x in range(int(rng.integers(-30, 0)), CANVAS, 32):
-        pen.polygon([(x, (road + near) // 2), (x + 16, (road + near) // 2), (x + 17, (road + near) // 2 + 3),
-                     (x + 1, (road + near) // 2 + 3)], fill=(205, 205, 200))
+        pen.polygon(
+            [
+                (x, (road + near) // 2),
+                (x + 16, (road + near) // 2),
+                (x + 17, (road + near) // 2 + 3),
+                (x + 1, (road + near) // 2 + 3),
+            ],
+            fill=(205, 205, 200),
+        )
     if rng.random() < 0.5:  # a crossing
         left = int(rng.integers(20, 130))
         for y in range(road + 4, near - 4, 8):
             pen.rectangle((left, y, left + 30, y + 4), fill=(215, 215, 212))
     left, style = int(rng.integers(10, 110)), ("fence", "wall", "railing")[rng.integers(3)]
-    scene.obstacle, scene.obstacle_name = (left, left + int(rng.integers(46, 72)), far + 3, int(rng.integers(32, 40))), style
+    scene.obstacle, scene.obstacle_name = (
+        (left, left + int(rng.integers(46, 72)), far + 3, int(rng.integers(32, 40))),
+        style,
+    )
     draw_fence(pen, scene.obstacle, style)
     scene.door = (left + 82 if left < 80 else left - 34, far - 30, left + 98 if left < 80 else left - 18, far)
     draw_door(pen, rng, scene.door)
@@ -147,7 +160,10 @@ def car_park(scene, image, rng):
     gradient(image, far, CANVAS, vary(rng, (92, 94, 96), 12), vary(rng, (116, 116, 114), 12))
     left, style = int(rng.integers(10, 100)), ("fence", "railing", "wall")[rng.integers(3)]
     draw_fence(pen, (0, CANVAS, far + 2, 14), "fence")
-    scene.obstacle, scene.obstacle_name = (left, left + int(rng.integers(56, 84)), far + 6, int(rng.integers(32, 40))), style
+    scene.obstacle, scene.obstacle_name = (
+        (left, left + int(rng.integers(56, 84)), far + 6, int(rng.integers(32, 40))),
+        style,
+    )
     draw_fence(pen, scene.obstacle, style)
     row = far + int(rng.integers(20, 26))
     for x in range(int(rng.integers(-14, 4)), CANVAS, 46):
@@ -245,13 +261,17 @@ def light_map(scene, rng):
     y, x = np.mgrid[:side, :side] * 2.0
     slope = 1 + rng.uniform(-0.12, 0.12) * (x / 96 - 1) + rng.uniform(-0.1, 0.1) * (y / 96 - 1)
     if not scene.night:
-        tone = np.array(((1.0, 1.0, 1.0), (1.06, 1.0, 0.9), (0.92, 0.98, 1.06))[rng.integers(3)]) * rng.uniform(0.8, 1.08)
+        tone = np.array(((1.0, 1.0, 1.0), (1.06, 1.0, 0.9), (0.92, 0.98, 1.06))[rng.integers(3)]) * rng.uniform(
+            0.8, 1.08
+        )
         return (slope[..., None] * tone).astype(np.float32)
     base = rng.uniform(0.5, 0.66) * np.array((0.85, 0.95, 1.15))
     light = slope[..., None] * base
     warm = np.array(((1.0, 0.88, 0.65), (0.95, 1.0, 1.0))[rng.integers(2)])
     for lx, ly in scene.lamps:
-        pool = np.exp(-(((x - lx) / 42) ** 2 + ((y - ly - 80) / 62) ** 2)) * 0.42 + np.exp(-np.hypot(x - lx, y - ly) / 9)
+        pool = np.exp(-(((x - lx) / 42) ** 2 + ((y - ly - 80) / 62) ** 2)) * 0.42 + np.exp(
+            -np.hypot(x - lx, y - ly) / 9
+        )
         light = light + pool[..., None] * warm * rng.uniform(0.7, 1.0)
     return light.astype(np.float32)
 

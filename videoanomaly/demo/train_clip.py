@@ -1,11 +1,13 @@
 """Trains the demo's CLIP on rendered frames and composed captions, and writes videoanomaly/demo/clip.npz.
 
-    torchrun --nproc-per-node 2 -m videoanomaly.demo.train_clip --out runs/demo-clip   # one process a core; goes on where it was stopped
-    python -m videoanomaly.demo.train_clip --evaluate   # figures of videoanomaly/demo/clip.npz on the held-out world
+    torchrun --nproc-per-node 2 -m videoanomaly.demo.train_clip --out runs/demo-clip   # one process a core; goes on
+    where it was stopped python -m videoanomaly.demo.train_clip --evaluate   # figures of videoanomaly/demo/clip.npz on
+    the held-out world
 
-The weights go to the repository in float16, with those rows of the token embedding alone that the captions use: all other
-words are zero. `unpack` writes them as a file that every script takes as --clip.
+The weights go to the repository in float16, with those rows of the token embedding alone that the captions use: all
+other words are zero. `unpack` writes them as a file that every script takes as --clip.
 """
+
 import argparse
 import io
 import json
@@ -28,11 +30,24 @@ from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.processes import process_group, sum_over_ranks
 from videoanomaly.runtime.torchrun import is_main, rank_and_world
 
-SIZES = {"embed_dim": 128, "image_resolution": SIDE, "vision_layers": 4, "vision_width": 192, "vision_patch_size": 12,
-         "context_length": 77, "vocab_size": 49408, "transformer_width": 128, "transformer_heads": 2, "transformer_layers": 2}
+SIZES = {
+    "embed_dim": 128,
+    "image_resolution": SIDE,
+    "vision_layers": 4,
+    "vision_width": 192,
+    "vision_patch_size": 12,
+    "context_length": 77,
+    "vocab_size": 49408,
+    "transformer_width": 128,
+    "transformer_heads": 2,
+    "transformer_layers": 2,
+}
 WEIGHTS = Path(__file__).with_name("clip.npz")
 BATCH, FRAMES_PER_VIDEO = 128, 4  # frames of the same video are each other's hard negatives
-KEEP, KEEP_UNTIL = 0.5, 0.75  # share of patches looked at, up to which part of the steps: twice the steps in the same time
+KEEP, KEEP_UNTIL = (
+    0.5,
+    0.75,
+)  # share of patches looked at, up to which part of the steps: twice the steps in the same time
 PEAKS = (0.02, 1e-3)  # learning rates of Muon and AdamW
 SHORT = 0.3  # share of captions that say no more than the anomaly, or that there is none
 *_, NORMALIZE = preprocess(SIDE).transforms
@@ -65,8 +80,10 @@ def patches_of(box):
     """Which patches (g, g) a box covers to 30 % of the patch or of the box, whichever is less."""
     left, top, right, bottom = box
     p, start = SIZES["vision_patch_size"], np.arange(0, SIDE, SIZES["vision_patch_size"])
-    across, down = (np.clip(np.minimum(start + p, high) - np.maximum(start, low), 0, None)
-                    for low, high in ((left, right), (top, bottom)))
+    across, down = (
+        np.clip(np.minimum(start + p, high) - np.maximum(start, low), 0, None)
+        for low, high in ((left, right), (top, bottom))
+    )
     return down[:, None] * across > 0.3 * min(p * p, (right - left) * (bottom - top))
 
 
@@ -74,9 +91,9 @@ def make_batch(size, rng):
     """Frames of three videos with an anomaly to one without.
 
     Returns:
-        Frames (n, 3, SIDE, SIDE) uint8; tokens of their captions, (n, 77); tokens of the m statements that hold for any of
-        them, (m, 77); `holds` (n, m) bool, which hold for which; `where` (n, P, m) bool, which patches they are about;
-        `is_class` (m,) bool, statements on the class.
+        Frames (n, 3, SIDE, SIDE) uint8; tokens of their captions, (n, 77); tokens of the m statements that hold for any
+        of them, (m, 77); `holds` (n, m) bool, which hold for which; `where` (n, P, m) bool, which patches they are
+        about; `is_class` (m,) bool, statements on the class.
     """
     items = []
     for _ in range(size // FRAMES_PER_VIDEO):
@@ -88,10 +105,17 @@ def make_batch(size, rng):
     holds = torch.tensor([[statement in of_frame for statement in everything] for of_frame in said])
     where = torch.zeros(len(frames), places[0].shape[-1] ** 2, len(everything), dtype=torch.bool)
     for k, (of_frame, place) in enumerate(zip(said, places)):
-        where[k][:, [everything.index(statement) for statement in of_frame]] = torch.from_numpy(place.copy()).flatten(1).T
-    return (torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), tokenize(list(texts)),
-            tokenize([say(statement, rng) for statement in everything]), holds, where,
-            torch.tensor([statement[0] == "class" for statement in everything]))
+        where[k][:, [everything.index(statement) for statement in of_frame]] = (
+            torch.from_numpy(place.copy()).flatten(1).T
+        )
+    return (
+        torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2),
+        tokenize(list(texts)),
+        tokenize([say(statement, rng) for statement in everything]),
+        holds,
+        where,
+        torch.tensor([statement[0] == "class" for statement in everything]),
+    )
 
 
 def make_item(video, i, rng):
@@ -144,7 +168,8 @@ def find_loss(logits, positive, is_class):
 
 
 def encode_patches(visual, images, where, keep):
-    """Features of the images and of a share `keep` of their patches (FLIP, arXiv:2212.00794), of those with actors first.
+    """Features of the images and of a share `keep` of their patches (FLIP, arXiv:2212.00794), of those with actors
+    first.
 
     Returns:
         (n, embed_dim), (n, keep * P, embed_dim) and the patches' indices, (n, keep * P).
@@ -170,9 +195,14 @@ def batch_loss(model, batch, keep):
     scale = model.logit_scale.exp()
     where = where.gather(1, idx[..., None].expand(-1, -1, where.shape[-1]))
     logits = scale * features @ short.T
-    return torch.stack([caption_loss(scale * features @ long.T, captions), find_loss(logits, holds, is_class),
-                        2 * cross_entropy(logits[:, is_class], holds[:, is_class]),
-                        find_loss((scale * patches @ short.T).flatten(0, 1), where.flatten(0, 1), is_class)])
+    return torch.stack(
+        [
+            caption_loss(scale * features @ long.T, captions),
+            find_loss(logits, holds, is_class),
+            2 * cross_entropy(logits[:, is_class], holds[:, is_class]),
+            find_loss((scale * patches @ short.T).flatten(0, 1), where.flatten(0, 1), is_class),
+        ]
+    )
 
 
 def orthogonalized(matrix):
@@ -193,10 +223,12 @@ def add_over_ranks(tensors):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal (Jordan, 2024, kellerjordan.github.io/posts/muon), for matrices in the blocks.
+    """Momentum whose step is made orthogonal (Jordan, 2024, kellerjordan.github.io/posts/muon), for matrices in the
+    blocks.
 
-    A small transformer learns about twice as fast as with AdamW. PyTorch's own computes in bfloat16, five times slower on CPUs
-    without instructions for it. Queries, keys and values are one matrix each. Of several processes each does its share.
+    A small transformer learns about twice as fast as with AdamW. PyTorch's own computes in bfloat16, five times slower
+    on CPUs without instructions for it. Queries, keys and values are one matrix each. Of several processes each does
+    its share.
     """
 
     def __init__(self, params, lr):
@@ -213,7 +245,9 @@ class Muon(torch.optim.Optimizer):
                 momentum = self.state[p]["momentum"]
                 momentum.lerp_(p.grad, 0.05)
                 if k % world_size == rank:
-                    parts = p.grad.lerp(momentum, 0.95).split(p.shape[1] if p.shape[0] == 3 * p.shape[1] else p.shape[0])
+                    parts = p.grad.lerp(momentum, 0.95).split(
+                        p.shape[1] if p.shape[0] == 3 * p.shape[1] else p.shape[0]
+                    )
                     steps[k] = torch.cat([orthogonalized(part) for part in parts])
             add_over_ranks(steps)
             torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])
@@ -232,7 +266,9 @@ def start_positions(model):
     positions, side = model.visual.positional_embedding, SIDE // SIZES["vision_patch_size"]
     quarter = positions.shape[1] // 4
     rates = math.pi / 2 / (2 * side) ** (torch.arange(quarter) / quarter)
-    rows, columns = (grid.flatten()[:, None] * rates for grid in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
+    rows, columns = (
+        grid.flatten()[:, None] * rates for grid in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij")
+    )
     positions.data[1:] = 0.7 * torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], dim=1)
 
 
@@ -244,8 +280,13 @@ def schedule(step, steps):
 def save(path, model, optimizers, step, used, settings):
     if not is_main():
         return
-    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, "used": used,
-             "settings": settings}
+    state = {
+        "model": model.state_dict(),
+        "optimizers": [o.state_dict() for o in optimizers],
+        "step": step,
+        "used": used,
+        "settings": settings,
+    }
     write_atomically(path, lambda file: torch.save(state, file))
 
 
@@ -267,7 +308,9 @@ def resume(path, model, optimizers, settings):
 
 
 def train_step(model, optimizers, batch, factor, keep):
-    """One step at `factor` times the peak learning rates; the losses, (4,). Of several processes the gradients are averaged."""
+    """One step at `factor` times the peak learning rates; the losses, (4,). Of several processes the gradients are
+    averaged.
+    """
     losses = batch_loss(model, batch, keep)
     model.zero_grad(set_to_none=True)
     (losses.sum() / rank_and_world()[2]).backward()
@@ -284,7 +327,8 @@ def train_step(model, optimizers, batch, factor, keep):
 def train(args, model):
     """Trains from OUT/last.pt or from the start.
 
-    The token embedding stays as it is drawn: the text tower reads fixed random vectors as well, and 49,408 rows cost no time.
+    The token embedding stays as it is drawn: the text tower reads fixed random vectors as well, and 49,408 rows cost no
+        time.
 
     Returns:
         Whether it came to the end, and which tokens were used, (vocabulary,) bool.
@@ -306,8 +350,11 @@ def train(args, model):
         used[torch.cat(batch[1:3]).unique().long()] = True
         if is_main() and (done % 50 == 0 or done == end):
             means, recent = torch.stack(recent).mean(dim=0), []
-            print(f"step {done}/{args.steps}  losses {' '.join(f'{loss:.3f}' for loss in means)}  scale "
-                  f"{model.logit_scale.exp():.1f}  {(time.perf_counter() - start) / (done - first):.2f} s/step", flush=True)
+            print(
+                f"step {done}/{args.steps}  losses {' '.join(f'{loss:.3f}' for loss in means)}  scale "
+                f"{model.logit_scale.exp():.1f}  {(time.perf_counter() - start) / (done - first):.2f} s/step",
+                flush=True,
+            )
         if done % 100 == 0 or done == end:
             used = sum_over_ranks(used.int()) > 0
             save(last, model, optimizers, done, used, settings)
@@ -380,7 +427,9 @@ def zero_shot(model, seed=SEED, stride=4, counts={"test": COUNTS["test"]}):
         truth += [CLASSES.index(label) + 1 if video.is_anomalous(i) else 0 for i in idx]
     probs, truth = np.concatenate(probs), np.array(truth)
     found = {"AUC": roc_auc_score(truth > 0, 1 - probs[:, 0])}
-    of_classes = {name: roc_auc_score(truth == c, probs[:, c]) for c, name in enumerate(CLASSES, 1) if (truth == c).any()}
+    of_classes = {
+        name: roc_auc_score(truth == c, probs[:, c]) for c, name in enumerate(CLASSES, 1) if (truth == c).any()
+    }
     found |= {"mAUC": np.mean(list(of_classes.values()))} | of_classes
     return {name: round(float(value), 4) for name, value in found.items()}
 
@@ -391,11 +440,15 @@ def parse_args(argv=None):
     parser.add_argument("--steps", type=int, default=2000, help=f"steps of {BATCH} frames (default: 2000)")
     parser.add_argument("--stop-after", type=int, help="stop after so many steps of the schedule, to go on later")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: 0)")
-    parser.add_argument("--weights", default=WEIGHTS, help="where the packed weights go (default: videoanomaly/demo/clip.npz)")
+    parser.add_argument(
+        "--weights", default=WEIGHTS, help="where the packed weights go (default: videoanomaly/demo/clip.npz)"
+    )
     parser.add_argument("--evaluate", action="store_true", help="no training: figures of --weights")
     args = parser.parse_args(argv)
     if BATCH // FRAMES_PER_VIDEO % rank_and_world()[2]:
-        raise InputError(f"found {rank_and_world()[2]} processes, expected a number that divides {BATCH // FRAMES_PER_VIDEO}")
+        raise InputError(
+            f"found {rank_and_world()[2]} processes, expected a number that divides {BATCH // FRAMES_PER_VIDEO}"
+        )
     return args
 
 

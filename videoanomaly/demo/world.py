@@ -2,10 +2,12 @@
 
     python -m videoanomaly.demo.world runs/demo-data          # renders the data set (cached)
 
-Frames are (SIDE, SIDE, 3) uint8, FPS a second. What a video shows is drawn from its seed: a scene, a few normal events, and
-in an abnormal one an anomaly whose frames are known exactly. `Video.frame(i)` needs no frame before it. The test's scenes
-and the anomalies' looks there do not occur in training. Every frame also has captions, for training a CLIP on the world.
+Frames are (SIDE, SIDE, 3) uint8, FPS a second. What a video shows is drawn from its seed: a scene, a few normal events,
+and in an abnormal one an anomaly whose frames are known exactly. `Video.frame(i)` needs no frame before it. The test's
+scenes and the anomalies' looks there do not occur in training. Every frame also has captions, for training a CLIP on
+the world.
 """
+
 import json
 import math
 import os
@@ -48,7 +50,7 @@ def noise_pool():
 @lru_cache(maxsize=256)
 def halo(radius):
     """Brightness around a light, (2r + 1, 2r + 1, 1) float32."""
-    y, x = np.mgrid[-radius:radius + 1, -radius:radius + 1]
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disc = np.exp(-3 * (x * x + y * y) / radius**2) - np.exp(-3)
     return np.clip(disc, 0, 1)[..., None].astype(np.float32)
 
@@ -60,14 +62,19 @@ def add_lights(picture, lit, lights):
         left, top = int(x / 2) - r, int(y / 2) - r
         x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + 2 * r + 1, SIDE), min(top + 2 * r + 1, SIDE)
         if x0 < x1 and y0 < y1:
-            glow = halo(r)[y0 - top:y1 - top, x0 - left:x1 - left] * (strength * np.array(colour, np.float32) / 255)
+            glow = halo(r)[y0 - top : y1 - top, x0 - left : x1 - left] * (strength * np.array(colour, np.float32) / 255)
             lit[y0:y1, x0:x1] += glow
             picture[y0:y1, x0:x1] += 110 * glow
 
 
 WEATHER = {  # tint of the light, haze, length of what falls; the last two indoors
-    "in the rain": ((0.8, 0.86, 0.95), 0.12, 5), "in the snow": ((0.95, 0.98, 1.05), 0.15, 1), "in fog": ((1, 1, 1), 0.4, 0),
-    "at sunset": ((1.15, 0.8, 0.55), 0, 0), "in red light": ((1.15, 0.6, 0.55), 0, 0), "in blue light": ((0.6, 0.75, 1.25), 0, 0)}
+    "in the rain": ((0.8, 0.86, 0.95), 0.12, 5),
+    "in the snow": ((0.95, 0.98, 1.05), 0.15, 1),
+    "in fog": ((1, 1, 1), 0.4, 0),
+    "at sunset": ((1.15, 0.8, 0.55), 0, 0),
+    "in red light": ((1.15, 0.6, 0.55), 0, 0),
+    "in blue light": ((0.6, 0.75, 1.25), 0, 0),
+}
 
 
 def falling(i, seed, length):
@@ -111,7 +118,9 @@ class Video:
     hosts: range = range(0)
 
     def frame(self, i, boxes=None):
-        """Frame i, (SIDE, SIDE, 3) uint8; into the dict `boxes` come index and box (left, top, right, bottom) of each actor."""
+        """Frame i, (SIDE, SIDE, 3) uint8; into the dict `boxes` come index and box (left, top, right, bottom) of each
+        actor.
+        """
         t, scene = i / FPS, self.scene
         canvas = scene.image.copy()
         pen = ImageDraw.Draw(canvas, "RGBA")
@@ -135,7 +144,7 @@ class Video:
             picture[flakes > 0 and falling(i, self.seed, flakes)] += 45
         picture = picture * gain
         start = (i * 52711 + self.seed * 7919) % 2**18
-        noise = noise_pool()[start:start + picture.size].reshape(picture.shape)
+        noise = noise_pool()[start : start + picture.size].reshape(picture.shape)
         return np.clip(picture + noise * self.camera["noise"], 0, 255).astype(np.uint8)
 
     @cached_property
@@ -143,9 +152,12 @@ class Video:
         """Settings of the sensor; `switch` is the first frame, the factor and the end of another room light."""
         rng = np.random.default_rng((self.seed, 7))
         begin = int(rng.integers(5, self.num_frames)) if rng.random() < 0.3 else 10**9
-        return {"gain": rng.uniform(0.88, 1.12), "drift": rng.uniform(0.02, 0.1),
-                "noise": rng.uniform(0.3, 0.55) if self.scene.night else rng.uniform(0.1, 0.35),
-                "switch": (begin, rng.choice((0.62, 0.75, 1.35)), begin + rng.integers(12, 60))}
+        return {
+            "gain": rng.uniform(0.88, 1.12),
+            "drift": rng.uniform(0.02, 0.1),
+            "noise": rng.uniform(0.3, 0.55) if self.scene.night else rng.uniform(0.1, 0.35),
+            "switch": (begin, rng.choice((0.62, 0.75, 1.35)), begin + rng.integers(12, 60)),
+        }
 
     def frames(self):
         """All frames, one after the other."""
@@ -187,34 +199,59 @@ def make_video(seed, split, label=None):
         hosts = range(involved, len(actors))
     for event in rng.choice(NORMAL[kind], rng.integers(0, 2) + (not occasion), replace=False):
         actors += event(scene, rng, length)
-    weathers = list(WEATHER)[-2:] if scene.is_indoor else list(WEATHER)[:3 if scene.night else 4]  # the sun sets by day
+    weathers = (
+        list(WEATHER)[-2:] if scene.is_indoor else list(WEATHER)[: 3 if scene.night else 4]
+    )  # the sun sets by day
     weather = str(rng.choice(weathers)) if rng.random() < 0.35 else ""
     return Video(scene, actors, int(length * FPS), label, intervals, seed, look, weather, involved, occasion, hosts)
 
 
 # ---------------------------------------------------------------- captions
 
-VIEWS = ("CCTV footage of {}", "a surveillance video of {}", "a video from a camera that watches {}", "a picture of {}", "{}",
-         "a security camera shows {}")
-PLACES = {"street": ("in the street", "on a street", "on a city street", "on a normal street"),  # normal whatever happens
-          "car park": ("in a car park", "in a parking lot", "in a normal car park"),
-          "corridor": ("in a corridor", "in a hallway", "in a normal corridor"),
-          "shop": ("in a shop", "in a store", "in a normal shop")}
+VIEWS = (
+    "CCTV footage of {}",
+    "a surveillance video of {}",
+    "a video from a camera that watches {}",
+    "a picture of {}",
+    "{}",
+    "a security camera shows {}",
+)
+PLACES = {
+    "street": ("in the street", "on a street", "on a city street", "on a normal street"),  # normal whatever happens
+    "car park": ("in a car park", "in a parking lot", "in a normal car park"),
+    "corridor": ("in a corridor", "in a hallway", "in a normal corridor"),
+    "shop": ("in a shop", "in a store", "in a normal shop"),
+}
 TIMES = {True: ("at night", "in the dark"), False: ("by day", "in daylight", "")}
 CALM = ("nothing unusual", "everyday life", "an ordinary scene", "a quiet moment")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
-SYNONYMS = {"walking": ("walking", "walking past", "strolling"), "jogging": ("jogging", "running alone for exercise"),
-            "talking": ("talking", "chatting"), "hugging": ("hugging", "embracing each other"),
-            "driving by": ("driving by", "passing"), "standing": ("standing", "standing still")}
+SYNONYMS = {
+    "walking": ("walking", "walking past", "strolling"),
+    "jogging": ("jogging", "running alone for exercise"),
+    "talking": ("talking", "chatting"),
+    "hugging": ("hugging", "embracing each other"),
+    "driving by": ("driving by", "passing"),
+    "standing": ("standing", "standing still"),
+}
 PHRASES = {
     "Fire": ("a fire", "a fire burning", "flames and smoke", "something on fire", "a blaze"),
     "Explosion": ("an explosion", "a blast", "something exploding", "a cloud of fire and dust from an explosion"),
     "Fighting": ("fighting", "people fighting", "a fight", "people hitting each other", "a violent brawl"),
     "Road_accident": ("a road accident", "a car crash", "a traffic accident", "a crashed car", "a vehicle collision"),
     "Running_crowd": ("a running crowd", "a crowd running", "many people running away", "a crowd fleeing in panic"),
-    "Abandoned_object": ("an abandoned object", "an abandoned {thing}", "a {thing} left alone", "an unattended {thing}"),
-    "Climbing": ("climbing", "a person climbing", "a climber", "an intruder climbing a {obstacle}",
-                 "somebody climbing a {obstacle}"),
+    "Abandoned_object": (
+        "an abandoned object",
+        "an abandoned {thing}",
+        "a {thing} left alone",
+        "an unattended {thing}",
+    ),
+    "Climbing": (
+        "climbing",
+        "a person climbing",
+        "a climber",
+        "an intruder climbing a {obstacle}",
+        "somebody climbing a {obstacle}",
+    ),
     "market": ("a market", "market stalls", "people at the stalls of a market"),
     "roadworks": ("roadworks", "workers repairing the road", "a building site"),
     "parade": ("a parade", "people marching with flags", "a procession"),
@@ -287,7 +324,8 @@ def facts_of(video, i):
 
 
 def caption(video, i, rng, short=False):
-    """A caption of frame i, composed anew each time; `short` names the anomaly, the occasion or that all is calm, no more.
+    """A caption of frame i, composed anew each time; `short` names the anomaly, the occasion or that all is calm, no
+    more.
 
     The word "normal" tells nothing: it is said of places, whatever happens there.
     """
@@ -310,7 +348,8 @@ def caption(video, i, rng, short=False):
 
 
 def statements(video, i):
-    """All that can be said of frame i in a few words: anomaly, occasion or calm, place, time, weather, who, who does what.
+    """All that can be said of frame i in a few words: anomaly, occasion or calm, place, time, weather, who, who does
+    what.
 
     Returns:
         {statement: indices of the actors that it is about}; none where it is about the whole frame.
@@ -319,7 +358,11 @@ def statements(video, i):
     culprits = {k for k in range(video.involved) if happens and not video.actors[k].words(i / FPS)}
     hosts = set() if happens else hosts_seen(video, i)
     happening = video.label if happens else video.occasion if hosts else "Normal"
-    found = {("class", happening): culprits or hosts, ("place", video.scene.kind): set(), ("time", video.scene.night): set()}
+    found = {
+        ("class", happening): culprits or hosts,
+        ("place", video.scene.kind): set(),
+        ("time", video.scene.night): set(),
+    }
     if video.weather:
         found["weather", video.weather] = set()
     for group in facts_of(video, i):
@@ -391,8 +434,8 @@ def write_world(root, counts=COUNTS, seed=SEED, workers=None):
     """Renders the data set in the `custom` layout, or finds it there.
 
     Args:
-        root: Folder for the videos, train.txt, test.txt, classes.txt, temporal_annotations.txt and world.json. It appears
-            complete or not at all.
+        root: Folder for the videos, train.txt, test.txt, classes.txt, temporal_annotations.txt and world.json. It
+            appears complete or not at all.
         counts: {split: (normal videos, videos of each class)}.
         seed: Seed of everything.
         workers: Processes (default: one per core).
@@ -404,9 +447,13 @@ def write_world(root, counts=COUNTS, seed=SEED, workers=None):
     if marker.exists() and marker.read_text() == made:
         return root
     if marker.exists():
-        raise InputError(f"{root}: found another demo world, expected this one or a new folder; delete it to render it anew")
+        raise InputError(
+            f"{root}: found another demo world, expected this one or a new folder; delete it to render it anew"
+        )
     if any(root.glob("*")):
-        raise InputError(f"{root}: found files of somebody else, expected a new folder or one with an earlier demo world")
+        raise InputError(
+            f"{root}: found files of somebody else, expected a new folder or one with an earlier demo world"
+        )
     temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex}.tmp")
     try:
         write_files(temporary, list(plan(counts, seed)), workers or os.cpu_count())
@@ -424,7 +471,9 @@ def write_files(folder, videos, workers):
     """All videos, and the lists."""
     with ProcessPoolExecutor(workers) as pool:
         lines = list(pool.map(render, [folder] * len(videos), *zip(*videos), chunksize=4))
-    texts = {f"{split}.txt": [line for s, line, _ in lines if s == split] for split in dict.fromkeys(s for s, _, _ in lines)}
+    texts = {
+        f"{split}.txt": [line for s, line, _ in lines if s == split] for split in dict.fromkeys(s for s, _, _ in lines)
+    }
     texts["temporal_annotations.txt"] = [line for split, _, line in lines if split == "test"]
     texts["classes.txt"] = ["Normal", *CLASSES]
     for name, content in texts.items():

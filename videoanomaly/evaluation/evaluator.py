@@ -1,4 +1,5 @@
 """Everything about one checkpoint on its test videos: numbers, files and pictures."""
+
 import itertools
 import json
 from functools import partial
@@ -25,8 +26,9 @@ def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
 
     checkpoint, model = load_checkpoint(ckpt, args)
     if args.projections and model.NAME != AnomalyCLIP.NAME:
-        raise InputError(f"--projections: found {model.NAME} in {ckpt}, expected AnomalyCLIP, whose directions lead from a "
-                         "prototype")
+        raise InputError(
+            f"--projections: found {model.NAME} in {ckpt}, expected AnomalyCLIP, whose directions lead from a prototype"
+        )
     model = model.to(check_device(args.device)).eval()
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
     lists = VideoLists.from_plain(checkpoint["lists"])
@@ -36,8 +38,10 @@ def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
         check_features(features, lists.train)
     for folder, dim in ((features, model.config.feature_dim), (temporal, model.config.temporal_feature_dim)):
         if (folder and folder.dim) != dim:
-            raise InputError(f"{folder and folder.root}: found features of {folder and folder.dim} values, expected {dim} as "
-                             f"in {ckpt}")
+            raise InputError(
+                f"{folder and folder.root}: found features of {folder and folder.dim} values, expected {dim} as "
+                f"in {ckpt}"
+            )
     scores = scoring.score_videos(partial(model.predict, batch_size=args.batch_size), lists.test, features, temporal)
     rates = scoring.frame_rates(features, lists.test, args.fps)
     threshold = checkpoint.get("threshold") or 0.5
@@ -48,12 +52,16 @@ def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
         normal_segments = checkpoint["settings"].get("dataset") == "xdviolence"
         results["vadclip"] = metrics.vadclip_map(list(scores.values()), lists.classes, normal_segments=normal_segments)
     scoring.write_scores(out / "scores.npz", scores)
-    print(f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, per cent with "
-          f"95% intervals\n{tables.summary(results)}")
+    print(
+        f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, per cent with "
+        f"95% intervals\n{tables.summary(results)}"
+    )
     if args.projections:
         plots.projections(out / "projections.png", *projections.projections(model, lists.test, features), lists.classes)
     draw_all(out, results, scores, lists, num_timelines=args.timelines, videos=args.videos)
-    write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode()))  # all else is there
+    write_atomically(
+        out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode())
+    )  # all else is there
     print(f"metrics, scores and pictures: {out}\n")
     return results
 

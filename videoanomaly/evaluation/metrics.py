@@ -1,9 +1,11 @@
 """What the field reports beyond the frame metrics of anomalyclip.metrics: intervals, events and operating points.
 
-`scores` is everywhere a sequence with one object per video, as scoring.py's `Scores`: p_A (N,), p_class (N, C) and labels
-(N,), -1 for normal frames, else the class. `fps` is one number, or one per video. Metrics are in [0, 1]; a value that does
-not exist is None. Intervals of frames are half-open. V is the number of videos, R of bootstrap draws, E of events.
+`scores` is everywhere a sequence with one object per video, as scoring.py's `Scores`: p_A (N,), p_class (N, C) and
+labels (N,), -1 for normal frames, else the class. `fps` is one number, or one per video. Metrics are in [0, 1]; a value
+that does not exist is None. Intervals of frames are half-open. V is the number of videos, R of bootstrap draws, E of
+events.
 """
+
 import numpy as np
 
 from videoanomaly.event_rule import (
@@ -48,8 +50,9 @@ def sums_by_level(level: np.ndarray, video_idx: np.ndarray, num_levels: int, wei
 def weighted_auc_ap(p: np.ndarray, positive: np.ndarray, video_idx: np.ndarray, weights: np.ndarray):
     """AUC and AP for many weightings of the videos at once, equal to scikit-learn's with sample_weight.
 
-    Scores are sorted once. Both metrics need the frames above (and level with) a positive frame alone, so a level is a distinct
-    positive score. All weightings run down the levels together, a few levels at a time, so that they stay in the cache.
+    Scores are sorted once. Both metrics need the frames above (and level with) a positive frame alone, so a level is a
+    distinct positive score. All weightings run down the levels together, a few levels at a time, so that they stay in
+    the cache.
 
     Args:
         p: Scores, (N,). positive: (N,), bool. video_idx: Video of each frame, (N,), in [0, V).
@@ -60,8 +63,12 @@ def weighted_auc_ap(p: np.ndarray, positive: np.ndarray, video_idx: np.ndarray, 
     import torch  # its embedding_bag adds rows of a matrix at the speed of the cache
 
     num_draws, num_videos = weights.shape
-    exact = np.float32 if (weights @ np.bincount(video_idx, minlength=num_videos)).max(initial=0) < 2**24 else np.float64
-    by_video = torch.from_numpy(np.ascontiguousarray(weights.T, dtype=exact))  # (V, R); holds the frames of any draw exactly
+    exact = (
+        np.float32 if (weights @ np.bincount(video_idx, minlength=num_videos)).max(initial=0) < 2**24 else np.float64
+    )
+    by_video = torch.from_numpy(
+        np.ascontiguousarray(weights.T, dtype=exact)
+    )  # (V, R); holds the frames of any draw exactly
     levels, level = np.unique(p[positive], return_inverse=True)  # ascending
     rank = np.searchsorted(levels, p[~positive], side="right")  # levels at or below each negative
     tied = (rank > 0) & (levels[np.maximum(rank, 1) - 1] == p[~positive]) if len(levels) else rank > 0
@@ -70,7 +77,9 @@ def weighted_auc_ap(p: np.ndarray, positive: np.ndarray, video_idx: np.ndarray, 
     negatives = sums_by_level(L - rank, negative_idx, L, by_video)
     ties = sums_by_level((L - rank)[tied], negative_idx[tied], L, by_video)
 
-    totals = [weights @ np.bincount(video_idx[mask], minlength=num_videos).astype(float) for mask in (positive, ~positive)]
+    totals = [
+        weights @ np.bincount(video_idx[mask], minlength=num_videos).astype(float) for mask in (positive, ~positive)
+    ]
     num_positives, num_negatives = map(torch.from_numpy, totals)
     wins, area, hits, alarms = torch.zeros(4, num_draws, dtype=torch.float64)
     for a in range(0, L, LEVELS_AT_ONCE):
@@ -80,7 +89,9 @@ def weighted_auc_ap(p: np.ndarray, positive: np.ndarray, video_idx: np.ndarray, 
         hits, alarms = true[-1], false[-1]
         wins = wins + (gain * (num_negatives - false)).sum(0) + (gain * ties(a, b)).sum(0) / 2
         area = area + (gain * true).div_((true + false).clamp_(min=1)).sum(0)
-    return (wins / (num_positives * num_negatives)).numpy(), (area / num_positives).where(num_negatives > 0, torch.nan).numpy()
+    return (wins / (num_positives * num_negatives)).numpy(), (area / num_positives).where(
+        num_negatives > 0, torch.nan
+    ).numpy()
 
 
 def interval(values: np.ndarray) -> list[float] | None:
@@ -99,13 +110,13 @@ def mean_of_present(values: np.ndarray) -> np.ndarray:
 def bootstrap_metrics(scores, classes: tuple[str, ...], num_draws: int = 1000, seed: int = 0) -> dict:
     """95% percentile intervals of the metrics of anomalyclip.metrics, from a bootstrap over videos.
 
-    Each draw takes as many videos as there are, with replacement, and all frames of each. A class without frames in a draw
-    leaves this draw out of its own intervals; the means of a draw are over the classes that occur in it.
+    Each draw takes as many videos as there are, with replacement, and all frames of each. A class without frames in a
+    draw leaves this draw out of its own intervals; the means of a draw are over the classes that occur in it.
 
     Returns:
-        AUC, AP, mAUC, mAP, each [low, high] or None; draws, those behind AUC and AP; videos, frames; and per_class[name] with
-        AUC, AP, draws (those with the class), videos and frames (those that have the class). Without p_class (a rule that
-        knows no classes) neither the means nor per_class.
+        AUC, AP, mAUC, mAP, each [low, high] or None; draws, those behind AUC and AP; videos, frames; and
+        per_class[name] with AUC, AP, draws (those with the class), videos and frames (those that have the class).
+        Without p_class (a rule that knows no classes) neither the means nor per_class.
     """
     labels, p_A = (np.concatenate([getattr(s, name) for s in scores]) for name in ("labels", "p_A"))
     video_idx = np.repeat(np.arange(len(scores)), [len(s.labels) for s in scores])
@@ -143,8 +154,8 @@ def interval_iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
 def overlapping_pairs(intervals: np.ndarray, iou: float) -> np.ndarray:
     """All pairs of intervals, sorted by their start, whose IoU is over the given one, (pairs, 2), the earlier first.
 
-    The lengths of such a pair differ by a factor below 1 / iou, so only intervals of one power of it and the next are compared;
-    and the later starts before 1 - iou of the earlier is over.
+    The lengths of such a pair differ by a factor below 1 / iou, so only intervals of one power of it and the next are
+    compared; and the later starts before 1 - iou of the earlier is over.
     """
     starts, lengths = intervals[:, 0], intervals[:, 1] - intervals[:, 0]
     power, pairs = np.floor(np.log(lengths) / -np.log(iou) + 1e-9).astype(int), [np.zeros((0, 2), int)]
@@ -163,7 +174,8 @@ def overlapping_pairs(intervals: np.ndarray, iou: float) -> np.ndarray:
 
 
 def suppress(events: Events, iou: float) -> Events:
-    """Non-maximum suppression: best first, each removes what overlaps it by more than `iou`; of equal ones the earlier stays.
+    """Non-maximum suppression: best first, each removes what overlaps it by more than `iou`; of equal ones the earlier
+    stays.
 
     In rounds, all at once: what no better one overlaps any more stays, and removes others.
 
@@ -217,7 +229,9 @@ def match_events(video_idx, intervals: np.ndarray, truths: list[np.ndarray], min
 
 
 def average_precision(hits: np.ndarray, scores: np.ndarray, num_truths: int) -> float:
-    """Area under the PR curve without interpolation; detections of equal (descending) scores are one point of the curve."""
+    """Area under the PR curve without interpolation; detections of equal (descending) scores are one point of the
+    curve.
+    """
     if not hits.any():
         return 0.0
     ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # last of each group of equal scores
@@ -251,22 +265,24 @@ def ap_by_iou(video_idx: np.ndarray, events: Events, truths: list[np.ndarray], t
 def named_aps(aps: np.ndarray | None, prefix: str) -> dict[str, float | None]:
     """AP at each IoU and their mean, from (5,)."""
     values = [None] * 6 if aps is None else [aps.mean(), *aps]
-    return {name: value if value is None else float(value)
-            for name, value in zip((prefix, *(f"{prefix}@{iou}" for iou in IOUS)), values)}
+    return {
+        name: value if value is None else float(value)
+        for name, value in zip((prefix, *(f"{prefix}@{iou}" for iou in IOUS)), values)
+    }
 
 
 def event_map(scores, fps, classes: tuple[str, ...]) -> dict:
     """Mean average precision of events at temporal IoU 0.1 to 0.5, over the anomaly classes that occur.
 
     Ground truth are the maximal runs of a class in labels. Detections of class c are the events of p_class[:, c] that
-    cut_events finds at each of 11 thresholds `high` from 0.02 to 0.9, low = high / 2, of any length, with gaps up to 1 s closed
-    and with none closed; of two that overlap with IoU over 0.6 the one with the higher score (mean probability) stays. Matching
-    is greedy by descending score, each ground truth once. A perfect oracle (p_class one-hot) scores exactly 1: the events with
-    no gap closed are the ground truth, and every other scores less.
+    cut_events finds at each of 11 thresholds `high` from 0.02 to 0.9, low = high / 2, of any length, with gaps up to 1
+    s closed and with none closed; of two that overlap with IoU over 0.6 the one with the higher score (mean
+    probability) stays. Matching is greedy by descending score, each ground truth once. A perfect oracle (p_class
+    one-hot) scores exactly 1: the events with no gap closed are the ground truth, and every other scores less.
 
     Returns:
-        mAP (mean of the five), mAP@0.1 to mAP@0.5, and per_class[name] with AP, AP@0.1 to AP@0.5, and events, the number of
-        ground truths.
+        mAP (mean of the five), mAP@0.1 to mAP@0.5, and per_class[name] with AP, AP@0.1 to AP@0.5, and events, the
+        number of ground truths.
     """
     rates, per_class, present = np.broadcast_to(fps, len(scores)), {}, []
     for c, name in enumerate(classes):
@@ -281,18 +297,21 @@ def event_map(scores, fps, classes: tuple[str, ...]) -> dict:
 
 
 def vadclip_events(p: np.ndarray) -> Events:
-    """Runs of at least 2 frames above max - 0.6 (max - min); score: max in the run + 0.7 * mean of the top N / 16 frames."""
+    """Runs of at least 2 frames above max - 0.6 (max - min); score: max in the run + 0.7 * mean of the top N / 16
+    frames.
+    """
     p = np.asarray(p, float)
     found = runs(p > p.max() - 0.6 * (p.max() - p.min()))
     found = found[found[:, 1] - found[:, 0] >= 2]
-    return Events(found, reduce_runs(np.maximum, p, found) + 0.7 * np.sort(p)[-max(len(p) // 16, 1):].mean())
+    return Events(found, reduce_runs(np.maximum, p, found) + 0.7 * np.sort(p)[-max(len(p) // 16, 1) :].mean())
 
 
 def vadclip_map(scores, classes: tuple[str, ...], *, normal_segments: bool) -> dict[str, float]:
     """The mAP that VadCLIP (AAAI 2024) and its successors publish, quirks included; compare with their tables alone.
 
-    Normal, p = 1 - p_A, is one more class in the mean: 14 for UCF-Crime, 7 for XD-Violence. A class without ground truth
-    counts as 0. Runs of one threshold never overlap, so the published non-maximum suppression (IoU 0.6) removes none.
+    Normal, p = 1 - p_A, is one more class in the mean: 14 for UCF-Crime, 7 for XD-Violence. A class without ground
+    truth counts as 0. Runs of one threshold never overlap, so the published non-maximum suppression (IoU 0.6) removes
+    none.
 
     Args:
         normal_segments: True for XD-Violence, whose normal videos are each one ground truth from end to end. False for
@@ -321,8 +340,9 @@ def false_alarm_rate(normal: list[np.ndarray], rates, threshold: float, joined=N
 def quiet_threshold(normal: list[np.ndarray], rates) -> float:
     """Lowest threshold at and above which these normal videos raise at most one false alarm per hour.
 
-    Tried from the top are at most 200 of their scores, denser towards the highest; alarms do not grow steadily as the threshold
-    falls, for they merge, so the first threshold with too many ends the search. Just above the highest score if none does.
+    Tried from the top are at most 200 of their scores, denser towards the highest; alarms do not grow steadily as the
+    threshold falls, for they merge, so the first threshold with too many ends the search. Just above the highest score
+    if none does.
     """
     pooled = np.sort(np.concatenate(normal).astype(float))[::-1]
     quiet, joined = float(np.nextafter(pooled[0], np.inf)), join_videos(normal)
@@ -337,10 +357,10 @@ def quiet_threshold(normal: list[np.ndarray], rates) -> float:
 def choose_threshold(train_scores, video_labels, fps) -> float:
     """Threshold on p_A from the training videos and their video labels alone, to be stored with the model.
 
-    It is the lowest at and above which the normal training videos raise at most one false alarm (event of cut_events) per
-    hour: what an operator can bear is known, and normal videos need no frame truth, while abnormal ones do not say which of
-    their frames are normal. Under an hour of normal footage that means none at all. The model was fitted to these very
-    videos, so others raise more. Never above 1, and 0.5 if there are no normal videos.
+    It is the lowest at and above which the normal training videos raise at most one false alarm (event of cut_events)
+    per hour: what an operator can bear is known, and normal videos need no frame truth, while abnormal ones do not say
+    which of their frames are normal. Under an hour of normal footage that means none at all. The model was fitted to
+    these very videos, so others raise more. Never above 1, and 0.5 if there are no normal videos.
 
     Args:
         train_scores: As `scores`; p_A alone is read. video_labels: Class of each video, (V,), -1 normal.
@@ -376,9 +396,9 @@ def found_events(scores, rates, threshold: float) -> tuple[int, int]:
 def operating_points(scores, fps, threshold: float) -> dict[str, float | None]:
     """What a camera operator would see, from p_A alone.
 
-    The threshold comes from training (choose_threshold). recall_at_1_false_alarm_per_hour is a point read off the curve of
-    these videos, as EER is: the event recall where their own normal videos raise at most one alarm per hour. It compares
-    models and sets no threshold; it is not what a deployed threshold will reach.
+    The threshold comes from training (choose_threshold). recall_at_1_false_alarm_per_hour is a point read off the curve
+    of these videos, as EER is: the event recall where their own normal videos raise at most one alarm per hour. It
+    compares models and sets no threshold; it is not what a deployed threshold will reach.
 
     Returns:
         threshold; F1 (frames with p_A >= threshold); event_recall (anomalous runs that an event overlaps) and
@@ -391,10 +411,13 @@ def operating_points(scores, fps, threshold: float) -> dict[str, float | None]:
     found, total = found_events(scores, rates, threshold)
     alarm = p_A.astype(float) >= threshold
     quiet = quiet_threshold(*zip(*normal)) if normal else None
-    return {"threshold": threshold,
-            "F1": 2 * int((alarm & positive).sum()) / int(alarm.sum() + positive.sum()) if positive.any() else None,
-            "event_recall": found / total if total else None,
-            "false_alarms_per_hour": false_alarm_rate(*zip(*normal), threshold) if normal else None,
-            "recall_at_1_false_alarm_per_hour": found_events(scores, rates, quiet)[0] / total if normal and total else None,
-            "EER": equal_error_rate(p_A, positive), "events": total,
-            "normal_hours": float(sum(len(p) / rate / 3600 for p, rate in normal))}
+    return {
+        "threshold": threshold,
+        "F1": 2 * int((alarm & positive).sum()) / int(alarm.sum() + positive.sum()) if positive.any() else None,
+        "event_recall": found / total if total else None,
+        "false_alarms_per_hour": false_alarm_rate(*zip(*normal), threshold) if normal else None,
+        "recall_at_1_false_alarm_per_hour": found_events(scores, rates, quiet)[0] / total if normal and total else None,
+        "EER": equal_error_rate(p_A, positive),
+        "events": total,
+        "normal_hours": float(sum(len(p) / rate / 3600 for p, rate in normal)),
+    }

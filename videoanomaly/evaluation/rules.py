@@ -2,6 +2,7 @@
 
 Shapes: N feature rows of a video, crops per row, D feature size, C anomaly classes.
 """
+
 import numpy as np
 
 from videoanomaly.evaluation.scoring import frame_metrics, score_videos
@@ -50,6 +51,10 @@ class FrameLogisticRegression:
 def evaluate_rules(lists, model, features) -> dict[str, dict]:
     """Metrics of the two simple rules, on the same videos and features."""
     prototype = model.prototype.cpu().numpy()
-    rules = {"distance to prototype": lambda rows: (distance_to_prototype(rows, prototype), None),
-             "logistic regression": FrameLogisticRegression(lists.train, features, len(lists.classes)).predict}
-    return {name: frame_metrics(score_videos(rule, lists.test, features), lists.classes) for name, rule in rules.items()}
+    rules = {
+        "distance to prototype": lambda rows: (distance_to_prototype(rows, prototype), None),
+        "logistic regression": FrameLogisticRegression(lists.train, features, len(lists.classes)).predict,
+    }
+    return {
+        name: frame_metrics(score_videos(rule, lists.test, features), lists.classes) for name, rule in rules.items()
+    }

@@ -2,6 +2,7 @@
 
 Shapes: N frames of a video, C anomaly classes.
 """
+
 import sys
 from typing import NamedTuple
 
@@ -29,14 +30,17 @@ def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
     scores = {}
     for video in tqdm(videos, unit="video", leave=False, disable=not sys.stderr.isatty()):
         rows = features.open(video.name)  # (N, crops, D)
-        others = () if temporal is None else (matching_rows(temporal, video.name, len(rows), features.frames_per_feature),)
+        others = (
+            () if temporal is None else (matching_rows(temporal, video.name, len(rows), features.frames_per_feature),)
+        )
         num_frames = min(features.num_frames(video.name), len(rows) * features.frames_per_feature)
         row_of_frame = np.arange(num_frames) // features.frames_per_feature
         p_A, p_class = predict(rows, *others)
         if not np.isfinite(p_A).all():
             raise InputError(f"{video.name}: found features that are infinite or not a number, expected finite ones")
-        scores[video.name] = Scores(p_A[row_of_frame], None if p_class is None else p_class[row_of_frame],
-                                    frame_labels(video, num_frames))
+        scores[video.name] = Scores(
+            p_A[row_of_frame], None if p_class is None else p_class[row_of_frame], frame_labels(video, num_frames)
+        )
     return scores
 
 
@@ -63,14 +67,18 @@ def frame_rates(features, videos, default: float) -> list[float]:
 
 
 def alarm_threshold(model, lists, features, temporal=None, max_videos: int = 100, default_rate: float = 30.0) -> float:
-    """Threshold on p_A at which the normal training videos are quiet (metrics.choose_threshold), from up to 100 of them."""
+    """Threshold on p_A at which the normal training videos are quiet (metrics.choose_threshold), from up to 100 of
+    them.
+    """
 
     from videoanomaly.evaluation import metrics
 
     normal = [video for video in lists.train if video.label < 0]
-    picked = normal[::-(-len(normal) // max_videos)]  # evenly over the list
+    picked = normal[:: -(-len(normal) // max_videos)]  # evenly over the list
     scores = score_videos(model.eval().predict, picked, features, temporal)
-    return metrics.choose_threshold(list(scores.values()), [-1] * len(picked), frame_rates(features, picked, default_rate))
+    return metrics.choose_threshold(
+        list(scores.values()), [-1] * len(picked), frame_rates(features, picked, default_rate)
+    )
 
 
 def all_metrics(scores: dict[str, Scores], classes, rates: list[float], *, threshold: float, num_draws: int) -> dict:
@@ -80,6 +88,8 @@ def all_metrics(scores: dict[str, Scores], classes, rates: list[float], *, thres
 
     videos = list(scores.values())
     return frame_metrics(scores, classes) | {
-        "videos": len(videos), "intervals": metrics.bootstrap_metrics(videos, classes, num_draws=num_draws),
+        "videos": len(videos),
+        "intervals": metrics.bootstrap_metrics(videos, classes, num_draws=num_draws),
         "events": metrics.event_map(videos, rates, classes),
-        "operation": metrics.operating_points(videos, rates, threshold)}
+        "operation": metrics.operating_points(videos, rates, threshold),
+    }

@@ -2,6 +2,7 @@
 
 `results` is everywhere what evaluate.py writes to metrics.json: metrics in [0, 1], None where a value does not exist.
 """
+
 import csv
 import io
 import statistics
@@ -19,8 +20,10 @@ def percent(value: float | None, interval: list[float] | None = None) -> str:
 def align(rows: list[list[str]]) -> str:
     """Columns side by side, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-                     for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    )
 
 
 def headline_rows(results: dict) -> list[list[str]]:
@@ -38,8 +41,16 @@ def class_rows(results: dict) -> list[list[str]]:
     rows = [["class", "AUC", "AP", "event mAP", "videos", "frames"]]
     for name, values in results["per_class"].items():
         intervals = results["intervals"]["per_class"][name]
-        rows.append([name, percent(values["AUC"], intervals["AUC"]), percent(values["AP"], intervals["AP"]),
-                     percent(results["events"]["per_class"][name]["AP"]), f"{intervals['videos']:,}", f"{values['frames']:,}"])
+        rows.append(
+            [
+                name,
+                percent(values["AUC"], intervals["AUC"]),
+                percent(values["AP"], intervals["AP"]),
+                percent(results["events"]["per_class"][name]["AP"]),
+                f"{intervals['videos']:,}",
+                f"{values['frames']:,}",
+            ]
+        )
     normal = results["frames"] - results["anomalous_frames"]
     return [*rows, ["(normal frames)", "", "", "", "", f"{normal:,}"]]
 
@@ -47,9 +58,12 @@ def class_rows(results: dict) -> list[list[str]]:
 def operation_rows(results: dict) -> list[list[str]]:
     """What an operator needs to know, at the threshold that the training videos gave."""
     values = results["operation"]
-    return [["events and operation", ""], ["event mAP at IoU 0.1 to 0.5", percent(results["events"]["mAP"])],
-            *([["the same as VadCLIP computes it", percent(results["vadclip"]["mAP"])]] if "vadclip" in results else []),
-            *([name.replace("_", " "), "absent" if value is None else f"{value:.3f}"] for name, value in values.items())]
+    return [
+        ["events and operation", ""],
+        ["event mAP at IoU 0.1 to 0.5", percent(results["events"]["mAP"])],
+        *([["the same as VadCLIP computes it", percent(results["vadclip"]["mAP"])]] if "vadclip" in results else []),
+        *([name.replace("_", " "), "absent" if value is None else f"{value:.3f}"] for name, value in values.items()),
+    ]
 
 
 def summary(results: dict) -> str:

@@ -1,23 +1,25 @@
 """Anomaly events of a camera or stream as they happen: `python predict.py --ckpt CKPT --live SOURCE`.
 
-A thread reads the stream and picks frames, rows, at the spacing in time that the model was trained with. The main thread
-encodes them into a ring of the last S * F rows and runs the model on it after every F new ones (before the ring is full it is
-repeated, as AnomalyCLIP.predict does with short videos); the newest rows' scores count. Their events are those of
-metrics.cut_events, each written as JSON lines on standard output when it begins, goes on and ends.
+A thread reads the stream and picks frames, rows, at the spacing in time that the model was trained with. The main
+thread encodes them into a ring of the last S * F rows and runs the model on it after every F new ones (before the ring
+is full it is repeated, as AnomalyCLIP.predict does with short videos); the newest rows' scores count. Their events are
+those of metrics.cut_events, each written as JSON lines on standard output when it begins, goes on and ends.
 
-Latency from a frame to its line: up to F rows that wait for each other, and the time that encoder and model take. An event
-begins once it is as long as metrics.MIN_LENGTH, and ends once it can no longer be joined by another (metrics.MERGE_GAP).
+Latency from a frame to its line: up to F rows that wait for each other, and the time that encoder and model take. An
+event begins once it is as long as metrics.MIN_LENGTH, and ends once it can no longer be joined by another
+(metrics.MERGE_GAP).
 
-Rows that are missing (the encoder was too slow, the camera is slower than the training videos were, the stream broke for a
-moment) show what the last one did, so that time runs as in training. A longer break ends the open event and empties the ring.
-Memory does not grow: ring, queue and statistics have fixed sizes.
+Rows that are missing (the encoder was too slow, the camera is slower than the training videos were, the stream broke
+for a moment) show what the last one did, so that time runs as in training. A longer break ends the open event and
+empties the ring. Memory does not grow: ring, queue and statistics have fixed sizes.
 
 Shapes: S segments of F rows, T = S * F rows in the ring, D feature size, C anomaly classes, n new rows.
 """
+
 import json
 import queue
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import av
 import numpy as np
@@ -50,11 +52,24 @@ class Teller:
         self.reader, self.classes, self.webhook = reader, classes, webhook
 
     def __call__(self, kind: str, number: int, event: Event, latency: float) -> None:
-        best, *others = (found | {"p_class": round(found["p_class"], 4)} for found in highest_classes(event.p_class, self.classes))
+        best, *others = (
+            found | {"p_class": round(found["p_class"], 4)} for found in highest_classes(event.p_class, self.classes)
+        )
         (start, end), zero = (row / self.reader.rate for row in (event.start, event.end)), self.reader.start_time
-        record = {"event": kind, "number": number, "source": self.reader.source.name, "time": iso(time.time()),
-                  "start": round(start, 3), "end": round(end, 3), "start_time": iso(zero + start), "end_time": iso(zero + end),
-                  **best, "confidence": round(event.p_A, 4), "others": others, "latency": round(latency, 3)}
+        record = {
+            "event": kind,
+            "number": number,
+            "source": self.reader.source.name,
+            "time": iso(time.time()),
+            "start": round(start, 3),
+            "end": round(end, 3),
+            "start_time": iso(zero + start),
+            "end_time": iso(zero + end),
+            **best,
+            "confidence": round(event.p_A, 4),
+            "others": others,
+            "latency": round(latency, 3),
+        }
         print(json.dumps(record), flush=True)
         if self.webhook:
             self.webhook.post(record)
@@ -62,17 +77,21 @@ class Teller:
 
 def iso(seconds: float) -> str:
     """Seconds since 1970 as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def drop_report(reader: Reader, rows: int, dropped: int, seconds: float) -> str:
-    return (f"{reader.source.name}: the encoder is too slow: {dropped} of {rows} rows dropped in the last {seconds:.0f} s, "
-            f"evenly ({(rows - dropped) / seconds:.1f} of {rows / seconds:.1f} rows/s encoded)")
+    return (
+        f"{reader.source.name}: the encoder is too slow: {dropped} of {rows} rows dropped in the last {seconds:.0f} s, "
+        f"evenly ({(rows - dropped) / seconds:.1f} of {rows / seconds:.1f} rows/s encoded)"
+    )
 
 
 def summary(reader: Reader, watch: Watch | None, seconds: float) -> str:
-    text = (f"{reader.source.name}: {reader.num_frames} frames, {reader.num_rows} rows in {seconds:.0f} s, "
-            f"{reader.num_dropped} rows dropped, {reader.num_breaks} breaks, {watch.num_events if watch else 0} events")
+    text = (
+        f"{reader.source.name}: {reader.num_frames} frames, {reader.num_rows} rows in {seconds:.0f} s, "
+        f"{reader.num_dropped} rows dropped, {reader.num_breaks} breaks, {watch.num_events if watch else 0} events"
+    )
     if watch and watch.latencies:
         text += "; latency median {:.2f} s, 95 % {:.2f} s".format(*np.percentile(watch.latencies, (50, 95)))
     return text
@@ -122,25 +141,37 @@ def check_model(model, encoder, threshold: float) -> None:
     if model.config.temporal_feature_dim is not None:
         raise InputError("--live: the checkpoint needs features of two encoders, expected one that needs one")
     if encoder.dim != model.config.feature_dim:
-        raise InputError(f"--live: the encoder's features have {encoder.dim} values, expected {model.config.feature_dim} as "
-                         "the checkpoint was trained with")
+        raise InputError(
+            f"--live: the encoder's features have {encoder.dim} values, expected {model.config.feature_dim} as "
+            "the checkpoint was trained with"
+        )
     if not 0 < threshold <= 1:
         raise InputError(f"--threshold {threshold}: expected a value above 0, at most 1")
 
 
-def run(source: str, model, encoder, *, threshold: float, stride: int = 1, crops: int = 1, jpeg: int | None = None,
-        n_px: int, fps: float | None = None, webhook: str | None = None) -> int:
+def run(
+    source: str,
+    model,
+    encoder,
+    *,
+    threshold: float,
+    stride: int = 1,
+    crops: int = 1,
+    jpeg: int | None = None,
+    n_px: int,
+    fps: float | None = None,
+    webhook: str | None = None,
+) -> int:
     """Watches a stream until it ends (a file, standard input) or a signal comes; JSON lines on standard output.
 
     Args:
-        source: Camera index ("0"), rtsp:// or any other URL that PyAV opens, a file, or "-" for standard input.
-        model: AnomalyCLIP with its directions, on the device where it is to run.
-        encoder: As extract_features.load_encoder gives it: dim, preprocess, encode.
-        threshold: Events begin at p_A >= threshold; the rule is that of metrics.cut_events.
-        stride, crops, jpeg: As the features were made that the model was trained with.
-        n_px: Side of the encoder's input, pixels (extract_features.input_size).
-        fps: Frames per second of the training videos, so that rows are fps / stride a second; None: the source's own rate.
-        webhook: http(s) URL that each event is posted to as well.
+        source: Camera index ("0"), rtsp:// or any other URL that PyAV opens, a file, or "-" for standard input. model:
+        AnomalyCLIP with its directions, on the device where it is to run. encoder: As extract_features.load_encoder
+        gives it: dim, preprocess, encode. threshold: Events begin at p_A >= threshold; the rule is that of
+        metrics.cut_events. stride, crops, jpeg: As the features were made that the model was trained with. n_px: Side
+        of the encoder's input, pixels (extract_features.input_size). fps: Frames per second of the training videos, so
+        that rows are fps / stride a second; None: the source's own rate. webhook: http(s) URL that each event is posted
+        to as well.
     Returns:
         Exit status: 0 at the end of the stream, 128 and the number of the signal that stopped it, if one did.
     Raises:

@@ -1,8 +1,9 @@
 """Cameras and streams: a thread that reads one, again and again if it breaks, and picks the frames that are rows.
 
-Addresses hold passwords. They are shown as webhook.public_name gives them, and of FFmpeg's errors only what went wrong: their
-texts have the whole address.
+Addresses hold passwords. They are shown as webhook.public_name gives them, and of FFmpeg's errors only what went wrong:
+their texts have the whole address.
 """
+
 import queue
 import sys
 import threading
@@ -23,7 +24,9 @@ QUEUE_FRAMES = 16  # frames waiting for the encoder: 50 MB of 1080p; enough for 
 MARGIN = 1.05  # frames are thinned out to a little fewer than the encoder can take, so that the queue empties
 MAX_DAMAGED = 250  # packets in a row that cannot be decoded before the stream counts as broken
 USUAL_RATE = 25.0  # frames/s of a source that does not tell, or nothing sensible
-NO_TIMESTAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: MJPEG over HTTP, raw H.264; theirs would be 25 frames/s by assumption
+NO_TIMESTAMPS = (
+    0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: MJPEG over HTTP, raw H.264; theirs would be 25 frames/s by assumption
+)
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation")}  # file and format by system
 
 
@@ -44,8 +47,12 @@ def find_source(text: str) -> Source:
         return Source("standard input", {"file": "pipe:0"}, True, True)
     if "://" in text:
         options = {"rtsp_flags": "prefer_tcp"} if text.startswith(("rtsp://", "rtsps://")) else {}
-        return Source(public_name(text), {"file": text, "timeout": (TIMEOUT, TIMEOUT), "options": options}, False,
-                      text.startswith("http"))
+        return Source(
+            public_name(text),
+            {"file": text, "timeout": (TIMEOUT, TIMEOUT), "options": options},
+            False,
+            text.startswith("http"),
+        )
     if text.isdigit():
         if sys.platform not in CAMERAS:
             raise InputError(f"--live {text}: cameras are not read by number on this system, expected an address")
@@ -55,8 +62,9 @@ def find_source(text: str) -> Source:
         options = {"file": file.format(text), "format": format, "timeout": (TIMEOUT, TIMEOUT)}
         return Source(f"camera {text}", options, False, False)
     if not Path(text).is_file():
-        raise InputError(f"--live {text}: no such file, expected a file, an address, the number of a camera, or - for standard "
-                         "input")
+        raise InputError(
+            f"--live {text}: no such file, expected a file, an address, the number of a camera, or - for standard input"
+        )
     return Source(text, {"file": f"file:{text}"}, True, True)  # FFmpeg would take the name "a:b" for an address
 
 
@@ -90,8 +98,9 @@ class Sample(NamedTuple):
 class Reader(threading.Thread):
     """Reads a stream, again and again if it breaks, and puts the frames that are rows into a short queue.
 
-    Time is that of the frames' time stamps, tied to the clock when the stream begins, breaks or jumps. Where the encoder
-    takes longer than a row (`seconds_per_row`, set from outside), rows are left out evenly: the next is the first one due.
+    Time is that of the frames' time stamps, tied to the clock when the stream begins, breaks or jumps. Where the
+    encoder takes longer than a row (`seconds_per_row`, set from outside), rows are left out evenly: the next is the
+    first one due.
 
     Args:
         source: From `find_source`.
@@ -125,8 +134,9 @@ class Reader(threading.Thread):
             try:
                 self.read()
             except (av.error.ProtocolNotFoundError, av.error.DemuxerNotFoundError) as error:
-                raise InputError(f"--live {self.source.name}: {self.reason(error)}, expected an address that FFmpeg "
-                                 "knows") from None
+                raise InputError(
+                    f"--live {self.source.name}: {self.reason(error)}, expected an address that FFmpeg knows"
+                ) from None
             except BROKEN as error:
                 reason = self.reason(error)
             if self.stopping.is_set():
@@ -186,7 +196,9 @@ class Reader(threading.Thread):
         ahead = seconds - (now - self.began)
         if self.source.bursts:
             self.stopping.wait(max(ahead, 0))
-        elif ahead > 0:  # those before it had waited, in the server or while FFmpeg looked at the stream: it began earlier
+        elif (
+            ahead > 0
+        ):  # those before it had waited, in the server or while FFmpeg looked at the stream: it began earlier
             self.began, self.start_time = self.began - ahead, self.start_time - ahead
         row = int((seconds + early) * self.rate)
         if row <= self.row:

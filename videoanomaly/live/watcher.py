@@ -2,6 +2,7 @@
 
 Shapes: S segments of F rows, T = S * F rows in the ring, D feature size, C anomaly classes, n new rows.
 """
+
 import time
 from collections import deque
 
@@ -30,7 +31,7 @@ class RowRing:
     def newest(self) -> np.ndarray:
         """Up to T rows, the newest last; a view, good until the next push."""
         end = (self.count - 1) % self.num_rows + 1 + self.num_rows
-        return self.rows[end - min(self.count, self.num_rows):end]
+        return self.rows[end - min(self.count, self.num_rows) : end]
 
 
 class Watch:
@@ -49,7 +50,9 @@ class Watch:
         num_rows, self.num_frames = config.num_segments * config.num_frames, config.num_frames
         self.ring = RowRing(num_rows, (num_crops, config.feature_dim))
         self.rule = EventRule(rate, threshold, len(config.classes))
-        self.max_missing = max(min(int(GAP * rate), num_rows - self.num_frames), 1)  # what is filled has to fit into the ring
+        self.max_missing = max(
+            min(int(GAP * rate), num_rows - self.num_frames), 1
+        )  # what is filled has to fit into the ring
         self.arrivals = []  # of the rows without scores yet, seconds
         self.next_row = self.features = self.arrival = None  # behind the last row; of the last row
         self.num_events = 0

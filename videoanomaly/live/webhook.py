@@ -1,8 +1,9 @@
 """Posts JSON to a URL from a thread of its own: whatever the receiver does, the caller never waits for it.
 
-Addresses carry secrets (user:password@, tokens in queries and paths), so notes never name the webhook's; `public_name` gives
-what may be shown of another.
+Addresses carry secrets (user:password@, tokens in queries and paths), so notes never name the webhook's; `public_name`
+gives what may be shown of another.
 """
+
 import base64
 import json
 import re
@@ -20,8 +21,10 @@ TIMEOUT = 5.0  # seconds, for each wait within a request
 DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 MAX_WAITING = 100  # events; the oldest goes first
 CLOSING = 5.0  # seconds that the end of the program waits for the last events
-PLAIN_URL = re.compile(r"(?P<scheme>[\w+.-]+)://([^/?#@\s]*@)?(?P<host>[^/?#@:\s\[\]]*|\[[\da-fA-F:.]+\])(?P<port>:\d+)?"
-                       r"(?P<path>/[^?#@\s]*)?([?#][^@\s]*)?")
+PLAIN_URL = re.compile(
+    r"(?P<scheme>[\w+.-]+)://([^/?#@\s]*@)?(?P<host>[^/?#@:\s\[\]]*|\[[\da-fA-F:.]+\])(?P<port>:\d+)?"
+    r"(?P<path>/[^?#@\s]*)?([?#][^@\s]*)?"
+)
 
 
 def public_name(url: str) -> str:
@@ -46,7 +49,9 @@ class SameMethodRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, file, code, message, headers, url):
         if code not in (307, 308) or not url.startswith(("http://", "https://")):
             return None
-        return urllib.request.Request(url, request.data, request.headers)  # without the password, it may be another host
+        return urllib.request.Request(
+            url, request.data, request.headers
+        )  # without the password, it may be another host
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # Python 3.10 does not follow it by itself
 

@@ -1,4 +1,7 @@
-"""A copy of a video with its scores drawn in: the curve with a playhead, the likeliest classes, and the event that is on."""
+"""A copy of a video with its scores drawn in: the curve with a playhead, the likeliest classes, and the event that is
+on.
+"""
+
 from fractions import Fraction
 from pathlib import Path
 
@@ -112,9 +115,11 @@ def encode(target, video: Path, scores: FrameScores, make_panel) -> None:
         copy.mux(stream.encode())
 
 
-def write_video(path: Path, video: Path, scores: FrameScores, events: list[dict], classes: tuple[str, ...],
-                threshold: float) -> None:
+def write_video(
+    path: Path, video: Path, scores: FrameScores, events: list[dict], classes: tuple[str, ...], threshold: float
+) -> None:
     """annotated.mp4: H.264, without sound."""
+
     def make_panel(width: int) -> Panel:
         return Panel(width, scores, events, classes, threshold)
 

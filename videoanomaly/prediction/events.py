@@ -2,6 +2,7 @@
 
 Shapes: N frames of a video, C anomaly classes.
 """
+
 import csv
 import html
 import io
@@ -11,8 +12,21 @@ import numpy as np
 from videoanomaly.event_rule import cut_events, highest_classes
 from videoanomaly.frame_scores import FrameScores
 
-CSV_COLUMNS = ("start_seconds", "end_seconds", "start_frame", "end_frame", "start", "end", "class", "p_class", "confidence",
-               "second", "p_second", "third", "p_third")
+CSV_COLUMNS = (
+    "start_seconds",
+    "end_seconds",
+    "start_frame",
+    "end_frame",
+    "start",
+    "end",
+    "class",
+    "p_class",
+    "confidence",
+    "second",
+    "p_second",
+    "third",
+    "p_third",
+)
 
 
 def count(number: int, word: str) -> str:
@@ -31,8 +45,8 @@ def find_events(scores: FrameScores, classes: tuple[str, ...], threshold: float)
 
     Returns:
         Of each event: start, end (seconds), start_frame, end_frame (first frame and the one behind the last),
-        start_time, end_time (hh:mm:ss.mmm), class (highest mean p_class), p_class (that mean), confidence (mean p_A) and
-        others, the next two classes with their mean p_class.
+        start_time, end_time (hh:mm:ss.mmm), class (highest mean p_class), p_class (that mean), confidence (mean p_A)
+        and others, the next two classes with their mean p_class.
     """
     ends, result = np.append(scores.times[1:], scores.duration), []
     found = cut_events(scores.p_A, scores.fps, high=threshold)
@@ -40,8 +54,19 @@ def find_events(scores: FrameScores, classes: tuple[str, ...], threshold: float)
         means = scores.p_class[first:behind].mean(axis=0, dtype=np.float64)  # (C,)
         best, *others = highest_classes(means, classes)
         start, end = float(scores.times[first]), float(ends[behind - 1])
-        result.append({"start": start, "end": end, "start_frame": first, "end_frame": behind, "start_time": clock(start),
-                       "end_time": clock(end), **best, "confidence": confidence, "others": others})
+        result.append(
+            {
+                "start": start,
+                "end": end,
+                "start_frame": first,
+                "end_frame": behind,
+                "start_time": clock(start),
+                "end_time": clock(end),
+                **best,
+                "confidence": confidence,
+                "others": others,
+            }
+        )
     return result
 
 
@@ -51,9 +76,21 @@ def to_csv(events: list[dict]) -> str:
     writer.writerow(CSV_COLUMNS)
     for event in events:
         others = [value for other in event["others"] for value in (other["class"], f"{other['p_class']:.4f}")]
-        writer.writerow([f"{event['start']:.3f}", f"{event['end']:.3f}", event["start_frame"], event["end_frame"],
-                         event["start_time"], event["end_time"], event["class"], f"{event['p_class']:.4f}",
-                         f"{event['confidence']:.4f}", *others, *[""] * (4 - len(others))])
+        writer.writerow(
+            [
+                f"{event['start']:.3f}",
+                f"{event['end']:.3f}",
+                event["start_frame"],
+                event["end_frame"],
+                event["start_time"],
+                event["end_time"],
+                event["class"],
+                f"{event['p_class']:.4f}",
+                f"{event['confidence']:.4f}",
+                *others,
+                *[""] * (4 - len(others)),
+            ]
+        )
     return file.getvalue()
 
 

@@ -1,7 +1,9 @@
-"""What lies behind the names of a video's frames: words near the learned contexts, and the segments that drove each class.
+"""What lies behind the names of a video's frames: words near the learned contexts, and the segments that drove each
+class.
 
 Shapes: C classes, new ones (openset.py) among them, D feature size, N rows of a video, W width of the text tower.
 """
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,11 +25,14 @@ def vocabulary() -> list[str]:
         parts[i], parts[i + 256] = bytes([byte]), bytes([byte, 0])
     for first, second in merges:  # in the order of their ids
         parts.append(parts[first] + parts[second])
-    return [p[:-1].decode(errors="replace") if len(p) > 1 and not p[-1] else f"{p.decode(errors='replace')}-" for p in parts]
+    return [
+        p[:-1].decode(errors="replace") if len(p) > 1 and not p[-1] else f"{p.decode(errors='replace')}-" for p in parts
+    ]
 
 
 def nearest_words(ctx: Tensor, embedding: Tensor, classes: tuple[str, ...]) -> dict[str, list]:
-    """The vocabulary's words nearest to each context vector, by Euclidean distance to the token embeddings, as CoOp shows them.
+    """The vocabulary's words nearest to each context vector, by Euclidean distance to the token embeddings, as CoOp
+    shows them.
 
     Args:
         ctx: Shared contexts (num_ctx, W), or one set for each class, (C + 1, num_ctx, W). embedding: (vocabulary, W).
@@ -38,42 +43,63 @@ def nearest_words(ctx: Tensor, embedding: Tensor, classes: tuple[str, ...]) -> d
     sets = {"all classes": ctx} if ctx.ndim == 2 else dict(zip(classes, ctx))
     result = {}
     for name, vectors in sets.items():
-        distances = torch.cdist(vectors.float(), embedding.detach()[:len(words)].float(),
-                                compute_mode="donot_use_mm_for_euclid_dist")  # which cancels for near ones
+        distances = torch.cdist(
+            vectors.float(), embedding.detach()[: len(words)].float(), compute_mode="donot_use_mm_for_euclid_dist"
+        )  # which cancels for near ones
         near = distances.topk(NUM_WORDS, largest=False)
-        result[name] = [[{"word": words[i], "distance": distance} for i, distance in zip(*found)]
-                        for found in zip(near.indices.tolist(), near.values.tolist())]
+        result[name] = [
+            [{"word": words[i], "distance": distance} for i, distance in zip(*found)]
+            for found in zip(near.indices.tolist(), near.values.tolist())
+        ]
     return result
 
 
 @torch.inference_mode()
 def likelihoods(model: AnomalyCLIP, features) -> np.ndarray:
-    """The Selector's likelihood of all classes row by row, (N, C), for features (N, D), or (N, crops, D) with its mean over
-    the crops."""
+    """The Selector's likelihood of all classes row by row, (N, C), for features (N, D), or (N, crops, D) with its mean
+    over the crops.
+    """
     parts = []
     for start in range(0, len(features), CHUNK_ROWS):
         rows = np.arange(start, min(start + CHUNK_ROWS, len(features)))
         x = model.recentre(model.read_rows(features, rows[None, None]), model.prototype)[:, 0]  # (crops, 1, rows, D)
-        likelihood = [model.select(x, model.directions), *([model.select_new(x)] if hasattr(model, "select_new") else [])]
+        likelihood = [
+            model.select(x, model.directions),
+            *([model.select_new(x)] if hasattr(model, "select_new") else []),
+        ]
         parts.append(torch.cat(likelihood, dim=-1).mean(0)[0].cpu().numpy())
     return np.concatenate(parts)
 
 
 def driving_segments(scores: FrameScores, classes: tuple[str, ...], length: int) -> dict[str, list]:
-    """The segments with the highest mean p_class of each class, highest first, with that mean and those of what made it.
+    """The segments with the highest mean p_class of each class, highest first, with that mean and those of what made
+    it.
 
     Args:
         scores: With likelihood. length: Frames of a segment; the last one of a video may be shorter.
     """
     starts = np.arange(0, len(scores.p_A), length)
     ends = np.minimum(starts + length, len(scores.p_A))
-    p_A, p_class, likelihood = (np.add.reduceat(x, starts, dtype=np.float64).T / (ends - starts)
-                                for x in (scores.p_A, scores.p_class, scores.likelihood))  # (segments,), (C, segments) twice
+    p_A, p_class, likelihood = (
+        np.add.reduceat(x, starts, dtype=np.float64).T / (ends - starts)
+        for x in (scores.p_A, scores.p_class, scores.likelihood)
+    )  # (segments,), (C, segments) twice
     end_times = np.append(scores.times, scores.duration)[ends]
-    return {name: [{"start": float(scores.times[starts[s]]), "end": float(end_times[s]), "start_frame": int(starts[s]),
-                    "end_frame": int(ends[s]), "likelihood": float(likelihood[c, s]), "p_class": float(p_class[c, s]),
-                    "p_A": float(p_A[s])} for s in np.argsort(-p_class[c], kind="stable")[:NUM_SEGMENTS]]
-            for c, name in enumerate(classes)}
+    return {
+        name: [
+            {
+                "start": float(scores.times[starts[s]]),
+                "end": float(end_times[s]),
+                "start_frame": int(starts[s]),
+                "end_frame": int(ends[s]),
+                "likelihood": float(likelihood[c, s]),
+                "p_class": float(p_class[c, s]),
+                "p_A": float(p_A[s]),
+            }
+            for s in np.argsort(-p_class[c], kind="stable")[:NUM_SEGMENTS]
+        ]
+        for c, name in enumerate(classes)
+    }
 
 
 def words_text(words: dict[str, list]) -> str:
@@ -89,6 +115,9 @@ def segments_text(segments: dict[str, list]) -> str:
     lines = ["segments that drove the score of each class (means over the segment)"]
     for name, found in segments.items():
         lines.append(f"  {name}")
-        lines += [f"    {clock(s['start'])} - {clock(s['end'])}  likelihood {s['likelihood']:7.2f}  p_class {s['p_class']:.4f}"
-                  f"  p_A {s['p_A']:.4f}" for s in found]
+        lines += [
+            f"    {clock(s['start'])} - {clock(s['end'])}  likelihood {s['likelihood']:7.2f}  p_class {s['p_class']:.4f}"
+            f"  p_A {s['p_A']:.4f}"
+            for s in found
+        ]
     return "\n".join(lines)

@@ -1,12 +1,13 @@
 """Classes that were never trained (open set).
 
-A new class has a direction like the trained ones: its prompt, with the contexts that all classes share (or the engineered
-prompt), through CLIP's text tower, minus the normality prototype (Eq. 2). Its projection is batch-normalised (Eq. 4) by
-statistics that stand in for those of a training: see `projection_statistics`. The Temporal model never sees new classes, so p_A
-stays what it was, bit for bit; p_{c|A} is the softmax over trained and new classes.
+A new class has a direction like the trained ones: its prompt, with the contexts that all classes share (or the
+engineered prompt), through CLIP's text tower, minus the normality prototype (Eq. 2). Its projection is batch-normalised
+(Eq. 4) by statistics that stand in for those of a training: see `projection_statistics`. The Temporal model never sees
+new classes, so p_A stays what it was, bit for bit; p_{c|A} is the softmax over trained and new classes.
 
 Shapes: B passes, S segments, F rows of a segment, C trained and n new classes, D feature size, N rows of a video.
 """
+
 import textwrap
 from dataclasses import replace
 
@@ -30,7 +31,9 @@ class OpenSetAnomalyCLIP(AnomalyCLIP):
         mean, var: Of their projections, see `projection_statistics`, (n,); None where likelihoods are cosines.
     """
 
-    def __init__(self, model: AnomalyCLIP, names: tuple[str, ...], directions: Tensor, mean: Tensor | None, var: Tensor | None):
+    def __init__(
+        self, model: AnomalyCLIP, names: tuple[str, ...], directions: Tensor, mean: Tensor | None, var: Tensor | None
+    ):
         super().__init__(model.config)
         self.load_trained_state({k: v for k, v in model.trained_state().items() if not k.startswith("prompt_learner.")})
         self.temporal_model = model.temporal_model  # itself: what computes p_A stays what it is
@@ -43,8 +46,10 @@ class OpenSetAnomalyCLIP(AnomalyCLIP):
         prediction = super().forward(features, temporal_features)
         new = self.select_new(self.recentre(features, self.prototype))  # (B, S, F, n)
         logits = new * self.logit_scale.exp() if self.config.likelihood == "cosine" else new
-        return prediction._replace(likelihood=torch.cat([prediction.likelihood, new], dim=-1),
-                                   class_logits=torch.cat([prediction.class_logits, logits.float()], dim=-1))
+        return prediction._replace(
+            likelihood=torch.cat([prediction.likelihood, new], dim=-1),
+            class_logits=torch.cat([prediction.class_logits, logits.float()], dim=-1),
+        )
 
     def select_new(self, x: Tensor) -> Tensor:
         """As `select`, for the new classes: (B, S, F, n)."""
@@ -58,16 +63,18 @@ class OpenSetAnomalyCLIP(AnomalyCLIP):
 def projection_statistics(model: AnomalyCLIP, moments: dict, directions: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance for the batch normalisation of projections on directions that were never trained, (n,) each.
 
-    The trained classes have running statistics over whole batches, half of which are abnormal videos; of a new class only the
-    projections of normal rows are known. Both are known of the trained classes, and that calibrates: the variance over normal
-    rows is multiplied by the geometric mean of the trained classes' ratios of running variance to variance over normal
-    rows; the mean is shifted by the mean of their shifts, counted in standard deviations over normal rows. So a new class is
-    normalised as an average trained one, whose anomalies took part; what holds for all of them alike is met exactly.
+    The trained classes have running statistics over whole batches, half of which are abnormal videos; of a new class
+    only the projections of normal rows are known. Both are known of the trained classes, and that calibrates: the
+    variance over normal rows is multiplied by the geometric mean of the trained classes' ratios of running variance to
+    variance over normal rows; the mean is shifted by the mean of their shifts, counted in standard deviations over
+    normal rows. So a new class is normalised as an average trained one, whose anomalies took part; what holds for all
+    of them alike is met exactly.
 
     Args:
         moments: data.normal_moments of the training features.
         directions: (n, D), of any length.
     """
+
     def on_normal_rows(directions: Tensor) -> tuple[Tensor, Tensor]:
         d = F.normalize(directions.double(), dim=-1)
         centre = moments["sum"] / moments["count"]
@@ -86,7 +93,9 @@ def check_names(ckpt: str, names: tuple[str, ...], trained: tuple[str, ...]) -> 
     known = {as_prompted(name): name for name in trained}
     for name in names:
         if as_prompted(name) in known:
-            raise InputError(f"--classes {name!r}: is {known[as_prompted(name)]!r}, a trained class of {ckpt}, expected others")
+            raise InputError(
+                f"--classes {name!r}: is {known[as_prompted(name)]!r}, a trained class of {ckpt}, expected others"
+            )
 
 
 def as_prompted(name: str) -> str:
@@ -104,29 +113,42 @@ def check_open(ckpt: str, checkpoint: dict, model: AnomalyCLIP) -> None:
     """Whether the checkpoint can have new classes."""
     config, moments = model.config, checkpoint.get("normal_moments")
     if config.directions == "direct":
-        raise InputError(f"{ckpt}: --classes needs directions that come from prompts, found --directions direct; train with "
-                         "--shared-ctx and another --directions")
+        raise InputError(
+            f"{ckpt}: --classes needs directions that come from prompts, found --directions direct; train with "
+            "--shared-ctx and another --directions"
+        )
     if config.directions != "engineered" and not config.shared_ctx:
-        raise InputError(f"{ckpt}: --classes needs contexts that all classes share, found contexts of each class; train with "
-                         "--shared-ctx")
+        raise InputError(
+            f"{ckpt}: --classes needs contexts that all classes share, found contexts of each class; train with "
+            "--shared-ctx"
+        )
     if config.likelihood == "projection" and not are_moments(moments, config.feature_dim):
-        raise InputError(f"{ckpt}: --classes needs the moments of the normal features, found none in this checkpoint; train it "
-                         "again with this version")
+        raise InputError(
+            f"{ckpt}: --classes needs the moments of the normal features, found none in this checkpoint; train it "
+            "again with this version"
+        )
 
 
 def new_directions(ckpt: str, checkpoint: dict, clip, model: AnomalyCLIP, names: tuple[str, ...]) -> Tensor:
     """Directions (n, D) of new classes with the contexts and the text projection of the checkpoint."""
     try:
-        prompted = AnomalyCLIP(replace(model.config, classes=names), clip=clip, tokenize=clip_model.tokenize,
-                               prototype=model.prototype)
+        prompted = AnomalyCLIP(
+            replace(model.config, classes=names), clip=clip, tokenize=clip_model.tokenize, prototype=model.prototype
+        )
     except (ValueError, RuntimeError) as error:  # a prompt is too long
         too_long = isinstance(error, RuntimeError) and "too long" in str(error)  # the tokenizer, which repeats the text
-        reason = "found a name of more than 77 tokens, expected a shorter one" if too_long else str(error).splitlines()[0]
+        reason = (
+            "found a name of more than 77 tokens, expected a shorter one" if too_long else str(error).splitlines()[0]
+        )
         raise InputError(f"--classes {textwrap.shorten(max(names, key=len), 60)}: {reason}") from None
     learned = [name for name in ("ctx", "text_projection") if getattr(prompted.prompt_learner, name) is not None]
     state = {name: checkpoint["model"].get(f"prompt_learner.{name}") for name in learned}
-    if any(value is None or value.shape != getattr(prompted.prompt_learner, name).shape for name, value in state.items()):
-        raise InputError(f"{ckpt}: found no {' and '.join(learned)} that fit this CLIP, expected a checkpoint of train.py")
+    if any(
+        value is None or value.shape != getattr(prompted.prompt_learner, name).shape for name, value in state.items()
+    ):
+        raise InputError(
+            f"{ckpt}: found no {' and '.join(learned)} that fit this CLIP, expected a checkpoint of train.py"
+        )
     prompted.prompt_learner.load_state_dict(state, strict=False)
     with torch.no_grad():
         return prompted.class_directions()
@@ -147,7 +169,9 @@ def prepare(args, checkpoint: dict, model: AnomalyCLIP) -> tuple[AnomalyCLIP, di
     from videoanomaly.prediction import explain
 
     if (args.classes or args.explain) and model.NAME != AnomalyCLIP.NAME:
-        raise InputError(f"{args.ckpt}: --classes and --explain are for checkpoints of AnomalyCLIP, found one of {model.NAME}")
+        raise InputError(
+            f"{args.ckpt}: --classes and --explain are for checkpoints of AnomalyCLIP, found one of {model.NAME}"
+        )
     if args.classes:
         check_open(args.ckpt, checkpoint, model)
         check_names(args.ckpt, args.classes, model.config.classes)

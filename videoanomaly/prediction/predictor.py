@@ -1,4 +1,5 @@
 """Videos or features in, scores and results out."""
+
 import sys
 import time
 from functools import partial
@@ -26,14 +27,17 @@ def encoded(videos: dict[str, Path], args, recogniser):
     from videoanomaly.video.preprocessing import prepare
 
     encoder, stride = matching_encoder(args, recogniser), args.stride or recogniser.spacing
-    to_inputs = partial(prepare, preprocess=encoder.model.preprocess, num_crops=encoder.crops, jpeg=encoder.jpeg,
-                        n_px=encoder.n_px)
-    read = partial(read_timed, to_inputs=to_inputs, stride=stride, batch_size=args.batch,
-                   pin_memory=args.device.startswith("cuda"))
+    to_inputs = partial(
+        prepare, preprocess=encoder.model.preprocess, num_crops=encoder.crops, jpeg=encoder.jpeg, n_px=encoder.n_px
+    )
+    read = partial(
+        read_timed, to_inputs=to_inputs, stride=stride, batch_size=args.batch, pin_memory=args.device.startswith("cuda")
+    )
     total = sum(map(header_frames, videos.values())) // stride if sys.stderr.isatty() else None
     with tqdm(total=total, unit="frame", unit_scale=stride, disable=None) as bar:
-        for name, features, info in encode_videos(videos, encoder.model, encoder.description, read, args.workers,
-                                                  encoder.crops, bar):
+        for name, features, info in encode_videos(
+            videos, encoder.model, encoder.description, read, args.workers, encoder.crops, bar
+        ):
             if features is None:
                 yield name, info
                 continue
@@ -63,7 +67,9 @@ def predict_videos(args, recogniser) -> int:
     folders = {name: args.out if alone else args.out / name for name in videos}
     settings = {name: result_settings(args, recogniser, path) for name, path in videos.items()}
     finished = {name: result for name in videos if (result := read_result(folders[name]))}
-    results = {name: result for name, result in finished.items() if result["settings"] == settings[name] and not args.force}
+    results = {
+        name: result for name, result in finished.items() if result["settings"] == settings[name] and not args.force
+    }
     todo = {name: path for name, path in videos.items() if name not in results}
     failed, num_frames, start = {}, 0, time.monotonic()
     for name, scores in encoded(todo, args, recogniser) if todo else ():
@@ -76,8 +82,10 @@ def predict_videos(args, recogniser) -> int:
         tqdm.write(summary(folders[name], results[name]))
     if not alone:
         write_index(args.out, results, failed)
-    print(f"{args.out}: {len(todo) - len(failed)} of {len(videos)} videos done, {len(videos) - len(todo)} were there, "
-          f"{len(failed)} skipped; {num_frames} frames, {num_frames / (time.monotonic() - start):.1f} frames/s")
+    print(
+        f"{args.out}: {len(todo) - len(failed)} of {len(videos)} videos done, {len(videos) - len(todo)} were there, "
+        f"{len(failed)} skipped; {num_frames} frames, {num_frames / (time.monotonic() - start):.1f} frames/s"
+    )
     return int(bool(failed))
 
 
@@ -92,7 +100,9 @@ def open_rows(path: Path, args, recogniser) -> tuple:
     features, temporal = checkpoints.open_folders(given, checkpoint | {"settings": settings})
     rows = features.open(name)  # (N, crops, D)
     if features.dim != recogniser.model.config.feature_dim:
-        raise InputError(f"{path}: found features of {features.dim} values, expected {recogniser.model.config.feature_dim}")
+        raise InputError(
+            f"{path}: found features of {features.dim} values, expected {recogniser.model.config.feature_dim}"
+        )
     others = () if temporal is None else (matching_rows(temporal, name, len(rows), recogniser.spacing),)
     known = (features.meta or {"videos": {}})["videos"].get(name, {})
     fps = args.fps or known.get("fps")
@@ -114,7 +124,9 @@ def predict_features(args, recogniser) -> int:
         folder = args.out if len(names) == 1 else args.out / name
         of_frames = likelihood(args, recogniser, rows, num_frames)
         scores = FrameScores(p_A, p_class, np.arange(num_frames) / fps, fps, of_frames)
-        results[name] = write_results(folder, name, None, scores, recogniser, args, result_settings(args, recogniser, path))
+        results[name] = write_results(
+            folder, name, None, scores, recogniser, args, result_settings(args, recogniser, path)
+        )
         print(summary(folder, results[name]), flush=True)
     if len(names) > 1:
         write_index(args.out, results, {})

@@ -1,4 +1,5 @@
 """A checkpoint made ready for new videos: its model, its threshold, and the classes that were added."""
+
 import hashlib
 from types import SimpleNamespace
 from typing import NamedTuple

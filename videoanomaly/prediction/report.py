@@ -2,6 +2,7 @@
 
 Shapes: N frames of a video, C anomaly classes.
 """
+
 import base64
 import hashlib
 import html
@@ -21,8 +22,14 @@ from videoanomaly.video.key_frames import KeyFrame
 
 HERE = Path(__file__).parent
 EMBEDDED_BYTES = 64 * 2**20  # a larger video is linked, not put into the page
-MEDIA_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/x-matroska",
-               ".ogv": "video/ogg"}
+MEDIA_TYPES = {
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".mov": "video/mp4",
+    ".webm": "video/webm",
+    ".mkv": "video/x-matroska",
+    ".ogv": "video/ogg",
+}
 SPARK_POINTS = 160
 INDEX_ROW = """<li class="{{kind}}"><a href="{{link}}/report.html"><span class="picture">{{picture}}</span>
 <span class="name">{{name}}</span><span class="facts">{{facts}}</span>{{spark}}<span class="best">{{best}}</span></a></li>"""
@@ -57,7 +64,14 @@ def video_data(video: Path | None, folder: Path) -> dict | None:
     kind, size = MEDIA_TYPES.get(video.suffix.lower(), "video/mp4"), video.stat().st_size
     embedded = size <= EMBEDDED_BYTES
     source = f"data:{kind};base64,{base64_text(video.read_bytes())}" if embedded else relative_url(video, folder)
-    return {"src": source, "type": kind, "embedded": embedded, "bytes": size, "codec": codec_of(video), "suffix": video.suffix}
+    return {
+        "src": source,
+        "type": kind,
+        "embedded": embedded,
+        "bytes": size,
+        "codec": codec_of(video),
+        "suffix": video.suffix,
+    }
 
 
 def fill(template: str, values: dict[str, str]) -> str:
@@ -76,7 +90,9 @@ def script_hash(template: str) -> str:
     return f"sha256-{base64_text(hashlib.sha256(script.encode()).digest())}"
 
 
-def page(result: dict, scores: FrameScores, video: Path | None, pictures: list[KeyFrame], folder: Path, checkpoint: str) -> str:
+def page(
+    result: dict, scores: FrameScores, video: Path | None, pictures: list[KeyFrame], folder: Path, checkpoint: str
+) -> str:
     """report.html: everything in one file, which needs no network.
 
     Args:
@@ -85,12 +101,18 @@ def page(result: dict, scores: FrameScores, video: Path | None, pictures: list[K
     """
     template = (HERE / "report.html").read_text(encoding="utf-8")
     data = {key: result[key] for key in ("video", "fps", "duration", "threshold", "classes")} | {
-        "checkpoint": checkpoint, "merge_gap": MERGE_GAP, "min_length": MIN_LENGTH, "source": video_data(video, folder),
+        "checkpoint": checkpoint,
+        "merge_gap": MERGE_GAP,
+        "min_length": MIN_LENGTH,
+        "source": video_data(video, folder),
         "p_A": base64_text(scores.p_A.astype("<f4").tobytes()),  # exact, so that the page finds the very same events
         "p_class": base64_text(np.round(scores.p_class * 65535).astype("<u2").tobytes()),
         "times": base64_text(scores.times.astype("<f8").tobytes()),
-        "pictures": [{"time": p.time, "src": f"data:image/jpeg;base64,{base64_text(p.jpeg)}"} for p in pictures]}
-    return fill(template, {"title": html.escape(result["video"]), "data": script_json(data), "script": script_hash(template)})
+        "pictures": [{"time": p.time, "src": f"data:image/jpeg;base64,{base64_text(p.jpeg)}"} for p in pictures],
+    }
+    return fill(
+        template, {"title": html.escape(result["video"]), "data": script_json(data), "script": script_hash(template)}
+    )
 
 
 def peaks(p: np.ndarray, num_points: int) -> np.ndarray:
@@ -105,22 +127,30 @@ def sparkline(scores_file: Path) -> str:
     except (OSError, ValueError, KeyError):
         return ""
     points = " ".join(f"{100 * (i + 0.5) / len(high):.2f},{30 - 28 * p:.1f}" for i, p in enumerate(high))
-    return (f'<svg class="spark" viewBox="0 0 100 32" preserveAspectRatio="none" aria-hidden="true"><polygon '
-            f'points="0,32 {points} 100,32"/><polyline points="{points}"/></svg>')
+    return (
+        f'<svg class="spark" viewBox="0 0 100 32" preserveAspectRatio="none" aria-hidden="true"><polygon '
+        f'points="0,32 {points} 100,32"/><polyline points="{points}"/></svg>'
+    )
 
 
 def index_row(name: str, result: dict, out: Path) -> str:
     link, has_events = quote(name, errors="surrogateescape"), bool(result["events"])
     has_picture = (out / name / "key_frame.jpg").is_file()
-    values = {"name": html.escape(result["video"]), "link": link, "spark": sparkline(out / name / "scores.npz"),
-              "kind": "hit" if has_events else "quiet",
-              "facts": f"{clock(result['duration'])[:-4]}, {count(len(result['events']), 'event')}",
-              "picture": f'<img src="{link}/key_frame.jpg" alt="" loading="lazy">' if has_picture else "",
-              "best": f"highest p_A {result['highest_p_A']:.2f}"}
+    values = {
+        "name": html.escape(result["video"]),
+        "link": link,
+        "spark": sparkline(out / name / "scores.npz"),
+        "kind": "hit" if has_events else "quiet",
+        "facts": f"{clock(result['duration'])[:-4]}, {count(len(result['events']), 'event')}",
+        "picture": f'<img src="{link}/key_frame.jpg" alt="" loading="lazy">' if has_picture else "",
+        "best": f"highest p_A {result['highest_p_A']:.2f}",
+    }
     if has_events:
         best = max(result["events"], key=lambda event: event["confidence"])
-        values["best"] = (f"<b>{html.escape(best['class'].replace('_', ' '))}</b> {best['confidence']:.2f} "
-                          f"<small>at {best['start_time'][:-4]}</small>")
+        values["best"] = (
+            f"<b>{html.escape(best['class'].replace('_', ' '))}</b> {best['confidence']:.2f} "
+            f"<small>at {best['start_time'][:-4]}</small>"
+        )
     return fill(INDEX_ROW, values)
 
 
@@ -128,14 +158,21 @@ def index(results: dict[str, dict], failed: dict[str, str], out: Path) -> str:
     """index.html: all videos, that of the surest event first, then those without events by their highest p_A.
 
     Args:
-        results: events.json of each video by name. failed: Why each of the others could not be read. out: Folder of the page.
+        results: events.json of each video by name. failed: Why each of the others could not be read. out: Folder of the
+            page.
     """
+
     def rank(item):
         return max((event["confidence"] for event in item[1]["events"]), default=0), item[1]["highest_p_A"]
 
     rows = [index_row(name, result, out) for name, result in sorted(results.items(), key=rank, reverse=True)]
     broken = "".join(f"<li><b>{html.escape(name)}</b> {html.escape(why)}</li>" for name, why in failed.items())
     with_events = sum(bool(result["events"]) for result in results.values())
-    return fill((HERE / "report_index.html").read_text(encoding="utf-8"), {
-        "rows": "\n".join(rows), "summary": f"{count(len(results), 'video')}, {with_events} with events",
-        "failed": f"<h2>Could not be read</h2><ul class=\"failed\">{broken}</ul>" if failed else ""})
+    return fill(
+        (HERE / "report_index.html").read_text(encoding="utf-8"),
+        {
+            "rows": "\n".join(rows),
+            "summary": f"{count(len(results), 'video')}, {with_events} with events",
+            "failed": f'<h2>Could not be read</h2><ul class="failed">{broken}</ul>' if failed else "",
+        },
+    )

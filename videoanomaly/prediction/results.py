@@ -1,4 +1,5 @@
 """All files of a video's results, and index.html over several videos."""
+
 import json
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,18 @@ from videoanomaly.runtime.files import write_atomically
 def result_settings(args, recogniser, path: Path) -> dict:
     """What the results of a video depend on; equal settings need no second run."""
     stat = path.stat()
-    return {"checkpoint": recogniser.sha256, "threshold": recogniser.threshold, "frames_per_feature": recogniser.spacing,
-            "stride": args.stride or recogniser.spacing, "annotate": args.annotate, "fps": args.fps,
-            "encoder": [args.clip, args.encoder], "new_classes": list(args.classes or ()), "explain": args.explain,
-            "source": [path.name, stat.st_size, stat.st_mtime_ns]}
+    return {
+        "checkpoint": recogniser.sha256,
+        "threshold": recogniser.threshold,
+        "frames_per_feature": recogniser.spacing,
+        "stride": args.stride or recogniser.spacing,
+        "annotate": args.annotate,
+        "fps": args.fps,
+        "encoder": [args.clip, args.encoder],
+        "new_classes": list(args.classes or ()),
+        "explain": args.explain,
+        "source": [path.name, stat.st_size, stat.st_mtime_ns],
+    }
 
 
 def read_result(folder: Path) -> dict | None:
@@ -29,7 +38,9 @@ def read_result(folder: Path) -> dict | None:
         return None
 
 
-def write_results(folder: Path, name: str, video: Path | None, scores: FrameScores, recogniser, args, settings: dict) -> dict:
+def write_results(
+    folder: Path, name: str, video: Path | None, scores: FrameScores, recogniser, args, settings: dict
+) -> dict:
     """All files of a video, events.json last; returns what that holds."""
     from videoanomaly import plots
     from videoanomaly.prediction import report
@@ -37,9 +48,18 @@ def write_results(folder: Path, name: str, video: Path | None, scores: FrameScor
 
     classes, threshold = recogniser.model.config.classes, recogniser.threshold
     events = find_events(scores, classes, threshold)
-    result = {"video": as_text(name), "frames": len(scores.times), "fps": scores.fps, "duration": scores.duration,
-              "threshold": threshold, "highest_p_A": float(scores.p_A.max()), "classes": list(classes), "events": events,
-              "new_classes": list(args.classes or ()), "settings": settings}
+    result = {
+        "video": as_text(name),
+        "frames": len(scores.times),
+        "fps": scores.fps,
+        "duration": scores.duration,
+        "threshold": threshold,
+        "highest_p_A": float(scores.p_A.max()),
+        "classes": list(classes),
+        "events": events,
+        "new_classes": list(args.classes or ()),
+        "settings": settings,
+    }
     arrays = {"p_A": scores.p_A, "p_class": scores.p_class, "time": scores.times, "classes": np.array(classes)}
     write_atomically(folder / "scores.npz", lambda file: np.savez(file, **arrays))
     no_truth = np.full(len(scores.p_A), -1)
@@ -56,8 +76,12 @@ def write_results(folder: Path, name: str, video: Path | None, scores: FrameScor
     if args.explain:
         write_explanation(folder, result["video"], scores, recogniser)
     page = report.page(result, scores, video, pictures, folder, Path(args.ckpt).name)
-    for file_name, text in (("events.csv", to_csv(events)), ("events.vtt", to_vtt(events)), ("report.html", page),
-                            ("events.json", json.dumps(result, indent=1))):
+    for file_name, text in (
+        ("events.csv", to_csv(events)),
+        ("events.vtt", to_vtt(events)),
+        ("report.html", page),
+        ("events.json", json.dumps(result, indent=1)),
+    ):
         write_atomically(folder / file_name, partial(write_text, text=text))
     return result
 
@@ -71,7 +95,10 @@ def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser)
     segments = explain.driving_segments(scores, config.classes, config.num_frames * recogniser.spacing)
     text = f"{video}: {explain.segments_text(segments)}"
     found = json.dumps({"video": video, "contexts": recogniser.words, "segments": segments}, indent=1)
-    for name, content in (("explain.txt", f"{text}\n\n{explain.words_text(recogniser.words)}\n"), ("explain.json", found)):
+    for name, content in (
+        ("explain.txt", f"{text}\n\n{explain.words_text(recogniser.words)}\n"),
+        ("explain.json", found),
+    ):
         write_atomically(folder / name, partial(write_text, text=content))
     tqdm.write(text)
 
@@ -82,8 +109,11 @@ def write_text(file, text: str) -> None:
 
 def summary(folder: Path, result: dict) -> str:
     best = max(result["events"], key=lambda event: event["confidence"], default=None)
-    found = f"highest {best['class']} {best['confidence']:.2f} at {best['start_time']}" if best else \
-        f"highest p_A {result['highest_p_A']:.2f}"
+    found = (
+        f"highest {best['class']} {best['confidence']:.2f} at {best['start_time']}"
+        if best
+        else f"highest p_A {result['highest_p_A']:.2f}"
+    )
     page = as_text(str(folder / "report.html"))
     return f"{result['video']}: {count(len(result['events']), 'event')}, {found}; {page}"
 

@@ -1,9 +1,12 @@
 """What a user sees of a script: one-line errors, exit statuses, notes, and names that a terminal can show."""
+
 import os
 import re
 import sys
 
-CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")  # all but the tab; some would end a line of a message
+CONTROLS = re.compile(
+    r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]"
+)  # all but the tab; some would end a line of a message
 
 
 class InputError(ValueError):

@@ -1,4 +1,5 @@
 """Files that appear whole or not at all, and lists of lines."""
+
 import os
 import re
 import uuid
@@ -23,7 +24,9 @@ def write_atomically(path, write):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # a full disk: torch.save raises another error over the system's
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OSError(f"{path}: cannot be written ({getattr(cause, 'strerror', None) or str(cause).splitlines()[0]})") from error
+        raise OSError(
+            f"{path}: cannot be written ({getattr(cause, 'strerror', None) or str(cause).splitlines()[0]})"
+        ) from error
     finally:
         with suppress(OSError):  # it is gone if all went well; a read-only disk would raise once more
             temporary.unlink()
@@ -46,7 +49,9 @@ def read_lines(path):
         raise InputError(f"{path}: is empty, expected at least one line")
     for where, line in lines:
         if len(line) > LONGEST_LINE:
-            raise InputError(f"{where}: found {len(line)} characters, expected at most {LONGEST_LINE}; is this a text file?")
+            raise InputError(
+                f"{where}: found {len(line)} characters, expected at most {LONGEST_LINE}; is this a text file?"
+            )
         if odd := CONTROLS.search(line):
             raise InputError(f"{where}: found the control character {odd[0]!r}, expected plain text")
     return lines

@@ -1,4 +1,5 @@
 """Memory that the system need not hand out again and again."""
+
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h

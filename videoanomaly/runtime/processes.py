@@ -4,6 +4,7 @@
 
 Outside torchrun there is one process, and every function does what is right for it: nothing.
 """
+
 import os
 from contextlib import contextmanager
 
@@ -28,13 +29,21 @@ def process_group(device: str, timeout=None):
     if torch.device(device).type != "cpu":
         torch.cuda.set_device(device)  # what nccl connects; without it all would take the first
     store, rank, world_size = next(dist.rendezvous("env://"))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # one machine: torchrun restarts with the old store, dead addresses and all
+    if (
+        os.environ.get("GROUP_WORLD_SIZE") == "1"
+    ):  # one machine: torchrun restarts with the old store, dead addresses and all
         store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=timeout, store=store, rank=rank,
-                            world_size=world_size)
+    dist.init_process_group(
+        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+        timeout=timeout,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+    )
     try:
         yield
-        wait_for_all()  # gloo's threads outlive DistributedDataParallel and abort a Python that ends while they free a tensor
+        # gloo's threads outlive DistributedDataParallel and abort a Python that ends while they free a tensor
+        wait_for_all()
     finally:
         dist.destroy_process_group()
 
@@ -109,7 +118,8 @@ def all_gather(x):
 
 
 def gather_videos(x):
-    """The videos of all processes, (B / ranks, ...) of each -> (B, ...), in the order of one process; gradients go back.
+    """The videos of all processes, (B / ranks, ...) of each -> (B, ...), in the order of one process; gradients go
+    back.
 
     Each process holds its share of a batch as the whole batch is: first half abnormal, second half normal.
     """
@@ -120,10 +130,11 @@ def gather_videos(x):
 
 
 def split_model(model, device: str):
-    """The model to call on this process's share of a batch, so that all together do what one process does with the whole.
+    """The model to call on this process's share of a batch, so that all together do what one process does with the
+    whole.
 
-    Batch normalisation sees the inputs of all processes. Gradients are averaged over the processes, which is the gradient
-    of the whole batch if each takes the same loss of all gathered predictions (`gather_videos`).
+    Batch normalisation sees the inputs of all processes. Gradients are averaged over the processes, which is the
+    gradient of the whole batch if each takes the same loss of all gathered predictions (`gather_videos`).
     """
     rank, _, world_size = rank_and_world()
     if world_size == 1:
@@ -142,8 +153,8 @@ def split_model(model, device: str):
             module.register_forward_hook(keep_own)
     is_cpu = torch.device(device).type == "cpu"
     return torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=None if is_cpu else [device],
-        find_unused_parameters=True)  # CLIP's temperature takes part with some settings only
+        model, device_ids=None if is_cpu else [device], find_unused_parameters=True
+    )  # CLIP's temperature takes part with some settings only
 
 
 def check_device(name):

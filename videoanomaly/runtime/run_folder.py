@@ -1,4 +1,5 @@
 """The output folder of a run: locked against others, its log, and the command line that goes on with it."""
+
 import json
 import os
 import shlex
@@ -14,6 +15,7 @@ try:
     import fcntl
 except ImportError:  # Windows: no lock there
     fcntl = None
+
 
 @contextmanager
 def lock_folder(path: Path):
@@ -34,7 +36,9 @@ def lock_folder(path: Path):
         path.mkdir(parents=True, exist_ok=True)
         file = open(path / ".lock", "ab")
     except OSError as error:
-        raise InputError(f"--out {path}: cannot be written ({error.strerror}), expected a folder to write in") from error
+        raise InputError(
+            f"--out {path}: cannot be written ({error.strerror}), expected a folder to write in"
+        ) from error
     with file:
         take_lock(file, path)
         try:
@@ -53,8 +57,10 @@ def take_lock(file, path: Path) -> None:
             if not os.fstat(file.fileno()).st_nlink:  # another run has just ended and taken the file away
                 raise BlockingIOError
     except (BlockingIOError, PermissionError):  # POSIX allows either
-        raise InputError(f"--out {path}: found another run at work in this folder, expected none; wait for it, or choose "
-                         "another --out") from None
+        raise InputError(
+            f"--out {path}: found another run at work in this folder, expected none; wait for it, or choose "
+            "another --out"
+        ) from None
     except OSError:
         pass
 
@@ -76,8 +82,9 @@ def trim_log(log: Path, num_epochs: int) -> None:
 
 def report(log: Path, record: dict, epochs: int, config) -> None:
     """One line on the screen, without the losses that weigh nothing, and one in log.jsonl."""
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in record["losses"].items()
-                       if getattr(config, f"lambda_{name}", 1))  # 'total' has no weight of its own
+    losses = "  ".join(
+        f"{name} {value:.4f}" for name, value in record["losses"].items() if getattr(config, f"lambda_{name}", 1)
+    )  # 'total' has no weight of its own
     print(f"epoch {record['epoch']}/{epochs}  {losses}  lr {record['lr']:.2e}  {record['seconds']:.1f} s", flush=True)
     with open(log, "a") as file:
         file.write(json.dumps(record) + "\n")

@@ -1,4 +1,5 @@
 """Stopping in good order when a signal asks for it."""
+
 import signal
 from contextlib import contextmanager
 
@@ -11,15 +12,17 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def stop_signals():
     """Gives a list to look at after each step: the numbers of the signals that asked to stop since.
 
-    Only the first Ctrl-C is a request, a second one interrupts at once. More of SIGTERM change nothing: `timeout` sends two,
-    and nor do more of either under torchrun, which passes on what the terminal has sent to all processes already.
+    Only the first Ctrl-C is a request, a second one interrupts at once. More of SIGTERM change nothing: `timeout` sends
+    two, and nor do more of either under torchrun, which passes on what the terminal has sent to all processes already.
     """
     received, before = [], {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def receive(number, frame):
         received.append(number)
         if number == signal.SIGINT and rank_and_world()[2] == 1:
-            signal.signal(number, signal.default_int_handler)  # also where a shell started us in the background, deaf to it
+            signal.signal(
+                number, signal.default_int_handler
+            )  # also where a shell started us in the background, deaf to it
 
     try:
         for number in STOP_SIGNALS:

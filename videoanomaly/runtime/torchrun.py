@@ -2,12 +2,15 @@
 
 Outside torchrun there is one process, and every function says what is right for it.
 """
+
 import os
 
 
 def rank_and_world() -> tuple[int, int, int]:
     """Number of this process among all, its number on this machine, and how many there are: (0, 0, 1) outside torchrun."""
-    return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    return tuple(
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+    )
 
 
 def is_main() -> bool:

@@ -1,4 +1,5 @@
 """ActionCLIP: a temporal head on frozen features, beside templates of prompts."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,13 +10,30 @@ from videoanomaly.systems.base import SegmentPrediction, per_frame
 from videoanomaly.systems.prompted import PromptedSystem, against_normal, starting_scale, text_side
 
 # As many as ActionCLIP's, of which the first three are; the others are of our making
-TEMPLATES = ("a photo of action {}", "Human action of {}", "{}, a video of action", "{}", "an action: {}", "a video of {}",
-             "a recording of {}", "footage of {}", "somebody seen in {}", "people in a scene of {}", "the event is {}",
-             "this is {}", "a person in the act of {}", "what happens here is {}", "a short clip of {}", "an example of {}")
+TEMPLATES = (
+    "a photo of action {}",
+    "Human action of {}",
+    "{}, a video of action",
+    "{}",
+    "an action: {}",
+    "a video of {}",
+    "a recording of {}",
+    "footage of {}",
+    "somebody seen in {}",
+    "people in a scene of {}",
+    "the event is {}",
+    "this is {}",
+    "a person in the act of {}",
+    "what happens here is {}",
+    "a short clip of {}",
+    "an example of {}",
+)
 
 
 class TemplatePrompts(nn.Module):
-    """TEMPLATES with the class names through the frozen tower, once; only the projection may learn. Gives (16, C + 1, D)."""
+    """TEMPLATES with the class names through the frozen tower, once; only the projection may learn. Gives (16, C + 1,
+    D).
+    """
 
     def __init__(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize):
         super().__init__()
@@ -25,7 +43,9 @@ class TemplatePrompts(nn.Module):
         with torch.no_grad():
             encoded = text.encode_text(tokens.to(text.token_embedding.weight.device))
         self.register_buffer("encoded", encoded.unflatten(0, (len(TEMPLATES), -1)), persistent=False)  # (16, C + 1, W)
-        self.text_projection = nn.Parameter(clip.text_projection.detach().float().clone(), config.directions == "finetune")
+        self.text_projection = nn.Parameter(
+            clip.text_projection.detach().float().clone(), config.directions == "finetune"
+        )
 
     def forward(self) -> Tensor:
         return self.encoded @ self.text_projection
@@ -34,9 +54,9 @@ class TemplatePrompts(nn.Module):
 class ActionCLIP(PromptedSystem):
     """Temporal head on frozen features, each segment with its video's label (arXiv:2109.08472; sallymmx/ActionCLIP).
 
-    Its position embedding has one row for each row of a segment. A segment's class probabilities are those of its rows. CLIP's
-    temperature stays as it is.
-    Features go in as they are: the temporal head starts with steps of a size that those of length 1 would drown in.
+    Its position embedding has one row for each row of a segment. A segment's class probabilities are those of its rows.
+    CLIP's temperature stays as it is. Features go in as they are: the temporal head starts with steps of a size that
+    those of length 1 would drown in.
     """
 
     NAME = "actionclip"
@@ -44,8 +64,14 @@ class ActionCLIP(PromptedSystem):
     SEES_MEANS = False
     DIRECTIONS = ("finetune", "frozen", "direct")
 
-    def __init__(self, config: AnomalyCLIPConfig, *, clip: nn.Module | None = None, tokenize=None,
-                 prototype: Tensor | None = None):
+    def __init__(
+        self,
+        config: AnomalyCLIPConfig,
+        *,
+        clip: nn.Module | None = None,
+        tokenize=None,
+        prototype: Tensor | None = None,
+    ):
         super().__init__(config, clip, tokenize, prototype)
         self.logit_scale = starting_scale(clip).requires_grad_(False)
         self.positions = nn.Parameter(0.02 * torch.randn(config.num_frames, config.feature_dim))
@@ -75,7 +101,9 @@ class ActionCLIP(PromptedSystem):
         return SegmentPrediction(against_normal(logits), logits[..., :-1], x)
 
     def losses(self, prediction: SegmentPrediction, labels: Tensor) -> dict[str, Tensor]:
-        """Each segment of the batch beside a random text of each segment's class, both ways; targets favour equal classes."""
+        """Each segment of the batch beside a random text of each segment's class, both ways; targets favour equal
+        classes.
+        """
         video = F.normalize(prediction.embedding.flatten(0, 1), dim=-1)  # (n, D), n = B * S
         label = torch.cat([labels, torch.full_like(labels, len(self.config.classes))])
         label = label.repeat_interleave(prediction.embedding.shape[1])  # (n,)

@@ -2,6 +2,7 @@
 
 Shapes: as in anomalyclip.py, here with E the width of the features that a system scores.
 """
+
 import math
 from typing import NamedTuple
 
@@ -36,9 +37,13 @@ class System(VideoModel):
     def check(cls, config: AnomalyCLIPConfig) -> None:
         """Raises ValueError if there is no such model."""
         if config.directions not in cls.DIRECTIONS:
-            raise ValueError(f"directions of {cls.NAME} must be one of {', '.join(cls.DIRECTIONS)}, got {config.directions!r}")
+            raise ValueError(
+                f"directions of {cls.NAME} must be one of {', '.join(cls.DIRECTIONS)}, got {config.directions!r}"
+            )
         if config.feature_dim % cls.MULTIPLE:
-            raise ValueError(f"feature_dim must be a multiple of {cls.MULTIPLE} for {cls.NAME}, got {config.feature_dim}")
+            raise ValueError(
+                f"feature_dim must be a multiple of {cls.MULTIPLE} for {cls.NAME}, got {config.feature_dim}"
+            )
 
     @staticmethod
     def learn(lists, features, dataset: str, seed: int) -> dict[str, Tensor]:
@@ -99,9 +104,9 @@ def top_score_loss(logits: Tensor, top: Tensor) -> Tensor:
 class Defaults(NamedTuple):
     """Of one system, as in its paper. `custom` and `demo` are small: there SMALL_STEPS hold, and the preset's sizes.
 
-    AnomalyCLIP's rates and epochs are in train.py's presets. Feature rows of a segment are as many as --num-frames says, else
-    as the data set's preset does (demo: 2), for all systems; else AnomalyCLIP has the 16 of its config, however many frames
-    lie from row to row, and the others have `num_frames`.
+    AnomalyCLIP's rates and epochs are in train.py's presets. Feature rows of a segment are as many as --num-frames
+    says, else as the data set's preset does (demo: 2), for all systems; else AnomalyCLIP has the 16 of its config,
+    however many frames lie from row to row, and the others have `num_frames`.
     """
 
     lr: float | None = None
@@ -114,4 +119,6 @@ class Defaults(NamedTuple):
     num_frames: int | None = None  # feature rows; None: those of SNIPPET frames
     optimizer: str = "Adam"
     betas: tuple[float, float] = (0.9, 0.999)
-    schedule: str = "constant"  # "cosine" after a warm-up, "constant", or "steps", a tenth after 2/5 and 4/5 of the epochs
+    schedule: str = (
+        "constant"  # "cosine" after a warm-up, "constant", or "steps", a tenth after 2/5 and 4/5 of the epochs
+    )

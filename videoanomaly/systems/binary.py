@@ -1,15 +1,18 @@
-"""The binary systems that AnomalyCLIP is compared with: segments are anomalous or normal, classes come from a linear head.
+"""The binary systems that AnomalyCLIP is compared with: segments are anomalous or normal, classes come from a linear
+head.
 
-Each class cites its paper and the public repository whose settings it has. All take AnomalyCLIP's batches, with F rows out of
-each of a video's S blocks, where the papers average a block, and give probabilities for whole videos in its way
-(`VideoModel.predict`): a pass sees S segments of F rows that span the video, as in training, where the papers' own tests take
-all snippets of a video in one row; crops are averaged over. Systems see the mean of a segment's rows, and a segment's score
-counts for its rows. A video with fewer than S * F rows repeats from its start, where UR-DMU's and VadCLIP's code pads or
-resamples. The class head is that of arXiv:2310.02835, Sec. 4.2, fitted when the binary model is done; p_{A,c} = p_A * its
-softmax.
+Each class cites its paper and the public repository whose settings it has. All take AnomalyCLIP's batches, with F rows
+out of each of a video's S blocks, where the papers average a block, and give probabilities for whole videos in its way
+(`VideoModel.predict`): a pass sees S segments of F rows that span the video, as in training, where the papers' own
+tests take all snippets of a video in one row; crops are averaged over. Systems see the mean of a segment's rows, and a
+segment's score counts for its rows. A video with fewer than S * F rows repeats from its start, where UR-DMU's and
+VadCLIP's code pads or resamples. The class head is that of arXiv:2310.02835, Sec. 4.2, fitted when the binary model is
+done; p_{A,c} = p_A * its softmax.
 
-Shapes: as in anomalyclip.py, here with E the width of the features that a system scores, A = B / 2 abnormal videos of a batch.
+Shapes: as in anomalyclip.py, here with E the width of the features that a system scores, A = B / 2 abnormal videos of a
+batch.
 """
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,8 +37,9 @@ class BinarySystem(System):
     def predict_segments(self, embedding: Tensor, logits: Tensor) -> SegmentPrediction:
         """Of features (B, S, E) and their anomaly logits (B, S)."""
         num_frames = self.config.num_frames
-        return SegmentPrediction(per_frame(logits, num_frames), per_frame(self.class_head(embedding), num_frames),
-                                 embedding.float())
+        return SegmentPrediction(
+            per_frame(logits, num_frames), per_frame(self.class_head(embedding), num_frames), embedding.float()
+        )
 
     def losses(self, prediction: SegmentPrediction, labels: Tensor) -> dict[str, Tensor]:
         """As AnomalyCLIP.losses; "total" is weighted with LAMBDAS. Of the labels, only where they stand plays a part."""
@@ -49,9 +53,11 @@ class BinarySystem(System):
         raise NotImplementedError
 
     def finish(self, videos, features) -> None:
-        """The class head, on the binary model as it is now: cross-entropy of the segments it selects in abnormal videos.
+        """The class head, on the binary model as it is now: cross-entropy of the segments it selects in abnormal
+        videos.
 
-        A pass over a video is a bag of S segments as in the training; K are selected in each, all videos weigh the same.
+        A pass over a video is a bag of S segments as in the training; K are selected in each, all videos weigh the
+        same.
         """
         self.eval()
         abnormal = [video for video in videos if video.label >= 0]
@@ -65,11 +71,13 @@ class BinarySystem(System):
     @torch.no_grad()
     def selected(self, rows) -> Tensor:
         """What the class head sees of the segments selected in evenly spaced passes over rows (N, crops, D), (k, E)."""
-        passes = next(inference_rows(len(rows), self.config.num_segments, self.config.num_frames, len(rows)))  # (J, S, F)
+        passes = next(
+            inference_rows(len(rows), self.config.num_segments, self.config.num_frames, len(rows))
+        )  # (J, S, F)
         seen, found = [], []
         hook = self.class_head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         for j in np.unique(np.linspace(0, len(passes) - 1, self.PASSES).round().astype(int)):
-            prediction = self(self.read_rows(rows, passes[j:j + 1] % len(rows)).flatten(0, 1))  # of (crops, S, F, D)
+            prediction = self(self.read_rows(rows, passes[j : j + 1] % len(rows)).flatten(0, 1))  # of (crops, S, F, D)
             found.append(gather_segments(seen.pop(), self.rank(prediction)).flatten(0, 1).float())
         hook.remove()
         return torch.cat(found)

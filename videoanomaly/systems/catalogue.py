@@ -1,4 +1,5 @@
 """The systems by name (arXiv:2310.02835, Sec. 4.2; each class cites its source): building, reading and optimising them."""
+
 import torch
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, VideoModel
@@ -28,12 +29,15 @@ DEFAULTS = {
     "mgfn": Defaults(1e-3, 5e-4, 51_000, small_lr=1e-4, batch_size=32),
     "ur-dmu": Defaults(1e-4, 5e-5, 3_000, batch_size=128, num_segments=200),
     # 10 epochs of UCF-Crime, where each of ten crops counts as a video; 2e-5 is too slow for SMALL_STEPS
-    "vadclip": Defaults(2e-5, 1e-2, 1_250, small_lr=1e-4, batch_size=128, num_segments=256, optimizer="AdamW", schedule="steps"),
+    "vadclip": Defaults(
+        2e-5, 1e-2, 1_250, small_lr=1e-4, batch_size=128, num_segments=256, optimizer="AdamW", schedule="steps"
+    ),
 }
 
 
 def build(args, config: AnomalyCLIPConfig, clip: dict, data: tuple | None = None) -> VideoModel:
-    """The model of --model; with data, that is lists, features and Temporal features or None, also what it takes from them.
+    """The model of --model; with data, that is lists, features and Temporal features or None, also what it takes from
+    them.
 
     Raises:
         InputError: If CLIP does not fit the features, or a prompt is too long.
@@ -78,7 +82,9 @@ def from_dict(checkpoint: dict) -> VideoModel:
 
 
 def num_trained(model: VideoModel, epochs: int) -> int:
-    """Parameters that a run trains: those of the optimiser and the class head, whose turn comes later; none without epochs."""
+    """Parameters that a run trains: those of the optimiser and the class head, whose turn comes later; none without
+    epochs.
+    """
     trained = [p.numel() for name, p in model.named_parameters() if p.requires_grad or name.startswith("class_head.")]
     return sum(trained) if epochs else 0
 
@@ -89,5 +95,9 @@ def make_optimizer(name: str, model: VideoModel, lr: float, *, released: bool) -
     options = {"lr": lr, "weight_decay": defaults.weight_decay}
     if defaults.optimizer != "Adagrad":
         options["betas"] = (0.9, 0.999) if released else defaults.betas
-    groups = model.parameter_groups() if name in SYSTEMS else [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    groups = (
+        model.parameter_groups()
+        if name in SYSTEMS
+        else [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    )
     return getattr(torch.optim, defaults.optimizer)(groups, **options)

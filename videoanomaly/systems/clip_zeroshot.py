@@ -1,4 +1,5 @@
 """CLIP as it is, without training."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,14 +9,22 @@ from videoanomaly.systems.prompted import PromptedSystem, against_normal, starti
 
 
 class ClipZeroShot(PromptedSystem):
-    """CLIP as it is (Sec. 4.2): softmax of the cosines of a row with "a video from a CCTV camera of a {class}"; no training."""
+    """CLIP as it is (Sec. 4.2): softmax of the cosines of a row with "a video from a CCTV camera of a {class}"; no
+    training.
+    """
 
     NAME = "clip-zeroshot"
     DIRECTIONS = ("engineered",)
     SEES_MEANS = False
 
-    def __init__(self, config: AnomalyCLIPConfig, *, clip: nn.Module | None = None, tokenize=None,
-                 prototype: Tensor | None = None):
+    def __init__(
+        self,
+        config: AnomalyCLIPConfig,
+        *,
+        clip: nn.Module | None = None,
+        tokenize=None,
+        prototype: Tensor | None = None,
+    ):
         super().__init__(config, clip, tokenize, prototype)
         self.logit_scale = starting_scale(clip)
 
@@ -24,5 +33,7 @@ class ClipZeroShot(PromptedSystem):
 
     def forward(self, features: Tensor) -> SegmentPrediction:
         """Segments (B, S, F, D), each row by itself."""
-        logits = self.logit_scale.exp() * F.normalize(features.float(), dim=-1) @ F.normalize(self.class_text(), dim=-1).T
+        logits = (
+            self.logit_scale.exp() * F.normalize(features.float(), dim=-1) @ F.normalize(self.class_text(), dim=-1).T
+        )
         return SegmentPrediction(against_normal(logits), logits[..., :-1], features.mean(dim=2))

@@ -1,4 +1,5 @@
 """Magnitude-contrastive glance-and-focus network (MGFN)."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +14,11 @@ class Focus(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.norm, self.to_v, self.to_out = nn.BatchNorm1d(dim), nn.Conv1d(dim, dim, 1, bias=False), nn.Conv1d(dim, dim, 1)
+        self.norm, self.to_v, self.to_out = (
+            nn.BatchNorm1d(dim),
+            nn.Conv1d(dim, dim, 1, bias=False),
+            nn.Conv1d(dim, dim, 1),
+        )
         self.num_heads = dim // 64
         self.over_time = nn.Conv1d(self.num_heads, self.num_heads, 5, padding=2, groups=self.num_heads)
 
@@ -24,13 +29,17 @@ class Focus(nn.Module):
 
 
 class MGFNBlock(nn.Module):
-    """Convolution, attention (glance) or convolution by heads (focus), feed-forward, each with a residual, on (B, dim, S)."""
+    """Convolution, attention (glance) or convolution by heads (focus), feed-forward, each with a residual, on (B, dim,
+    S).
+    """
 
     def __init__(self, dim: int, *, glance: bool):
         super().__init__()
         self.conv, self.glance = nn.Conv1d(dim, dim, 3, padding=1), glance
         self.attention = AxisAttention(dim, num_heads=dim // 64, head_dim=64) if glance else Focus(dim)
-        self.feed_forward = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.conv(x)
@@ -51,8 +60,8 @@ class ChannelLayerNorm(nn.LayerNorm):
 class MGFN(RTFM):
     """Magnitude-contrastive glance-and-focus network (Chen et al., arXiv:2211.15098; carolchenyx/MGFN.).
 
-    Magnitudes are Euclidean, of the features in front of the last LayerNorm, which would make them all alike; sparsity is the
-    abnormal videos'. The released code has L1 norms in the contrast and the normal videos' sparsity.
+    Magnitudes are Euclidean, of the features in front of the last LayerNorm, which would make them all alike; sparsity
+    is the abnormal videos'. The released code has L1 norms in the contrast and the normal videos' sparsity.
     """
 
     NAME = "mgfn"
@@ -90,4 +99,4 @@ class MGFN(RTFM):
 def pull_together(magnitudes: Tensor) -> Tensor:
     """Mean squared distance between the halves of (A, K); 0 for a single video, and an odd one is left out."""
     half = len(magnitudes) // 2
-    return (magnitudes[:half] - magnitudes[half:2 * half]).square().sum() / max(half, 1)
+    return (magnitudes[:half] - magnitudes[half : 2 * half]).square().sum() / max(half, 1)

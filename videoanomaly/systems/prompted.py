@@ -5,10 +5,11 @@ goes with, ActionCLIP and VadCLIP have free vectors in the place of the texts (`
 
 Shapes: as in anomalyclip.py, here with P prompts of a class, n segments of a batch.
 """
+
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +22,22 @@ NORMAL = "normal"  # the name of the class that AnomalyCLIP does without, in pro
 
 
 def against_normal(logits: Tensor) -> Tensor:
-    """Log-odds of the C classes together against Normal, (...,), of logits (..., C + 1): their sigmoid is 1 - p(normal)."""
+    """Log-odds of the C classes together against Normal, (...,), of logits (..., C + 1): their sigmoid is 1 -
+    p(normal).
+    """
     return logits[..., :-1].logsumexp(dim=-1) - logits[..., -1]
 
 
 class PromptedSystem(System):
     """A system whose classes and Normal are texts, P prompts of each; with `directions="direct"`, free vectors."""
 
-    def __init__(self, config: AnomalyCLIPConfig, clip: nn.Module | None, tokenize: Callable[[list[str]], Tensor] | None,
-                 prototype: Tensor | None):
+    def __init__(
+        self,
+        config: AnomalyCLIPConfig,
+        clip: nn.Module | None,
+        tokenize: Callable[[list[str]], Tensor] | None,
+        prototype: Tensor | None,
+    ):
         super().__init__(config, prototype)
         C, D = len(config.classes), config.feature_dim
         self.register_buffer("directions", torch.zeros(C + 1, D))  # finished texts, for inference
@@ -37,8 +45,10 @@ class PromptedSystem(System):
         self.prompt_learner = None
         if clip is not None and self.free_text is None:
             if clip.text_projection.shape[1] != D:
-                raise ValueError(f"CLIP's text features have {clip.text_projection.shape[1]} values, the video features {D}; "
-                                 "use features of the same CLIP")
+                raise ValueError(
+                    f"CLIP's text features have {clip.text_projection.shape[1]} values, the video features {D}; "
+                    "use features of the same CLIP"
+                )
             names = tuple(name.replace("_", " ") for name in config.classes)
             if NORMAL in (name.lower() for name in names):
                 raise ValueError(f"classes must not be called {NORMAL!r}, which is what is no anomaly, got {names}")

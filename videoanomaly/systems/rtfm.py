@@ -1,4 +1,5 @@
 """Robust temporal feature magnitudes (RTFM)."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,8 +19,8 @@ def magnitude_topk(embedding: Tensor, k: int, training: bool) -> Tensor:
 class RTFM(BinarySystem):
     """Robust temporal feature magnitudes (Tian et al., arXiv:2101.10030; tianyu0207/RTFM).
 
-    Each crop is ranked by its own magnitudes, where the published code ranks by their mean over crops: a crop is drawn for each
-    training sample.
+    Each crop is ranked by its own magnitudes, where the published code ranks by their mean over crops: a crop is drawn
+    for each training sample.
     """
 
     NAME = "rtfm"

@@ -1,4 +1,5 @@
 """Self-supervised sparse representation (S3R)."""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,8 @@ class S3R(RTFM):
         self.register_buffer("dictionary", torch.zeros(1, D) if dictionary is None else dictionary)
         self.to_q, self.to_k, self.to_v = nn.Linear(D, D // 4), nn.Linear(D, D // 4), nn.Linear(D, D)
         self.video_mtn, self.macro_mtn = (
-            MTN(D, self.WIDTH, norm=lambda width: nn.GroupNorm(8, width)) for _ in range(2))
+            MTN(D, self.WIDTH, norm=lambda width: nn.GroupNorm(8, width)) for _ in range(2)
+        )
         self.gate = nn.Sequential(nn.Linear(D, D // 16), nn.ReLU(), nn.Linear(D // 16, D), nn.Sigmoid())
         self.head = score_head(D, D // 4, D // 16, 1, dropout=0.7)
         self.macro_head = score_head(D, D // 4, D // 16, 1, dropout=0.7)
@@ -46,28 +48,42 @@ class S3R(RTFM):
     def learn(lists, features, dataset: str, seed: int) -> dict[str, Tensor]:
         """Atoms for the mean features of normal training videos: half as many, in ShanghaiTech nine tenths.
 
-        As published, the means are transposed: sklearn's dictionary is one of channels over the videos, and an atom here holds
-        for each of the D channels its share of one of its entries, two of which are not zero (orthogonal matching pursuit).
+        As published, the means are transposed: sklearn's dictionary is one of channels over the videos, and an atom
+        here holds for each of the D channels its share of one of its entries, two of which are not zero (orthogonal
+        matching pursuit).
         """
         from sklearn.decomposition import MiniBatchDictionaryLearning
 
         from videoanomaly.data.prototype import checked_sum
 
-        means = np.stack([total / n for total, n in (checked_sum(features, v.name) for v in lists.train if v.label < 0)])
+        means = np.stack(
+            [total / n for total, n in (checked_sum(features, v.name) for v in lists.train if v.label < 0)]
+        )
         scale = max(means.std(), 1e-12)
         channels = means.T / scale  # (D, V); the weight of the fit's lasso is 1, whatever length features have
         num_atoms = max(int({"shanghaitech": 0.9}.get(dataset, 0.5) * len(means)), 1)
         passes = max(100 // -(-len(channels) // 32), 1)  # whole ones, of up to 100 mini-batches together
-        learner = MiniBatchDictionaryLearning(num_atoms, max_iter=passes, batch_size=32, random_state=seed % 2**32, tol=0,
-                                              max_no_improvement=None, transform_algorithm="omp",
-                                              transform_n_nonzero_coefs=min(2, num_atoms))
+        learner = MiniBatchDictionaryLearning(
+            num_atoms,
+            max_iter=passes,
+            batch_size=32,
+            random_state=seed % 2**32,
+            tol=0,
+            max_no_improvement=None,
+            transform_algorithm="omp",
+            transform_n_nonzero_coefs=min(2, num_atoms),
+        )
         codes = learner.fit(channels).transform(channels)  # (D, n)
         return {"dictionary": torch.from_numpy(scale * codes.T).float().contiguous()}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         found = state.get("dictionary")  # of a file that anybody may have written
-        if isinstance(found, Tensor) and found.ndim == 2 and found.shape[1] == self.config.feature_dim and (
-                0 < found.numel() * found.element_size() <= found.untyped_storage().nbytes()):
+        if (
+            isinstance(found, Tensor)
+            and found.ndim == 2
+            and found.shape[1] == self.config.feature_dim
+            and (0 < found.numel() * found.element_size() <= found.untyped_storage().nbytes())
+        ):
             self.dictionary = self.dictionary.new_zeros(found.shape)
         super().load_trained_state(state)
 
@@ -78,8 +94,10 @@ class S3R(RTFM):
     def forward(self, features: Tensor) -> S3RPrediction:
         """Segments (B, S, F, D)."""
         x = features.mean(dim=2, keepdim=True)  # (B, S, 1, D)
-        video, macro = (F.dropout(mtn(y)[:, :, 0], 0.7, self.training)
-                        for mtn, y in ((self.video_mtn, x), (self.macro_mtn, self.reconstruct(x))))  # (B, S, D)
+        video, macro = (
+            F.dropout(mtn(y)[:, :, 0], 0.7, self.training)
+            for mtn, y in ((self.video_mtn, x), (self.macro_mtn, self.reconstruct(x)))
+        )  # (B, S, D)
         weight = self.gate(video.mean(dim=1) - macro.mean(dim=1)).unsqueeze(1)  # (B, 1, D)
         video, macro = video * weight, (macro * (1 - weight)).mean(dim=1)  # (B, S, D), (B, D)
         frames = self.predict_segments(video, self.head(video).squeeze(-1))

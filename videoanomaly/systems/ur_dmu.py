@@ -1,4 +1,5 @@
 """Uncertainty-regulated dual memory units (UR-DMU)."""
+
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,14 @@ class GlobalLocalLayer(nn.Module):
         inner, self.num_heads = num_heads * head_dim, num_heads
         self.norm, self.to_qkvt = nn.LayerNorm(dim), nn.Linear(dim, 4 * inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(2 * inner, dim), nn.Dropout(dropout))
-        self.feed_forward = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout),
-                                          nn.Linear(dim, dim), nn.Dropout(dropout))
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(dim, dim),
+            nn.Dropout(dropout),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v, t = self.to_qkvt(self.norm(x)).chunk(4, dim=-1)  # (B, S, inner)
@@ -31,11 +38,13 @@ class GlobalLocalLayer(nn.Module):
 
 
 class Memory(nn.Module):
-    """Slots that segments are compared with: how well (B, S, dim) fits the best of them, (B, S), and what is read out of them."""
+    """Slots that segments are compared with: how well (B, S, dim) fits the best of them, (B, S), and what is read out
+    of them.
+    """
 
     def __init__(self, num_slots: int, dim: int):
         super().__init__()
-        self.slots = nn.Parameter(torch.empty(num_slots, dim).uniform_(-dim ** -0.5, dim ** -0.5))
+        self.slots = nn.Parameter(torch.empty(num_slots, dim).uniform_(-(dim**-0.5), dim**-0.5))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weights = (x @ self.slots.T / x.shape[-1] ** 0.5).sigmoid()  # (B, S, slots)
@@ -69,7 +78,9 @@ class URDMU(BinarySystem):
     def __init__(self, config: AnomalyCLIPConfig, *, prototype: Tensor | None = None):
         super().__init__(config, 2 * self.DIM, prototype)
         self.embed = nn.Sequential(nn.Conv1d(config.feature_dim, self.DIM, 3, padding=1), nn.ReLU())
-        self.layers = nn.Sequential(*(GlobalLocalLayer(self.DIM, num_heads=4, head_dim=128, dropout=0.5) for _ in range(2)))
+        self.layers = nn.Sequential(
+            *(GlobalLocalLayer(self.DIM, num_heads=4, head_dim=128, dropout=0.5) for _ in range(2))
+        )
         self.abnormal_memory, self.normal_memory = Memory(60, self.DIM), Memory(60, self.DIM)
         self.to_mean, self.to_log_var = nn.Linear(self.DIM, self.DIM), nn.Linear(self.DIM, self.DIM)
         self.head = score_head(2 * self.DIM, 128, 1)
@@ -99,15 +110,20 @@ class URDMU(BinarySystem):
         def mean_of(name: str, half: int, segment_idx: Tensor) -> Tensor:
             return gather_segments(halves[name][half], segment_idx).mean(dim=1)  # (A, E)
 
-        points = [F.normalize(mean_of("embedding", half, idx), dim=-1)
-                  for half, idx in ((1, of_normal), (0, by_normal), (0, by_abnormal))]
+        points = [
+            F.normalize(mean_of("embedding", half, idx), dim=-1)
+            for half, idx in ((1, of_normal), (0, by_normal), (0, by_abnormal))
+        ]
         abnormal_length = mean_of("abnormal_mean", 0, by_abnormal).norm(dim=-1)  # (A,)
         normal_length = mean_of("normal_latent", 1, of_normal).norm(dim=-1)
         mean, log_var = halves["normal_mean"][1], halves["normal_log_var"][1]  # (A, S, E)
-        return {"top": top_score_loss(logits, logits.topk(k, dim=1).indices), "memory": self.memory_loss(halves, k),
-                "triplet": F.triplet_margin_loss(*points),
-                "kl": (mean ** 2 + log_var.exp() - 1 - log_var).sum(dim=-1).mean() / 2,
-                "distance": F.relu(self.MARGIN - abnormal_length + normal_length).mean()}
+        return {
+            "top": top_score_loss(logits, logits.topk(k, dim=1).indices),
+            "memory": self.memory_loss(halves, k),
+            "triplet": F.triplet_margin_loss(*points),
+            "kl": (mean**2 + log_var.exp() - 1 - log_var).sum(dim=-1).mean() / 2,
+            "distance": F.relu(self.MARGIN - abnormal_length + normal_length).mean(),
+        }
 
     @staticmethod
     def memory_loss(halves: dict[str, tuple[Tensor, Tensor]], k: int) -> Tensor:

@@ -1,4 +1,5 @@
 """VadCLIP: a binary branch and a branch of texts, on local and global relations."""
+
 from typing import NamedTuple
 
 import torch
@@ -20,15 +21,19 @@ class AroundPrompts(nn.Module):
         tokens = tokenize([" ".join([*fill, name, *fill]) for name in config.classes]).long()
         eot_idx = tokens.argmax(dim=-1)
         if int(eot_idx.max()) >= len(clip.positional_embedding):
-            raise ValueError(f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {2 * num_ctx} of them context vectors; "
-                             f"the text tower has {len(clip.positional_embedding)} positions")
+            raise ValueError(
+                f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {2 * num_ctx} of them context vectors; "
+                f"the text tower has {len(clip.positional_embedding)} positions"
+            )
         at = torch.arange(int(eot_idx.max()) + 1).expand(len(tokens), -1)  # (C + 1, L)
         from_end = at - eot_idx[:, None] + num_ctx  # number of the context vector behind the name
         self.register_buffer("before", (at >= 1) & (at <= num_ctx), persistent=False)
         self.register_buffer("behind", (from_end >= 0) & (from_end < num_ctx), persistent=False)
         self.register_buffer("eot_idx", eot_idx, persistent=False)
         with torch.no_grad():
-            embeddings = clip.token_embedding(tokens[:, :at.shape[1]].to(clip.positional_embedding.device)).float().cpu()
+            embeddings = (
+                clip.token_embedding(tokens[:, : at.shape[1]].to(clip.positional_embedding.device)).float().cpu()
+            )
         self.register_buffer("embeddings", embeddings, persistent=False)  # (C + 1, L, W)
         self.ctx = nn.Parameter(0.02 * torch.randn(2, num_ctx, embeddings.shape[-1]))
         self.text_tower = text_side(clip)
@@ -68,10 +73,9 @@ class VadCLIPPrediction(NamedTuple):
 class VadCLIP(PromptedSystem):
     """Binary branch and branch of texts on local and global relations (arXiv:2308.11681; nwpu-zxr/VadCLIP).
 
-    Settings of UCF-Crime (window of 8 segments, two layers, rate 2e-5, weight 0.1 of the texts' loss), also for XD-Violence,
-    for which the published code has others (64, one, 1e-5, 1e-4). S // 16 + 1 segments of each video are selected, for each
-    class.
-    p_{A,c} is p_A times the softmax over the anomaly classes.
+    Settings of UCF-Crime (window of 8 segments, two layers, rate 2e-5, weight 0.1 of the texts' loss), also for
+    XD-Violence, for which the published code has others (64, one, 1e-5, 1e-4). S // 16 + 1 segments of each video are
+    selected, for each class. p_{A,c} is p_A times the softmax over the anomaly classes.
     """
 
     NAME = "vadclip"
@@ -80,8 +84,14 @@ class VadCLIP(PromptedSystem):
     LAMBDAS = {"text": 0.1}
     WINDOW, THRESHOLD, TEMPERATURE = 8, 0.7, 0.07
 
-    def __init__(self, config: AnomalyCLIPConfig, *, clip: nn.Module | None = None, tokenize=None,
-                 prototype: Tensor | None = None):
+    def __init__(
+        self,
+        config: AnomalyCLIPConfig,
+        *,
+        clip: nn.Module | None = None,
+        tokenize=None,
+        prototype: Tensor | None = None,
+    ):
         super().__init__(config, clip, tokenize, prototype)
         D = config.feature_dim
         self.positions = nn.Parameter(0.01 * torch.randn(config.num_segments, D))
@@ -127,5 +137,10 @@ class VadCLIP(PromptedSystem):
         z, C = prediction.anomaly_logits[..., 0], len(self.config.classes)
         video_logits = prediction.all_logits.topk(k, dim=1).values.mean(dim=1)  # (B, C + 1)
         label = torch.cat([labels, torch.full_like(labels, C)])  # (B,)
-        return self.with_total({"top": top_score_loss(z, z.topk(k, dim=1).indices),
-                                "class": F.cross_entropy(video_logits, label), "text": prediction.text_cosine.abs().mean()})
+        return self.with_total(
+            {
+                "top": top_score_loss(z, z.topk(k, dim=1).indices),
+                "class": F.cross_entropy(video_logits, label),
+                "text": prediction.text_cosine.abs().mean(),
+            }
+        )

@@ -1,14 +1,15 @@
 """Video files -> frames and their times.
 
-Decoding (PyAV, i.e. FFmpeg) gives the frames of OpenCV's VideoCapture: as many, and the same pixels bit by bit. Compared
-with OpenCV 5.0 and 4.14 for H.264, HEVC, MPEG-2, MPEG-4, MJPEG, VP9, FLV, WMV and FFV1, 8 and 10 bits, 4:2:0 to 4:4:4,
-limited and full range, BT.601 and BT.709, odd sizes, variable frame rate and rotated videos. It differs
-- from OpenCV 4.5.5, which the paper's code names: it takes every video for BT.601, so the colours of videos tagged BT.709
-  (most HD ones) are up to 41 of 255 levels off there; full-range VP9 (21), 10 bits (45) and MPEG-4 with odd sides (53)
-  are off, too. Ours are the right colours;
-- where a video is damaged: OpenCV ends it there silently, we name it and leave it out. A .mkv, .webm or .ts file that is
-  cut off does not show it, and gives the frames up to there, as in OpenCV.
+Decoding (PyAV, i.e. FFmpeg) gives the frames of OpenCV's VideoCapture: as many, and the same pixels bit by bit.
+Compared with OpenCV 5.0 and 4.14 for H.264, HEVC, MPEG-2, MPEG-4, MJPEG, VP9, FLV, WMV and FFV1, 8 and 10 bits, 4:2:0
+to 4:4:4, limited and full range, BT.601 and BT.709, odd sizes, variable frame rate and rotated videos. It differs
+- from OpenCV 4.5.5, which the paper's code names: it takes every video for BT.601, so the colours of videos tagged
+  BT.709 (most HD ones) are up to 41 of 255 levels off there; full-range VP9 (21), 10 bits (45) and MPEG-4 with odd
+  sides (53) are off, too. Ours are the right colours;
+- where a video is damaged: OpenCV ends it there silently, we name it and leave it out. A .mkv, .webm or .ts file that
+  is cut off does not show it, and gives the frames up to there, as in OpenCV.
 """
+
 from pathlib import Path
 
 import av
@@ -37,8 +38,12 @@ def frame_times(found: list, fps: float | None) -> tuple[np.ndarray, float]:
     return np.array(times), round((len(times) - 1) / span if span > 0 else 1 / step, 3)
 
 
-TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, -180: Image.Transpose.ROTATE_180,
-         -90: Image.Transpose.ROTATE_270}  # by the display matrix, degrees; OpenCV ignores other angles
+TURNS = {
+    90: Image.Transpose.ROTATE_90,
+    180: Image.Transpose.ROTATE_180,
+    -180: Image.Transpose.ROTATE_180,
+    -90: Image.Transpose.ROTATE_270,
+}  # by the display matrix, degrees; OpenCV ignores other angles
 BROKEN = (av.FFmpegError, OSError, InputError)  # what an unreadable video raises; anything else ends the run
 
 
@@ -109,7 +114,6 @@ def why_skipped(error: Exception) -> str:
 def find_all_videos(sources: list[Path], out: Path) -> dict[str, Path]:
     """Videos of all sources by name, the path below the folder given, without suffix; what lies below `out` is ours."""
 
-
     videos = {}
     for source in sources:
         try:
@@ -120,6 +124,8 @@ def find_all_videos(sources: list[Path], out: Path) -> dict[str, Path]:
             if out.resolve() in path.resolve().parents:
                 continue
             if name in videos:
-                raise InputError(f"{videos[name]} and {path} would both give {name}: rename one of them, or run them apart")
+                raise InputError(
+                    f"{videos[name]} and {path} would both give {name}: rename one of them, or run them apart"
+                )
             videos[name] = path
     return videos

@@ -1,4 +1,5 @@
 """Image encoders: CLIP's image tower or a class of the user's, and which one made a checkpoint's features."""
+
 import importlib.util
 import inspect
 from pathlib import Path
@@ -33,7 +34,9 @@ class ClipEncoder:
 
 
 class DevicePreprocessing:
-    """CLIP's encoder, but frames go to the device as they are, and are resized, cropped and normalised there, all at once."""
+    """CLIP's encoder, but frames go to the device as they are, and are resized, cropped and normalised there, all at
+    once.
+    """
 
     def __init__(self, encoder: ClipEncoder):
         self.encoder, self.dim = encoder, encoder.dim
@@ -56,8 +59,10 @@ def clip_description(name_or_path: str, encoder: ClipEncoder) -> str:
     if name_or_path in clip_model.available_models():
         return f"clip {name_or_path}"
     conv1 = encoder.visual.conv1
-    return (f"clip embed {encoder.dim}, width {conv1.out_channels}, patch {conv1.kernel_size[0]}, "
-            f"resolution {encoder.visual.input_resolution}")
+    return (
+        f"clip embed {encoder.dim}, width {conv1.out_channels}, patch {conv1.kernel_size[0]}, "
+        f"resolution {encoder.visual.input_resolution}"
+    )
 
 
 def custom_encoder(spec: str, device: str):
@@ -99,7 +104,9 @@ def input_size(encoder, description: str) -> int:
     image = encoder.preprocess(Image.new("RGB", (64, 48)))
     features = encoder.encode(image[None])
     if features.shape != (1, encoder.dim):
-        raise InputError(f"{description}: encode gave {tuple(features.shape)} for one image, expected (1, {encoder.dim})")
+        raise InputError(
+            f"{description}: encode gave {tuple(features.shape)} for one image, expected (1, {encoder.dim})"
+        )
     return image.shape[-1]
 
 
@@ -117,23 +124,32 @@ class Encoder(NamedTuple):
 
 
 def matching_encoder(args, recogniser) -> Encoder:
-    """The encoder that made the training features; any other is refused. Of predict.py's options: clip, encoder, device."""
+    """The encoder that made the training features; any other is refused. Of predict.py's options: clip, encoder,
+    device.
+    """
     trained, config = recogniser.checkpoint["encoder"], recogniser.model.config
     if config.temporal_feature_dim:
-        raise InputError(f"{args.ckpt}: its Temporal model has features of its own, expected --features and "
-                         "--temporal-features")
+        raise InputError(
+            f"{args.ckpt}: its Temporal model has features of its own, expected --features and --temporal-features"
+        )
     name = trained["encoder"] if trained else f"clip {DEFAULT_CLIP}"
     if not (args.clip or args.encoder):
         check_known(args.ckpt, name)
     model, found = load_encoder(args.clip or name.removeprefix("clip "), args.encoder, args.device)
     if found["dim"] != config.feature_dim:
-        raise InputError(f"{found['encoder']}: makes features of {found['dim']} values, expected {config.feature_dim} as in "
-                         f"{args.ckpt}")
+        raise InputError(
+            f"{found['encoder']}: makes features of {found['dim']} values, expected {config.feature_dim} as in "
+            f"{args.ckpt}"
+        )
     if trained and trained["weights_sha256"] != found["weights_sha256"]:
-        raise InputError(f"{found['encoder']}: its weights did not make the features of {args.ckpt}, expected those of {name} "
-                         f"(weights_sha256 {found['weights_sha256']}, expected {trained['weights_sha256']})")
+        raise InputError(
+            f"{found['encoder']}: its weights did not make the features of {args.ckpt}, expected those of {name} "
+            f"(weights_sha256 {found['weights_sha256']}, expected {trained['weights_sha256']})"
+        )
     made = trained or {}
-    return Encoder(model, found["encoder"], made.get("crops") or 1, made.get("jpeg"), input_size(model, found["encoder"]))
+    return Encoder(
+        model, found["encoder"], made.get("crops") or 1, made.get("jpeg"), input_size(model, found["encoder"])
+    )
 
 
 def check_known(ckpt: str, name: str) -> None:

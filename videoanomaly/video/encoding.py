@@ -2,6 +2,7 @@
 
 Shapes: N frames of a video, D feature size.
 """
+
 import queue
 import threading
 from collections import defaultdict
@@ -30,8 +31,10 @@ def read_batches(path: Path, to_inputs, stride: int, batch_size: int, pin_memory
     """Yields the encoder's inputs of a video, (n, 3, n_px, n_px), and at last {"frames": count, "fps": frames/s}.
 
     Frames that go to the encoder as they are have the video's size, (n, 3, H, W); where that changes, a batch ends.
-    `times`, if given, gets the second from the start of the file at which each frame is shown, None where it does not tell.
+    `times`, if given, gets the second from the start of the file at which each frame is shown, None where it does not
+    tell.
     """
+
     def stack(images):
         batch = torch.stack(images)
         return batch.pin_memory() if pin_memory else batch  # so that its way to the GPU is a copy in the background
@@ -83,7 +86,8 @@ def reading_ahead(videos: dict[str, Path], read, num_workers: int):
         except Exception as error:
             put(key, error)
 
-    # one torch thread each: with more, they and the encoder wait for each other (preprocessing took 5 times the CPU time)
+    # one torch thread each: with more, they and the encoder wait for each other (preprocessing took 5 times the CPU
+    # time)
     pool = ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         for key, path in videos.items():
@@ -97,11 +101,15 @@ def reading_ahead(videos: dict[str, Path], read, num_workers: int):
 def to_float16(features: Tensor, description: str) -> np.ndarray:
     array = features.detach().cpu().half().numpy()
     if not np.isfinite(array).all():
-        raise InputError(f"{description}: encode gave infinite features or ones beyond 65504, expected finite float16 ones")
+        raise InputError(
+            f"{description}: encode gave infinite features or ones beyond 65504, expected finite float16 ones"
+        )
     return array
 
 
-def encode_videos(videos: dict[str, Path], encoder, description: str, read, num_workers: int, num_crops: int, bar: tqdm):
+def encode_videos(
+    videos: dict[str, Path], encoder, description: str, read, num_workers: int, num_crops: int, bar: tqdm
+):
     """Yields (key, float16 features or None, what `read` gave at last) of each video, in the order in which they end.
 
     An unreadable video has no features; what it gives at last is the exception.
@@ -125,7 +133,6 @@ def encode_videos(videos: dict[str, Path], encoder, description: str, read, num_
 def read_timed(path: Path, **how):
     """As extract_features.read_batches, and at last also "times" and their "fps"."""
     from torch import Tensor
-
 
     found = []
     for item in read_batches(path, times=found, **how):

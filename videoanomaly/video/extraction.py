@@ -1,4 +1,5 @@
 """A folder of videos -> a folder of features: several processes, resumed where it stopped."""
+
 import heapq
 import json
 import math
@@ -27,8 +28,9 @@ def open_meta(path: Path, settings: dict, videos: dict[str, Path]) -> dict:
     if not path.exists():
         foreign = [key for key in videos if (path.parent / f"{key}.npy").exists()]
         if foreign:  # never overwrite features that came from elsewhere
-            raise InputError(f"{path.parent}: found {foreign[0]}.npy but no meta.json, expected a folder of this script or "
-                             "a new one")
+            raise InputError(
+                f"{path.parent}: found {foreign[0]}.npy but no meta.json, expected a folder of this script or a new one"
+            )
         return settings | {"videos": {}}
     meta = read_meta(path)
     names = dict.fromkeys((*settings, *meta))
@@ -62,7 +64,9 @@ class Record:
 
     def __init__(self, out: Path, meta: dict):
         self.out, self.meta, self.next_write = out, meta, 0.0
-        self.file = open(out / f".done-{rank_and_world()[0]}", "ab", buffering=0)  # whole lines, also when we are killed
+        self.file = open(
+            out / f".done-{rank_and_world()[0]}", "ab", buffering=0
+        )  # whole lines, also when we are killed
 
     def add(self, key: str, info: dict) -> None:
         self.file.write(json.dumps({key: info}).encode() + b"\n")
@@ -83,11 +87,13 @@ def split_by_size(sizes: dict[str, tuple[int, int]], num_parts: int) -> list[lis
         sizes: Frames by the header, or 0, and bytes of each video.
         num_parts: Number of shares.
     Returns:
-        Keys of `sizes`, a list for each share. The largest share is at most 4/3 of the least possible (R. L. Graham, 1969),
-        and at most the longest video above the smallest one.
+        Keys of `sizes`, a list for each share. The largest share is at most 4/3 of the least possible (R. L. Graham,
+        1969), and at most the longest video above the smallest one.
     """
     known = [size for size in sizes.values() if size[0] > 0]
-    rate = sum(frames for frames, _ in known) / max(sum(num_bytes for _, num_bytes in known), 1) or 1.0  # frames per byte
+    rate = (
+        sum(frames for frames, _ in known) / max(sum(num_bytes for _, num_bytes in known), 1) or 1.0
+    )  # frames per byte
     frames = {key: frames if frames > 0 else num_bytes * rate for key, (frames, num_bytes) in sizes.items()}
     parts = [(0.0, i, []) for i in range(num_parts)]  # a heap: (frames, number, keys)
     for key in sorted(frames, key=lambda key: (-frames[key], key)):
@@ -140,8 +146,10 @@ def finish(record: Record, num_videos: int, todo: dict[str, Path], stride: int, 
     videos = record.meta["videos"]
     done = todo.keys() & videos.keys()
     num_rows = sum(math.ceil(videos[key]["frames"] / stride) for key in done)
-    print(f"{record.out}: {len(done)} of {num_videos} videos written, {num_videos - len(todo)} were there, "
-          f"{len(todo) - len(done)} skipped; {num_rows} frames, {num_rows / seconds:.1f} frames/s")
+    print(
+        f"{record.out}: {len(done)} of {num_videos} videos written, {num_videos - len(todo)} were there, "
+        f"{len(todo) - len(done)} skipped; {num_rows} frames, {num_rows / seconds:.1f} frames/s"
+    )
     return int(len(done) < len(todo))
 
 
@@ -150,4 +158,6 @@ def check_same(settings: dict, videos: dict[str, Path]) -> None:
     of_all = gather(settings | {"videos": sorted(videos)})
     for name, expected in of_all[0].items():
         if differing := [rank for rank, found in enumerate(of_all) if found.get(name) != expected]:
-            raise InputError(f"process {differing[0]}: found another {name} than in process 0, expected the same in all")
+            raise InputError(
+                f"process {differing[0]}: found another {name} than in process 0, expected the same in all"
+            )

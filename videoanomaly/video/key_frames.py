@@ -2,6 +2,7 @@
 
 Shapes: N frames of a video.
 """
+
 import io
 import sys
 from pathlib import Path
@@ -54,7 +55,9 @@ def key_frame_numbers(scores: FrameScores, events: list[dict]) -> list[int]:
 
 
 def frames_at(container, stream, times: list[float]):
-    """Yields (place in `times`, frame) of the first frame at or after each of some ascending times, seconds from the start."""
+    """Yields (place in `times`, frame) of the first frame at or after each of some ascending times, seconds from the
+    start.
+    """
     start, shown, frames = (container.start_time or 0) / av.time_base, None, decode(stream)
     for place, time in enumerate(times):
         if shown is None or time - shown > SEEK_GAP:

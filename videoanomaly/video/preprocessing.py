@@ -1,4 +1,5 @@
 """A frame -> the encoder's inputs: JPEG in between, crops, resizing."""
+
 import io
 
 import torch.nn.functional as F
@@ -52,5 +53,7 @@ def resize_like_pil(frames: Tensor, n_px: int) -> Tensor:
     frames = frames.float()
     for size in ((H, width), (height, width)):
         if frames.shape[-2:] != size:
-            frames = F.interpolate(frames, size, mode="bicubic", antialias=True).clamp(0, 255).round()  # bicubic overshoots
+            frames = (
+                F.interpolate(frames, size, mode="bicubic", antialias=True).clamp(0, 255).round()
+            )  # bicubic overshoots
     return frames

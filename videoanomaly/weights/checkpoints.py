@@ -1,7 +1,9 @@
 """Checkpoints: saving, resuming and loading them, and the features that go with one.
 
-Bit for bit: a run that was stopped or killed, as often as you like, and gone on with gives what an undisturbed one gives.
+Bit for bit: a run that was stopped or killed, as often as you like, and gone on with gives what an undisturbed one
+gives.
 """
+
 from pathlib import Path
 
 from videoanomaly.data.features import FeatureFolder
@@ -32,8 +34,10 @@ def load_checkpoint(ckpt: str, args) -> tuple:
         text = " ".join(str(error).splitlines())  # names inside a hostile file may hold line ends
         raise InputError(text if str(ckpt) in text else f"{ckpt}: {text}") from None
     if isinstance(model, BinarySystem) and "threshold" not in checkpoint:
-        raise InputError(f"{ckpt}: found {model.NAME} without its class head, which train.py fits after the last epoch, "
-                         "expected a finished run; go on with train.py --resume")
+        raise InputError(
+            f"{ckpt}: found {model.NAME} without its class head, which train.py fits after the last epoch, "
+            "expected a finished run; go on with train.py --resume"
+        )
     accelerate(model)
     return checkpoint, model
 
@@ -43,23 +47,30 @@ def open_folders(args, checkpoint: dict):
     from videoanomaly.data.features import FeatureFolder
 
     settings, folders = checkpoint["settings"], []
-    for given, name, encoder in ((args.features, "features", "encoder"),
-                                 (args.temporal_features, "temporal_features", "temporal_encoder")):
+    for given, name, encoder in (
+        (args.features, "features", "encoder"),
+        (args.temporal_features, "temporal_features", "temporal_encoder"),
+    ):
         path = given or settings[name] or (settings["root"] if name == "features" else None)
         prefix = name.removesuffix("features")
         if path and not Path(path).is_dir():
-            raise InputError(f"{path}: is no folder, expected the one with the features; give --{name.replace('_', '-')}")
+            raise InputError(
+                f"{path}: is no folder, expected the one with the features; give --{name.replace('_', '-')}"
+            )
         spacing = settings[f"{prefix}frames_per_feature"]
         folder = path and FeatureFolder(path, frames_per_feature=spacing, crops=settings["crops"])
         if folder and folder.encoder and checkpoint[encoder] and folder.encoder != checkpoint[encoder]:
-            raise InputError(f"{path}: found features of {folder.encoder}, expected those of the training, "
-                             f"{checkpoint[encoder]}")
+            raise InputError(
+                f"{path}: found features of {folder.encoder}, expected those of the training, {checkpoint[encoder]}"
+            )
         folders.append(folder or None)
     return folders
 
 
 def frames_per_feature(checkpoint: dict) -> int:
-    """Frames between the rows of the training features; older checkpoints do not hold it, but name the features' folder."""
+    """Frames between the rows of the training features; older checkpoints do not hold it, but name the features'
+    folder.
+    """
     settings = checkpoint["settings"]
     folder = settings["features"] or settings["root"]
     known = checkpoint.get("frames_per_feature") or settings["frames_per_feature"]
@@ -67,9 +78,20 @@ def frames_per_feature(checkpoint: dict) -> int:
 
 
 PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
-ANYTIME = ("out", "resume", "device", "workers", "evaluate", *PATHS)  # may differ when a run is resumed, if what lies there
+ANYTIME = (
+    "out",
+    "resume",
+    "device",
+    "workers",
+    "evaluate",
+    *PATHS,
+)  # may differ when a run is resumed, if what lies there
 SAME = ("config", "lists", "encoder", "temporal_encoder", "clip_sha256")  # of a checkpoint: this must not
-NOT_BEGUN = {"steps": 0, "sums": {}, "seconds": 0.0}  # an epoch so far: steps done, sums of their losses, time they took
+NOT_BEGUN = {
+    "steps": 0,
+    "sums": {},
+    "seconds": 0.0,
+}  # an epoch so far: steps done, sums of their losses, time they took
 
 
 def rng_state(device: str) -> dict:
@@ -82,8 +104,11 @@ def save(path: Path, model, optimizer, epoch: int, begun: dict, device: str, ext
     """Writes everything that evaluation and resumption need; the file is whole or the old one."""
     import torch
 
-    state = model.checkpoint() | extra | {"epoch": epoch, "begun": begun, "optimizer": optimizer.state_dict(),
-                                          "rng": rng_state(device)}
+    state = (
+        model.checkpoint()
+        | extra
+        | {"epoch": epoch, "begun": begun, "optimizer": optimizer.state_dict(), "rng": rng_state(device)}
+    )
     write_atomically(path, lambda file: torch.save(state, file))
 
 
@@ -103,8 +128,10 @@ def load_resumed(path: Path, config, extra: dict) -> dict | None:
     for name, found, expected in changed:
         if found != expected:
             found, expected = ("other ones", "the same") if name == "lists" else (found, expected)
-            raise InputError(f"{path}: found {name} = {found}, expected {expected} as given now; resume with the same settings "
-                             "and data, or choose another --out")
+            raise InputError(
+                f"{path}: found {name} = {found}, expected {expected} as given now; resume with the same settings "
+                "and data, or choose another --out"
+            )
     return checkpoint
 
 

@@ -1,4 +1,5 @@
 """The model in formats that other programs read: ONNX, and PyTorch's own exported programs."""
+
 import io
 from pathlib import Path
 
@@ -36,8 +37,14 @@ def write(path: Path, model) -> int:
         torch.export.save(torch.export.export(wrapped, tuple(inputs.values())), file)
     else:
         try:
-            program = torch.onnx.export(wrapped, tuple(inputs.values()), dynamo=True, verbose=False,
-                                        input_names=list(inputs), output_names=["p_A", "p_class"])
+            program = torch.onnx.export(
+                wrapped,
+                tuple(inputs.values()),
+                dynamo=True,
+                verbose=False,
+                input_names=list(inputs),
+                output_names=["p_A", "p_class"],
+            )
         except ImportError as error:
             raise InputError(f"--export {path}: found no package {error.name}; pip install onnx onnxscript") from error
         file.write(program.model_proto.SerializeToString())

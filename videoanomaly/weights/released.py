@@ -1,9 +1,11 @@
 """Reads the checkpoints that the paper's authors publish, without running anything from them.
 
-A Lightning `.ckpt` pickles tensors among objects of its own libraries. Tensors and plain containers are read; every other
-class becomes an inert object: nothing is imported, nothing is called. The file holds CLIP's text tower as well, so that the
-directions need no other weights. The normality prototype lies beside it in `ncentroid.pt`; without that file it is computed.
+A Lightning `.ckpt` pickles tensors among objects of its own libraries. Tensors and plain containers are read; every
+other class becomes an inert object: nothing is imported, nothing is called. The file holds CLIP's text tower as well,
+so that the directions need no other weights. The normality prototype lies beside it in `ncentroid.pt`; without that
+file it is computed.
 """
+
 import re
 import zipfile
 from pathlib import Path
@@ -22,14 +24,27 @@ from videoanomaly.runtime.console import InputError
 
 NUM_HEADS = 8  # of the published models; the weights do not tell
 NAMES = (  # theirs -> ours, replaced in this order
-    (r"^text_encoder\.text_projection", "prompt_learner.text_projection"), (r"^selector_model\.logit_scale", "logit_scale"),
-    (r"^selector_model\.bn_layer\.", "batch_norm."), (r"classifier\.layer_norm\.", "norm."),
-    (r"classifier\.linear\.", "head."), (r"axial_attn\.pos_emb\.param_0", "body.pos_segments"),
-    (r"axial_attn\.pos_emb\.param_1", "body.pos_frames"), (r"net\.fn\.norm\.", "norm."), (r"net\.fn\.fn\.", ""),
-    (r"net\.0\.g$", "norm.weight"), (r"net\.0\.b$", "norm.bias"), (r"net\.1\.", "conv_1."), (r"net\.3\.", "conv_2."))
+    (r"^text_encoder\.text_projection", "prompt_learner.text_projection"),
+    (r"^selector_model\.logit_scale", "logit_scale"),
+    (r"^selector_model\.bn_layer\.", "batch_norm."),
+    (r"classifier\.layer_norm\.", "norm."),
+    (r"classifier\.linear\.", "head."),
+    (r"axial_attn\.pos_emb\.param_0", "body.pos_segments"),
+    (r"axial_attn\.pos_emb\.param_1", "body.pos_frames"),
+    (r"net\.fn\.norm\.", "norm."),
+    (r"net\.fn\.fn\.", ""),
+    (r"net\.0\.g$", "norm.weight"),
+    (r"net\.0\.b$", "norm.bias"),
+    (r"net\.1\.", "conv_1."),
+    (r"net\.3\.", "conv_2."),
+)
 BLOCKS = {(0, "f"): "attn_segments", (0, "g"): "attn_frames", (1, "f"): "ff_1", (1, "g"): "ff_2"}
-CLIP_NAMES = (("image_encoder.", "visual."), ("text_encoder.", ""), ("token_embedding.", "token_embedding."),
-              ("selector_model.logit_scale", "logit_scale"))
+CLIP_NAMES = (
+    ("image_encoder.", "visual."),
+    ("text_encoder.", ""),
+    ("token_embedding.", "token_embedding."),
+    ("selector_model.logit_scale", "logit_scale"),
+)
 OURS = ("prompt_learner.ctx", "prompt_learner.text_projection", "logit_scale", "batch_norm.", "temporal_model.")
 
 
@@ -53,7 +68,9 @@ class _CheckpointUnpickler(clip_model.TensorUnpickler):
 
     def find_class(self, module: str, name: str):
         known = clip_model.ARCHIVE_GLOBALS.get(f"{module}.{name}")
-        return type("_Inert", (_Inert,), {}) if known is None else known  # a class of its own, which no other name shares
+        return (
+            type("_Inert", (_Inert,), {}) if known is None else known
+        )  # a class of its own, which no other name shares
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
@@ -65,12 +82,18 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
     try:
         with zipfile.ZipFile(path) as archive:
             content = _CheckpointUnpickler(archive).load()
-        state = {name.removeprefix("net."): value for name, value in content["state_dict"].items() if isinstance(value, Tensor)}
+        state = {
+            name.removeprefix("net."): value
+            for name, value in content["state_dict"].items()
+            if isinstance(value, Tensor)
+        }
         ctx, epoch = state["prompt_learner.ctx"], int(content["epoch"])
         assert ctx.ndim in (2, 3), f"contexts of shape {tuple(ctx.shape)}"
     except Exception as error:  # a damaged or hostile file can raise anything
         reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{path}: found {type(error).__name__} ({reason}), expected a checkpoint of the authors' code") from error
+        raise InputError(
+            f"{path}: found {type(error).__name__} ({reason}), expected a checkpoint of the authors' code"
+        ) from error
     return state, epoch
 
 
@@ -94,14 +117,18 @@ def convert_tensor(name: str, value: Tensor, normal_id: int) -> Tensor:
     if re.search(r"ff_\d\.norm", name):
         return value.flatten()
     if name == "prompt_learner.ctx" and value.ndim == 3:  # our Normal comes last
-        return torch.cat([value[:normal_id], value[normal_id + 1:], value[normal_id:normal_id + 1]])
+        return torch.cat([value[:normal_id], value[normal_id + 1 :], value[normal_id : normal_id + 1]])
     return value
 
 
 def clip_of(state: dict[str, Tensor]) -> clip_model.CLIP:
     """The CLIP inside a checkpoint."""
-    weights = {name.replace(theirs, ours, 1): value for name, value in state.items()
-               for theirs, ours in CLIP_NAMES if name.startswith(theirs)}
+    weights = {
+        name.replace(theirs, ours, 1): value
+        for name, value in state.items()
+        for theirs, ours in CLIP_NAMES
+        if name.startswith(theirs)
+    }
     return clip_model.build(weights, {})
 
 
@@ -110,13 +137,22 @@ def config_of(state: dict[str, Tensor], classes: tuple[str, ...]) -> AnomalyCLIP
     ctx, projection = state["prompt_learner.ctx"], state["temporal_model.projection.weight"]
     embed_dim, input_dim = projection.shape
     feature_dim = state["text_encoder.text_projection"].shape[1]
-    num_blocks = len({name.split(".")[4] for name in state if name.startswith("temporal_model.axial_attn.layers.blocks.")})
+    num_blocks = len(
+        {name.split(".")[4] for name in state if name.startswith("temporal_model.axial_attn.layers.blocks.")}
+    )
     return AnomalyCLIPConfig(
-        classes=classes, feature_dim=feature_dim, num_ctx=ctx.shape[-2], shared_ctx=ctx.ndim == 2, embed_dim=embed_dim,
-        depth=num_blocks // 2, num_heads=NUM_HEADS, variant="released",
+        classes=classes,
+        feature_dim=feature_dim,
+        num_ctx=ctx.shape[-2],
+        shared_ctx=ctx.ndim == 2,
+        embed_dim=embed_dim,
+        depth=num_blocks // 2,
+        num_heads=NUM_HEADS,
+        variant="released",
         temporal_input="features" if input_dim == feature_dim else "both",
         num_segments=state["temporal_model.axial_attn.pos_emb.param_0"].shape[2],
-        num_frames=state["temporal_model.axial_attn.pos_emb.param_1"].shape[3])
+        num_frames=state["temporal_model.axial_attn.pos_emb.param_1"].shape[3],
+    )
 
 
 def read_prototype(path: Path, feature_dim: int) -> Tensor:
@@ -124,7 +160,9 @@ def read_prototype(path: Path, feature_dim: int) -> Tensor:
         prototype = torch.load(path, map_location="cpu", weights_only=True)
         assert prototype.shape == (feature_dim,), f"shape {tuple(prototype.shape)}"
     except Exception as error:
-        raise InputError(f"{path}: found {str(error).splitlines()[0]}, expected a tensor of {feature_dim} numbers") from error
+        raise InputError(
+            f"{path}: found {str(error).splitlines()[0]}, expected a tensor of {feature_dim} numbers"
+        ) from error
     return prototype.float()
 
 
@@ -144,8 +182,11 @@ def load(path: str, dataset: str, root: str, features_root: str | None) -> dict:
     try:
         config = config_of(state, lists.classes)
         centroid = path.parent / "ncentroid.pt"
-        prototype = read_prototype(centroid, config.feature_dim) if centroid.exists() else normality_prototype(
-            FeatureFolder(features_root or root), [v for v in lists.train if v.label < 0])
+        prototype = (
+            read_prototype(centroid, config.feature_dim)
+            if centroid.exists()
+            else normality_prototype(FeatureFolder(features_root or root), [v for v in lists.train if v.label < 0])
+        )
         model = AnomalyCLIP(config, clip=clip_of(state), tokenize=clip_model.tokenize, prototype=prototype)
         converted = convert_state(state, [name.lower() for name in CLASS_NAMES[dataset]].index("normal"))
         model.load_trained_state(model.trained_state() | converted)
@@ -153,7 +194,19 @@ def load(path: str, dataset: str, root: str, features_root: str | None) -> dict:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: found {error}, expected the authors' model for {dataset}") from error
-    settings = {"dataset": dataset, "root": root, "features": features_root, "temporal_features": None, "frames_per_feature": None,
-                "temporal_frames_per_feature": None, "crops": 1}
-    return model.eval().checkpoint() | {"lists": VideoLists.to_plain(lists), "settings": settings, "encoder": None,
-                                        "temporal_encoder": None, "epoch": epoch + 1}
+    settings = {
+        "dataset": dataset,
+        "root": root,
+        "features": features_root,
+        "temporal_features": None,
+        "frames_per_feature": None,
+        "temporal_frames_per_feature": None,
+        "crops": 1,
+    }
+    return model.eval().checkpoint() | {
+        "lists": VideoLists.to_plain(lists),
+        "settings": settings,
+        "encoder": None,
+        "temporal_encoder": None,
+        "epoch": epoch + 1,
+    }
