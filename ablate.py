@@ -11,7 +11,6 @@ per row and seed the folder that train.py makes and a .log beside it. Exits with
 on.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -21,17 +20,23 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import train
-from videoanomaly.data import datasets
+import torch
+
+from videoanomaly import plots
+from videoanomaly.data.datasets import DATASETS
+from videoanomaly.evaluation import tables
 from videoanomaly.evaluation.paper_tables import COMPARED, TABLES, Row, Table
-from videoanomaly.runtime.console import InputError, run_script
-from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
+from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.signals import stop_signals
+from videoanomaly.settings import OPTIONAL
+from videoanomaly.systems.catalogue import SYSTEMS
 
 HERE = Path(__file__).parent
 OURS = ("--model", "--dataset", "--root", "--features", "--seed", "--out", "--resume", "--evaluate", "--no-evaluate")
@@ -60,67 +65,73 @@ class Run(NamedTuple):
         return f"{self.row.label}, seed {self.seed}"
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+class Options(NamedTuple):
+    """Of the command line."""
+
+    table: str
+    dataset: str
+    root: str | None
+    features: str | None
+    temporal_features: str | None
+    seeds: int
+    out: Path
+    jobs: int | None
+    rest: list[str]  # options for train.py
+
+
+def parse_args(argv: list[str] | None = None) -> Options:
     argv = sys.argv[1:] if argv is None else list(argv)
     split = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--table", required=True, choices=TABLES, help="number of the table in the paper")
-    add("--dataset", required=True, choices=datasets.PRESETS, help="data set to run it on")
+    add("--dataset", required=True, choices=DATASETS, help="data set to run it on")
     add("--root", help="folder of lists and annotations, as in train.py")
     add("--features", help="folder of .npy features (default: found under --root)")
     add("--temporal-features", help="I3D features, for the row of Table 15 that has them")
-    add("--seeds", type=int, default=3, help="runs of each row, with seeds 0, 1, ... (default: 3)")
+    add("--seeds", type=at_least(1), default=3, help="runs of each row, with seeds 0, 1, ... (default: 3)")
     add("--out", help="output folder (default: runs/DATASET-table-NUMBER)")
-    add("--jobs", type=int, help="runs at a time (default: one per GPU, one without)")
+    add("--jobs", type=at_least(1), help="runs at a time (default: one per GPU, one without)")
     args = parser.parse_args(argv[:split])
-    args.rest = argv[split + 1 :]
     args.out = Path(args.out or f"runs/{args.dataset}-table-{args.table}")
-    for name in ("seeds", "jobs"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise InputError(f"--{name} {value}: expected at least 1")
     if args.temporal_features and args.table != "15":
         raise InputError(f"--temporal-features: is for Table 15, expected it behind -- with Table {args.table}")
-    check_rest(args)
-    return args
+    options = Options(**vars(args), rest=argv[split + 1 :])
+    check_rest(options)
+    return options
 
 
-def check_rest(args) -> None:
+def check_rest(options: Options) -> None:
     """Options for train.py must leave alone what the rows are about."""
-    rows = {word for row in TABLES[args.table].rows for word in row.options.split() if word.startswith("--")}
-    for word in args.rest:
+    rows = {word for row in TABLES[options.table].rows for word in row.options.split() if word.startswith("--")}
+    for word in options.rest:
         name = word.partition("=")[0]
         if name in rows:
             raise InputError(
-                f"{name} behind --: the rows of Table {args.table} set it, expected other options of train.py"
+                f"{name} behind --: the rows of Table {options.table} set it, expected other options of train.py"
             )
         if name in OURS:
             raise InputError(f"{name} behind --: ablate.py sets it, expected it before --, if at all")
 
 
-def data_options(args) -> list[str]:
+def data_options(options: Options) -> list[str]:
     """What all rows have in common of necessity."""
-    given = {"--root": args.root, "--features": args.features}
-    return ["--dataset", args.dataset, *(word for name, value in given.items() if value for word in (name, value))]
+    given = {"--root": options.root, "--features": options.features}
+    return ["--dataset", options.dataset, *(word for name, value in given.items() if value for word in (name, value))]
 
 
-def row_options(row: Row, args) -> list[str]:
+def row_options(row: Row, options: Options) -> list[str]:
     """A row's own options, and those for all rows, as far as its system has a use for them."""
-    own = [word.format(temporal_features=args.temporal_features) for word in shlex.split(row.options)]
-    return [*own, *(word for option in split_options(args.rest) if takes(row.model, option) for word in option)]
+    own = [word.format(temporal_features=options.temporal_features) for word in shlex.split(row.options)]
+    return [*own, *(word for option in split_options(options.rest) if takes(row.model, option) for word in option)]
 
 
 def takes(model: str, option: list[str]) -> bool:
     """Whether a system has a use for an option of train.py; of --directions, each for its own values."""
-    from videoanomaly import settings as settings_
-    from videoanomaly.systems import catalogue
-
     name, value = option_name(option[0]), option[-1].rpartition("=")[2]
-    if name == "directions" and model in catalogue.SYSTEMS:
-        return value in catalogue.SYSTEMS[model].DIRECTIONS
-    return name not in settings_.unused_options(model)
+    if name == "directions":
+        return value in SYSTEMS[model].DIRECTIONS
+    return name not in OPTIONAL - SYSTEMS[model].OPTIONS
 
 
 def split_options(words: list[str]) -> list[list[str]]:
@@ -133,9 +144,9 @@ def option_name(word: str) -> str:
     return word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
 
 
-def why_missing(row: Row, args, settings: dict) -> str:
+def why_missing(row: Row, options: Options, settings: dict) -> str:
     """Why a row cannot be run at all; empty if it can."""
-    if "{temporal_features}" in row.options and not args.temporal_features:
+    if "{temporal_features}" in row.options and not options.temporal_features:
         return "needs --temporal-features, a folder of I3D features"
     if row.model == "clip-zeroshot" and settings["directions"] == "direct":
         return "needs features of a CLIP"
@@ -144,29 +155,32 @@ def why_missing(row: Row, args, settings: dict) -> str:
     return row.missing
 
 
-# ---------------------------------------------------------------- before the work
+# ---- before the work ----
 
 
-def check_input(args) -> dict:
-    """Looks at all that the rows share, down to each file of features, and makes the demo's data; the settings of
-    train.py.
+def check_input(options: Options) -> dict:
+    """Has train.py look at all that the rows share, down to each file of features, and make the demo's data; the
+    settings that it would train with. CLIP is opened by the rows that need it: others shall go on if it is not there.
     """
-    shared = train.parse_args([*data_options(args), *args.rest, "--out", str(args.out)])
-    features = ["--temporal-features", args.temporal_features] if args.temporal_features else []
-    # without CLIP, which a row that needs it opens: other rows shall go on if it is not there
-    train.prepare(
-        train.parse_args([*data_options(args), *args.rest, *features, "--out", str(args.out), "--directions", "direct"])
-    )
-    return vars(shared)
+    words = [*data_options(options), *options.rest]
+    words += ["--temporal-features", options.temporal_features] if options.temporal_features else []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(HERE / "train.py"), *words, "--out", folder, "--check"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            *notes, last = done.stderr.splitlines() or [f"train.py ended with status {done.returncode}"]
+            raise InputError("\n".join([*notes, last.removeprefix("error: ")]))
+        sys.stderr.write(done.stderr)
+        return json.loads(Path(folder, "settings.json").read_text())["settings"]
 
 
-def check_settings(args, settings: dict) -> None:
+def check_settings(options: Options, settings: dict) -> None:
     """A folder holds runs of one table with equal settings; writes them into a new one."""
-    path = args.out / "settings.json"
+    path = options.out / "settings.json"
     new = {k: v for k, v in settings.items() if k not in MAY_CHANGE}
-    new = json.loads(json.dumps(new | {"table": args.table, "temporal_features": args.temporal_features}))
+    new = json.loads(json.dumps(new | {"table": options.table, "temporal_features": options.temporal_features}))
     if not path.exists():
-        return write_atomically(path, lambda file: file.write(json.dumps(new, indent=1).encode()))
+        return write_json(path, new)
     try:
         old = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
@@ -179,10 +193,10 @@ def check_settings(args, settings: dict) -> None:
             )
 
 
-def plan(args, settings: dict) -> list[Run]:
+def plan(options: Options, settings: dict) -> list[Run]:
     """All runs of the table, seed by seed, so that a table that is stopped early has all rows."""
-    rows = [row for row in TABLES[args.table].rows if not why_missing(row, args, settings)]
-    return [Run(row, seed, args.out / f"{slug(row.label)}-{seed}") for seed in range(args.seeds) for row in rows]
+    rows = [row for row in TABLES[options.table].rows if not why_missing(row, options, settings)]
+    return [Run(row, seed, options.out / f"{slug(row.label)}-{seed}") for seed in range(options.seeds) for row in rows]
 
 
 def slug(label: str) -> str:
@@ -190,25 +204,23 @@ def slug(label: str) -> str:
     return re.sub(r"\W+", "-", label.lower().replace("+", "plus")).strip("-")
 
 
-# ---------------------------------------------------------------- runs
+# ---- runs ----
 
 
-def places(args, settings: dict) -> list[dict[str, str]]:
+def places(options: Options, settings: dict) -> list[dict[str, str]]:
     """Environment variables of each run that goes on at a time: a GPU in turn, or a share of the CPU's cores."""
-    import torch
-
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     if settings["device"] or not torch.cuda.is_available():
-        jobs = args.jobs or 1
+        jobs = options.jobs or 1
         return [{"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}] * jobs if jobs > 1 else [{}]
-    return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(args.jobs or len(gpus))]
+    return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(options.jobs or len(gpus))]
 
 
-def commands(run: Run, args, settings: dict) -> list[list[str]]:
+def commands(run: Run, options: Options, settings: dict) -> list[list[str]]:
     """What a run consists of: a training, which goes on where it stopped, then an evaluation."""
     training = [
-        *data_options(args),
-        *row_options(run.row, args),
+        *data_options(options),
+        *row_options(run.row, options),
         "--seed",
         str(run.seed),
         "--out",
@@ -245,21 +257,21 @@ def finish(run: Run, status: int) -> str:
     return reason
 
 
-def run_all(runs: list[Run], args, settings: dict) -> tuple[dict[Run, str], int]:
+def run_all(runs: list[Run], options: Options, settings: dict) -> tuple[dict[Run, str], int]:
     """Runs all, as many at a time as there are places.
 
     Returns:
         Last lines of those that failed, and the number of the signal that stopped it all, 0 if none did.
     """
     waiting, running, failed = list(runs), {}, {}
-    where = places(args, settings) if runs else []
+    where = places(options, settings) if runs else []
     with stop_signals() as signals:
         try:
             while running or waiting and not signals:
                 for place in set(range(len(where))) - running.keys():
                     if waiting and not signals:
                         run = waiting.pop(0)
-                        first, *rest = commands(run, args, settings)
+                        first, *rest = commands(run, options, settings)
                         running[place] = run, rest, start(run, first, where[place])
                 time.sleep(0.05)
                 for place, (run, rest, process) in list(running.items()):
@@ -283,45 +295,37 @@ def read_run(run: Run) -> dict[str, float | None]:
     """Metrics of a finished run in per cent, and its SIZES; None where there is no value.
 
     Raises:
-        InputError: If the file of metrics, or the training's log of epochs, is damaged.
+        InputError: If one of its files is damaged.
     """
     path = run.metrics
     try:
         results = json.loads(path.read_text())
         values = {name: results[name] for name in METRICS[:4]} | {"event mAP": results["events"]["mAP"]}
         values = {name: None if value is None else 100 * float(value) for name, value in values.items()}
-        path = run.folder / "log.jsonl"
-        seconds = (
-            [float(json.loads(line)["seconds"]) for line in path.read_text().splitlines()] if path.exists() else []
-        )
+        path = run.folder / "training.json"  # not there in tables that an older version began
+        took = dict(json.loads(path.read_text())) if path.exists() else {}
+        return values | {name: None if took.get(name) is None else float(took[name]) for name in SIZES}
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path}: is damaged ({error!r}), expected what train.py and evaluate.py write; delete {run.folder} "
             "to run it again"
         ) from None
-    log = run.log.read_text(errors="replace") if run.log.exists() else ""
-    printed = {
-        "segment rows": re.findall(r"segments of (\d+) rows", log),
-        "parameters": re.findall(r"([\d,]+) trainable parameters", log),
-    }
-    values |= {name: int(found[-1].replace(",", "")) if found else None for name, found in printed.items()}
-    return values | {"training seconds": sum(seconds) if seconds else None}
 
 
-# ---------------------------------------------------------------- tables
+# ---- tables ----
 
 
 def show(value: float | None, pattern: str = ".2f") -> str:
     return "" if value is None else f"{value:{pattern}}"
 
 
-def gather(args, settings: dict, runs: list[Run], failed: dict[Run, str]) -> list[dict]:
+def gather(options: Options, settings: dict, runs: list[Run], failed: dict[Run, str]) -> list[dict]:
     """Each row with its values of the finished seeds by name, the paper's, and a note on what is not there."""
-    table, gathered = TABLES[args.table], []
+    table, gathered = TABLES[options.table], []
     for row in table.rows:
         own = [run for run in runs if run.row == row]
         done = [read_run(run) for run in own if run.metrics.exists()]
-        missing = why_missing(row, args, settings)
+        missing = why_missing(row, options, settings)
         notes = (
             [f"not available: {missing}"]
             if missing
@@ -344,14 +348,6 @@ def gather(args, settings: dict, runs: list[Run], failed: dict[Run, str]) -> lis
     return gathered
 
 
-def spread(values: list[float], pattern: str = ".2f") -> str:
-    """Mean and, of several, standard deviation."""
-    if not values:
-        return ""
-    text = show(statistics.mean(values), pattern)
-    return text + (f" ± {statistics.stdev(values):{pattern}}" if len(values) > 1 else "")
-
-
 def cells(table: Table, gathered: list[dict]) -> list[list[str]]:
     """The table as text, first row the header: ours beside the paper's."""
     others = ("event mAP",) if table.compares else ()
@@ -361,21 +357,19 @@ def cells(table: Table, gathered: list[dict]) -> list[list[str]]:
         values = entry["values"]
         row = [entry["row"].label]
         for name in table.metrics:
-            row += [spread(values[name]), show(entry["paper"][name])]
-        row += [spread(values[name]) for name in others]
+            row += [tables.mean_sd(values[name]), show(entry["paper"][name])]
+        row += [tables.mean_sd(values[name]) for name in others]
         if table.compares:
-            row += [f"{values[name][0]:,}" if values[name] else "" for name in SIZES[:2]]
-            row += [spread(values["training seconds"], ".1f")]
+            row += [f"{values[name][0]:,.0f}" if values[name] else "" for name in SIZES[:2]]
+            row += [tables.mean_sd(values["training seconds"], ".1f")]
         rows.append([*row, str(entry["seeds"]), entry["note"]])
     return rows
 
 
-def to_markdown(args, gathered: list[dict]) -> str:
-    from videoanomaly.evaluation import tables
-
-    table, shared = TABLES[args.table], shlex.join(["train.py", *data_options(args), *args.rest])
+def to_markdown(options: Options, gathered: list[dict]) -> str:
+    table, shared = TABLES[options.table], shlex.join(["train.py", *data_options(options), *options.rest])
     text = (
-        f"Table {args.table} of the paper, {table.title}: ours on {args.dataset}, the paper's numbers of {table.dataset}. "
+        f"Table {options.table} of the paper, {table.title}: ours on {options.dataset}, the paper's numbers of {table.dataset}. "
         f"Per cent, mean ± standard deviation over seeds. {table.note}{COMPARED if table.compares else ''}"
         f"All rows: `{shared}`."
     )
@@ -402,45 +396,43 @@ def to_csv(gathered: list[dict]) -> str:
     return file.getvalue()
 
 
-def write_tables(args, gathered: list[dict]) -> None:
+def write_tables(options: Options, gathered: list[dict]) -> None:
     """Everything that is written of a table, finished or not."""
-    from videoanomaly import plots
-    from videoanomaly.evaluation import tables
 
-    table, labels = TABLES[args.table], [entry["row"].label for entry in gathered]
-    for name, text in {"table.md": to_markdown(args, gathered), "table.csv": to_csv(gathered)}.items():
-        write_atomically(args.out / name, lambda file: file.write(text.encode()))
+    table, labels = TABLES[options.table], [entry["row"].label for entry in gathered]
+    for name, text in {"table.md": to_markdown(options, gathered), "table.csv": to_csv(gathered)}.items():
+        write_atomically(options.out / name, lambda file, text=text: file.write(text.encode()))
     for name, metrics in {"table.png": table.metrics, "recognition.png": ("mAUC", "mAP")}.items():
         values = {metric: [entry["values"][metric] for entry in gathered] for metric in metrics}
         paper = {metric: [entry["paper"].get(metric) for entry in gathered] for metric in metrics}
         plots.row_bars(
-            args.out / name,
+            options.out / name,
             labels,
             values,
             paper,
-            title=f"{table.title}: {args.dataset}",
+            title=f"{table.title}: {options.dataset}",
             paper_label=f"paper, {table.dataset}",
         )
-    print(f"\n{tables.align(cells(table, gathered))}\n\ntables and pictures: {args.out}")
+    print(f"\n{tables.align(cells(table, gathered))}\n\ntables and pictures: {options.out}")
 
 
 def main(argv=None) -> int | None:
     """Returns the exit status: 1 if a run failed, 128 and the signal that stopped it, if one did."""
-    args = parse_args(argv)
-    settings = check_input(args)
-    with lock_folder(args.out):
-        check_settings(args, settings)
-        runs = plan(args, settings)
+    options = parse_args(argv)
+    settings = check_input(options)
+    with lock_folder(options.out):
+        check_settings(options, settings)
+        runs = plan(options, settings)
         rest = [run for run in runs if not run.metrics.exists()]
         for run in runs:
             if run not in rest:
                 read_run(run)  # tells of a damaged one before the work
         print(
-            f"Table {args.table} on {args.dataset}: {len(runs)} runs, {len(runs) - len(rest)} of them finished",
+            f"Table {options.table} on {options.dataset}: {len(runs)} runs, {len(runs) - len(rest)} of them finished",
             flush=True,
         )
-        failed, number = run_all(rest, args, settings)
-        write_tables(args, gather(args, settings, runs, failed))
+        failed, number = run_all(rest, options, settings)
+        write_tables(options, gather(options, settings, runs, failed))
     if number:
         print("stopped; the same command goes on")
         return 128 + number

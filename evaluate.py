@@ -10,19 +10,18 @@ Everything but the features is in the checkpoint. Writes into OUT: metrics.json,
 """
 
 import argparse
-import json
+from dataclasses import fields
 from pathlib import Path
 
-from videoanomaly.evaluation.evaluator import evaluate_checkpoint
-from videoanomaly.runtime.console import InputError, run_script
-from videoanomaly.runtime.files import write_atomically
+from videoanomaly.data.datasets import PUBLISHED
+from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
+from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.run_folder import lock_folder
-from videoanomaly.weights.checkpoints import load_checkpoint
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add(
         "--ckpt",
@@ -33,7 +32,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add(
         "--dataset",
-        choices=("shanghaitech", "ucfcrime", "xdviolence"),
+        choices=PUBLISHED,
         help="the checkpoint is the authors' for this data set; its prototype is ncentroid.pt beside it, or computed anew",
     )
     add("--root", help="with --dataset: folder of the lists and features")
@@ -66,19 +65,18 @@ def parse_args(argv=None) -> argparse.Namespace:
         action="store_true",
         help="also the mAP of events as VadCLIP's published evaluation computes it",
     )
-    add("--bootstrap", type=int, default=1000, help="draws of videos behind the 95%% intervals (default: 1000)")
+    add("--bootstrap", type=at_least(1), default=1000, help="draws of videos behind the 95%% intervals (default: 1000)")
     add("--fps", type=float, default=30.0, help="frames per second where meta.json does not tell (default: 30)")
     add("--json", help="write all numbers of all checkpoints into this file")
     add("--csv", help="the same as CSV, a column per checkpoint")
     add("--markdown", help="the tables as Markdown")
     add("--videos", help="folder of the video files: puts key frames into the timelines")
-    add("--timelines", type=int, default=16, help="videos drawn as timelines, all classes in turn (default: 16)")
-    add("--batch-size", type=int, default=16, help="passes of S * F rows per forward call (default: 16)")
+    add(
+        "--timelines", type=at_least(0), default=16, help="videos drawn as timelines, all classes in turn (default: 16)"
+    )
+    add("--batch-size", type=at_least(1), default=16, help="passes of S * F rows per forward call (default: 16)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     args = parser.parse_args(argv)
-    for name, least in (("batch_size", 1), ("timelines", 0), ("bootstrap", 1)):
-        if getattr(args, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least {least}")
     if not args.fps > 0:
         raise InputError(f"--fps {args.fps}: expected a positive number")
     if (args.dataset is None) != (args.root is None) or args.convert and not args.dataset:
@@ -88,51 +86,40 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def draw_bars(path: Path, runs: dict[str, dict]) -> None:
-    """mAUC and mAP of several checkpoints (Fig. 1 of the paper), a bar for each."""
-    from videoanomaly import plots
-
-    labels = [f"{results['system']}, {Path(ckpt).parent.name}" for ckpt, results in runs.items()]
-    values = {
-        metric: [[100 * results[metric]] if results[metric] is not None else [] for results in runs.values()]
-        for metric in ("mAUC", "mAP")
-    }
-    plots.row_bars(path, labels, values, {}, title="Recognition of classes", paper_label="")
-    print(f"picture: {path}")
-
-
-def main(argv=None) -> None:
+def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     args = parse_args(argv)
-    if args.convert:
-        import torch
+    import torch
 
-        checkpoint, _ = load_checkpoint(args.ckpt[0], args)
+    from videoanomaly.evaluation import tables
+    from videoanomaly.evaluation.evaluator import EvaluationOptions, evaluate_checkpoint
+    from videoanomaly.plots import recognition_bars
+    from videoanomaly.weights.checkpoints import load_model
+
+    if args.convert:
+        checkpoint, _ = load_model(args.ckpt[0], dataset=args.dataset, root=args.root, features=args.features)
         write_atomically(args.convert, lambda file: torch.save(checkpoint, file))
         return print(f"converted: {args.convert}")
-    from videoanomaly.evaluation import tables
-
-    folders = [
-        Path(args.out, str(i)) if args.out and len(args.ckpt) > 1 else Path(args.out or Path(ckpt).parent / "eval")
-        for i, ckpt in enumerate(args.ckpt)
-    ]
+    options = EvaluationOptions(**{f.name: getattr(args, f.name) for f in fields(EvaluationOptions)})
     runs = {}
-    for ckpt, folder in zip(args.ckpt, folders):
+    for i, ckpt in enumerate(args.ckpt):
+        several = args.out and len(args.ckpt) > 1
+        folder = Path(args.out, str(i)) if several else Path(args.out or Path(ckpt).parent / "eval")
         with lock_folder(folder):  # which also tells at once whether it can be written
-            runs[ckpt] = evaluate_checkpoint(ckpt, args, folder)
+            runs[ckpt] = evaluate_checkpoint(ckpt, folder, options)
     if len(runs) > 1:
         print(tables.align(tables.run_rows(runs)))
         if args.out:
-            draw_bars(Path(args.out, "recognition.png"), runs)
-    contents = {
-        args.json: lambda: json.dumps(runs, indent=1),
-        args.csv: lambda: tables.to_csv(runs),
-        args.markdown: lambda: tables.to_markdown(tables.all_rows(runs)),
-    }
-    for path, text in contents.items():
-        if path:
-            write_atomically(path, lambda file: file.write(text().encode()))
-            print(f"table: {path}")
+            recognition_bars(path := Path(args.out, "recognition.png"), runs)
+            print(f"picture: {path}")
+    if args.json:
+        write_json(args.json, runs)
+    if args.csv:
+        write_atomically(args.csv, lambda file: file.write(tables.to_csv(runs).encode()))
+    if args.markdown:
+        write_atomically(args.markdown, lambda file: file.write(tables.to_markdown(tables.all_rows(runs)).encode()))
+    for path in filter(None, (args.json, args.csv, args.markdown)):
+        print(f"table: {path}")
 
 
 if __name__ == "__main__":

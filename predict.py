@@ -17,18 +17,18 @@ import math
 import os
 import sys
 from contextlib import redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 
-from videoanomaly.prediction.predictor import predict_features, predict_videos
-from videoanomaly.runtime.console import CONTROLS, InputError, run_script
+from videoanomaly.data.datasets import PUBLISHED
+from videoanomaly.runtime.console import CONTROLS, InputError, Parser, at_least, run_script
 from videoanomaly.runtime.files import remove_temporary_files
 from videoanomaly.runtime.memory import keep_freed_memory
-from videoanomaly.runtime.processes import check_device
 from videoanomaly.runtime.run_folder import lock_folder
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add(
         "videos",
@@ -44,7 +44,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add(
         "--stride",
-        type=int,
+        type=at_least(1),
         help="encode every n-th frame and interpolate the features between them; faster, see the README "
         "for what it costs (default: as the checkpoint was trained)",
     )
@@ -78,12 +78,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add("--temporal-features", help="with --features: folder of the Temporal model's own features, if it has any")
     add("--fps", type=float, help="with --features: frames per second (default: as meta.json beside them tells)")
-    add("--frames-per-feature", type=int, help="frames from one row of features to the next (default: as in training)")
     add(
-        "--dataset",
-        choices=("shanghaitech", "ucfcrime", "xdviolence"),
-        help="the checkpoint is the authors' for this one",
+        "--frames-per-feature",
+        type=at_least(1),
+        help="frames from one row of features to the next (default: as in training)",
     )
+    add("--dataset", choices=PUBLISHED, help="the checkpoint is the authors' for this one")
     add("--root", help="with --dataset: folder of its lists")
     add = parser.add_argument_group("other work").add_argument
     add(
@@ -95,8 +95,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--live", metavar="SOURCE", help="watch a camera (its number), a URL, a file, or - for standard input")
     add("--webhook", metavar="URL", help="with --live: post each event there as JSON")
     add = parser.add_argument_group("speed").add_argument
-    add("--batch", type=int, default=32, help="pictures given to the encoder at once (default: 32)")
-    add("--workers", type=int, default=min(4, os.cpu_count()), help="videos read at once (default: %(default)s here)")
+    add("--batch", type=at_least(1), default=32, help="pictures given to the encoder at once (default: 32)")
+    add(
+        "--workers",
+        type=at_least(1),
+        default=min(4, os.cpu_count()),
+        help="videos read at once (default: %(default)s here)",
+    )
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     args = parser.parse_args(argv)
     check_args(args)
@@ -128,9 +133,6 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--out is missing: expected a folder for the results")
     if args.out and args.out.is_file():
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
-    for name in ("stride", "batch", "workers", "frames_per_feature"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
     if args.threshold is not None and not 0 < args.threshold <= 1:
         raise InputError(f"--threshold {args.threshold}: expected a number above 0, at most 1")
     if args.fps is not None and not (args.fps > 0 and math.isfinite(args.fps)):
@@ -147,59 +149,41 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--dataset and --root go together: they are for checkpoints of the authors")
     if args.export and args.export.suffix not in (".onnx", ".pt2"):
         raise InputError(f"--export {args.export}: expected a name that ends in .onnx or .pt2")
-    args.device = check_device(args.device)
 
 
-# ---------------------------------------------------------------- work
-
-
-def watch(args, recogniser) -> int:
-    from videoanomaly.live import service
-    from videoanomaly.video.encoders import matching_encoder
-
-    with redirect_stdout(sys.stderr):  # standard output is for events alone; some encoders print when they are loaded
-        encoder = matching_encoder(args, recogniser)
-    return service.run(
-        args.live,
-        recogniser.model,
-        encoder.model,
-        threshold=recogniser.threshold,
-        stride=recogniser.spacing,
-        crops=encoder.crops,
-        jpeg=encoder.jpeg,
-        n_px=encoder.n_px,
-        fps=args.fps,
-        webhook=args.webhook,
-    )
-
-
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if a video could not be read, else 0."""
     keep_freed_memory()
     args = parse_args(argv)
-    import torch  # only now: bad arguments are told at once
+    from videoanomaly.live import service
+    from videoanomaly.prediction.explain import words_text
+    from videoanomaly.prediction.predictor import encoder_of, predict_features, predict_videos
+    from videoanomaly.prediction.recogniser import PredictionOptions, load
+    from videoanomaly.runtime.processes import check_device
+    from videoanomaly.weights import export
 
-    from videoanomaly.prediction import recogniser
-
-    torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
-    loaded = recogniser.load(args)
-    if args.stride and args.stride < loaded.spacing:
-        raise InputError(
-            f"--stride {args.stride}: expected at least {loaded.spacing}, the spacing that {args.ckpt} was trained with"
-        )
+    args.device = check_device(args.device)
+    options = PredictionOptions(**{f.name: getattr(args, f.name) for f in fields(PredictionOptions)})
+    recogniser = load(options)
+    spacing = recogniser.spacing
+    if args.stride and args.stride < spacing:
+        expected = f"at least {spacing}, the spacing that {args.ckpt} was trained with"
+        raise InputError(f"--stride {args.stride}: expected {expected}")
     if args.explain:
-        from videoanomaly.prediction import explain
-
-        print(explain.words_text(loaded.words))
+        print(words_text(recogniser.words))
     if args.export:
-        from videoanomaly.weights import export
-
-        return export.write(args.export, loaded.model)
+        return export.write(args.export, recogniser.model)
     if args.live:
-        return watch(args, loaded)
+        with redirect_stdout(sys.stderr):  # standard output is for events alone; some encoders print when loaded
+            encoder = encoder_of(options, recogniser)
+        how = {"crops": encoder.crops, "jpeg": encoder.jpeg, "n_px": encoder.n_px, "fps": args.fps}
+        how |= {"threshold": recogniser.threshold, "stride": spacing, "webhook": args.webhook}
+        return service.run(args.live, recogniser.model, encoder.model, **how)
     with lock_folder(args.out):
         remove_temporary_files(args.out.rglob(".*.tmp"))
-        return (predict_features if args.features else predict_videos)(args, loaded)
+        if args.features:
+            return predict_features(args.features, options, recogniser)
+        return predict_videos(args.videos, options, recogniser)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def random_clip(sizes: dict, seed: int = 0):
 def preset(args):
     """UCF-Crime's config; smaller with --quick."""
     from anomalyclip import AnomalyCLIPConfig
-    from videoanomaly.data.datasets import CLASS_NAMES
+    from videoanomaly.data.datasets import DATASETS
 
-    classes = tuple(name for name in CLASS_NAMES["ucfcrime"] if name != "Normal")
+    classes = tuple(name for name in DATASETS["ucfcrime"].classes if name != "Normal")
     small = {"num_segments": 8, "num_frames": 4, "embed_dim": 32} if args.quick else {}
     return AnomalyCLIPConfig(classes=classes, feature_dim=pick(args, SMALL, VIT_B16)["embed_dim"], **small)
 

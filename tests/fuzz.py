@@ -135,7 +135,8 @@ LISTS = {  # data set: {file: text}, each a small valid one
         "train_normal.txt": "N/b 0 39 7\n",
         "test.txt": "Arson/c 1 512 2\nN/d 0 9 7\n",
         "temporal.txt": "c.mp4 Arson 200 512 -1 -1\nd.mp4 Normal -1 -1\n",
-        "ids.csv": "id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(datasets.CLASS_NAMES["ucfcrime"])),
+        "ids.csv": "id,name\n"
+        + "".join(f"{i},{name}\n" for i, name in enumerate(datasets.DATASETS["ucfcrime"].classes)),
     },
     "ucfcrime": {
         "train.txt": "Abuse/a.mp4\nNormal_Videos/b.mp4\n",

@@ -262,7 +262,7 @@ def test_shanghaitech_masks_become_intervals(tmp_path, capsys):
 @pytest.mark.parametrize(
     "names, classes",
     [
-        (("car", "throwing object", "vehicle"), annotations.without_normal(datasets.CLASS_NAMES["shanghaitech"])),
+        (("car", "throwing object", "vehicle"), annotations.without_normal(datasets.DATASETS["shanghaitech"].classes)),
         (("cycling", "car", "wandering"), ("car", "cycling", "wandering")),
     ],
 )

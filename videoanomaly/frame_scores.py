@@ -3,6 +3,7 @@
 Shapes: N frames of a video, C anomaly classes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,10 +26,22 @@ class FrameScores(NamedTuple):
         return float(self.times[-1] + 1 / self.fps)
 
 
-def score_frames(recogniser, name: str, rows, num_frames: int, *others) -> tuple[np.ndarray, np.ndarray]:
-    """p_A (N,) and p_class (N, C) by frame; a row speaks for its `spacing` frames, as in evaluate.py."""
-    p_A, p_class = recogniser.model.predict(rows, *others)
+def score_frames(
+    predict: Callable, rows, *others, num_frames: int, spacing: int, name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What predict(rows[, rows of other features]) says, by frame: a row speaks for its `spacing` frames.
+
+    Args:
+        rows: Features of a video, (rows, crops, D).
+        num_frames: N.
+        name: Of the video, for errors.
+    Returns:
+        p_A (N,) and p_class (N, C), or None where a rule knows no classes.
+    Raises:
+        InputError: If a score is infinite or not a number.
+    """
+    p_A, p_class = predict(rows, *others)
     if not np.isfinite(p_A).all():
         raise InputError(f"{name}: found features that are infinite or not a number, expected finite ones")
-    row_of_frame = np.arange(num_frames) // recogniser.spacing
-    return p_A[row_of_frame], p_class[row_of_frame]
+    row_of_frame = np.arange(num_frames) // spacing
+    return p_A[row_of_frame], None if p_class is None else p_class[row_of_frame]

@@ -159,6 +159,20 @@ def row_bars(path: Path, labels: list[str], values: dict, paper: dict, *, title:
     save(figure, path)
 
 
+def recognition_bars(path: Path, runs: dict[str, dict]) -> None:
+    """mAUC and mAP of several checkpoints (Fig. 1 of the paper), a bar for each.
+
+    Args:
+        runs: What metrics.json holds, by checkpoint.
+    """
+    labels = [f"{results['system']}, {Path(ckpt).parent.name}" for ckpt, results in runs.items()]
+    values = {
+        metric: [[100 * results[metric]] if results[metric] is not None else [] for results in runs.values()]
+        for metric in ("mAUC", "mAP")
+    }
+    row_bars(path, labels, values, {}, title="Recognition of classes", paper_label="")
+
+
 def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.ndarray, classes) -> None:
     """How far frames lie along each direction, from the origin of CLIP's space and from the normality prototype (Fig.
     2a).

@@ -1,106 +1,139 @@
 """The settings of a training: what was given, else the system's own, else the data set's, else the config's."""
 
-from dataclasses import fields
+from dataclasses import Field, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
-from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from anomalyclip import AnomalyCLIPConfig
+from videoanomaly.clip_weights import DEFAULT_CLIP
+from videoanomaly.data.datasets import Dataset
+from videoanomaly.data.training_data import TrainingData, open_training_data
 from videoanomaly.runtime.console import InputError
-from videoanomaly.systems.catalogue import DEFAULTS, SYSTEMS
+from videoanomaly.systems.base import Trainable
+from videoanomaly.systems.catalogue import SYSTEMS
 
-SMALL_STEPS = (
-    500  # of any of them on data sets that no paper has, which are small; on the demo their losses settle by then
-)
+SMALL_STEPS = 500  # of any system but ours on small data sets; on the demo their losses settle by then
 SNIPPET = 16  # frames of a segment in the papers
+SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
+CONFIG_FIELDS: dict[str, Field] = {f.name: f for f in fields(AnomalyCLIPConfig) if f.name not in SHAPE}
+OPTIONAL = {*CONFIG_FIELDS, "lambdas", "temporal_features", "temporal_frames_per_feature", "clip", "epochs", "lr"}
 
 
-def preset(args, settings: dict) -> dict:
-    """Settings of a run with `args`, where it gives none: those of the data set, changed as the system needs.
+@dataclass(frozen=True)
+class TrainingSettings:
+    """All of a training, as checkpoints hold it; None where nothing was given and the data or the config decide."""
 
+    dataset: str
+    model: str
+    root: str
+    out: str
+    features: str | None
+    temporal_features: str | None
+    frames_per_feature: int | None
+    temporal_frames_per_feature: int | None
+    crops: int
+    classes_csv: str | None
+    clip: str
+    lr: float
+    epochs: int | None
+    batch_size: int
+    seed: int
+    amp: bool
+    compile: bool
+    resume: bool
+    evaluate: bool
+    device: str | None
+    workers: int
+    lambdas: list[str]
+    config: dict[str, Any]  # config fields by name
+
+    @property
+    def system(self) -> type[Trainable]:
+        return SYSTEMS[self.model]
+
+    def asdict(self) -> dict[str, Any]:
+        """Flat, as in checkpoints: the config's fields beside the others."""
+        plain = asdict(self)
+        return plain | plain.pop("config")
+
+    def open_data(self) -> TrainingData:
+        """See `open_training_data`."""
+        return open_training_data(
+            self.dataset,
+            self.root,
+            features=self.features,
+            temporal_features=self.temporal_features,
+            frames_per_feature=self.frames_per_feature,
+            temporal_frames_per_feature=self.temporal_frames_per_feature,
+            crops=self.crops,
+            classes_csv=self.classes_csv,
+        )
+
+    def for_data(self, data: TrainingData) -> "TrainingSettings":
+        """With what follows from the data where nothing was given: rows of a segment, epochs that take the steps."""
+        own, config, epochs = self.system.DEFAULTS, dict(self.config), self.epochs
+        if config["num_frames"] is None and own.num_frames is None:
+            config["num_frames"] = max(SNIPPET // data.features.frames_per_feature, 1)
+        if epochs is None:
+            steps = SMALL_STEPS if data.dataset.is_small and own.steps != 0 else own.steps
+            longest = max(data.num_abnormal, data.num_normal)
+            epochs = -(-steps // -(-longest // (self.batch_size // 2)))  # as BalancedBatches
+        return replace(self, config=config, epochs=epochs)
+
+
+def resolve(dataset: Dataset, system: type[Trainable], given: dict[str, Any]) -> TrainingSettings:
+    """The settings of a run.
+
+    Args:
+        given: Values by name, flat; None (of lambdas an empty list) where nothing was given.
     Raises:
         InputError: If something is given that the system has no use for.
     """
-    if args.model == AnomalyCLIP.NAME:
-        return settings
-    system, defaults, small = SYSTEMS[args.model], DEFAULTS[args.model], is_small(args.dataset)
-    unused = unused_options(args.model)
+    unused = OPTIONAL - system.OPTIONS
     for name in sorted(unused):
-        if getattr(args, name, None) not in (None, []):
-            raise InputError(f"--{name.replace('_', '-')}: found with --model {args.model}, which has no use for it")
-    if args.directions not in (None, *system.DIRECTIONS):
-        raise InputError(
-            f"--directions {args.directions}: expected {' or '.join(system.DIRECTIONS)} with --model {args.model}"
-        )
-    own = {
-        "lr": small and defaults.small_lr or defaults.lr,
-        "epochs": None if small else defaults.epochs,
-        "directions": system.DIRECTIONS[0],
-        "num_frames": settings.get("num_frames", defaults.num_frames),
-    }
-    own |= {} if small else {"batch_size": defaults.batch_size, "num_segments": defaults.num_segments}
-    own |= {"topk": 1} if "topk" in unused else {}  # which fits any number of segments
-    return {name: value for name, value in settings.items() if name not in unused} | own
+        if given.get(name) not in (None, []):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: found with --model {system.NAME}, which has no use for it")
+    if given.get("directions") not in (None, *system.DIRECTIONS):
+        expected = " or ".join(system.DIRECTIONS)
+        raise InputError(f"--directions {given['directions']}: expected {expected} with --model {system.NAME}")
+    own = {name: value for name, value in dataset.settings.items() if name not in unused} | system.settings(dataset)
+    own = {"batch_size": 64, "evaluate": False} | own
+    values = given | {name: value for name, value in own.items() if given.get(name) is None}
+    values["out"] = values["out"] or f"runs/{dataset.name}"
+    own_clip = str(Path(values["root"], "clip.pt")) if dataset.is_made else DEFAULT_CLIP
+    values["clip"] = values["clip"] or own_clip
+    config = {name: values.pop(name) for name in CONFIG_FIELDS if name in values}  # weights of losses are in lambdas
+    return TrainingSettings(config=config, **values)
 
 
-def unused_options(model: str) -> set[str]:
-    """Names of settings of train.py that a system has no use for."""
-    if model == AnomalyCLIP.NAME:
-        return set()
-    unused = {f.name for f in fields(AnomalyCLIPConfig)} - set(SYSTEMS[model].OPTIONS)
-    unused |= {"lambdas", "temporal_features", "temporal_frames_per_feature"}
-    unused |= {"clip"} if SYSTEMS[model].DIRECTIONS == ("direct",) else set()
-    return unused | ({"epochs", "lr"} if DEFAULTS[model].steps == 0 else set())
+def make_config(
+    settings: TrainingSettings, classes: tuple[str, ...], feature_dim: int, temporal_feature_dim: int | None
+) -> AnomalyCLIPConfig:
+    """The config of the data's sizes and the settings.
 
-
-def is_small(dataset: str) -> bool:
-    return dataset in ("custom", "demo")
-
-
-def complete(args, num_abnormal: int, num_normal: int, frames_per_feature: int) -> None:
-    """Sets what follows from the data where nothing was given: rows of a segment, and epochs that take the system's
-    steps.
+    Raises:
+        InputError: If there is no such model.
     """
-    defaults = DEFAULTS[args.model]
-    if args.model == AnomalyCLIP.NAME:
-        return
-    if args.num_frames is None:
-        args.num_frames = max(SNIPPET // frames_per_feature, 1)
-    if args.epochs is None:
-        steps = SMALL_STEPS if is_small(args.dataset) and defaults.steps != 0 else defaults.steps
-        args.epochs = -(-steps // -(-max(num_abnormal, num_normal) // (args.batch_size // 2)))  # as BalancedBatches
-
-
-SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
-
-
-def config_fields() -> list:
-    from anomalyclip import AnomalyCLIPConfig
-
-    return [f for f in fields(AnomalyCLIPConfig) if f.name not in SHAPE]
-
-
-def make_config(args, classes, feature_dim: int, temporal_feature_dim: int | None):
-    """The config of the data's sizes, the preset and what the user gave."""
-    from anomalyclip import AnomalyCLIPConfig
-    from videoanomaly.systems import catalogue
-
-    names = {f.name for f in config_fields()}
-    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    for text in args.lambdas:
-        name, _, value = text.partition("=")
-        if f"lambda_{name}" not in names:
-            known = ", ".join(sorted(n.removeprefix("lambda_") for n in names if n.startswith("lambda_")))
-            raise InputError(f"--lambdas {text}: found loss {name!r}, expected one of {known}")
-        try:
-            given[f"lambda_{name}"] = float(value)
-        except ValueError:
-            raise InputError(f"--lambdas {text}: found weight {value!r}, expected a number") from None
+    given = {name: value for name, value in settings.config.items() if value is not None}
+    given |= dict(weight_of_loss(text) for text in settings.lambdas)
     try:
         config = AnomalyCLIPConfig(
             classes=classes, feature_dim=feature_dim, temporal_feature_dim=temporal_feature_dim, **given
         )
-        if args.model in catalogue.SYSTEMS:
-            catalogue.SYSTEMS[args.model].check(config)
+        settings.system.check(config)
     except ValueError as error:
         raise InputError(str(error)) from None
-    if args.model == "anomalyclip" and config.num_segments < 2 * config.topk:  # which selects top and bottom ones
-        raise InputError(f"--num-segments {config.num_segments}: expected at least {2 * config.topk}, twice --topk")
     return config
+
+
+def weight_of_loss(text: str) -> tuple[str, float]:
+    """Config field and value of a LOSS=WEIGHT."""
+    name, _, value = text.partition("=")
+    if f"lambda_{name}" not in CONFIG_FIELDS:
+        known = sorted(n.removeprefix("lambda_") for n in CONFIG_FIELDS if n.startswith("lambda_"))
+        raise InputError(f"--lambdas {text}: found loss {name!r}, expected one of {', '.join(known)}")
+    try:
+        return f"lambda_{name}", float(value)
+    except ValueError:
+        raise InputError(f"--lambdas {text}: found weight {value!r}, expected a number") from None

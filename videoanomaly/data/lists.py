@@ -21,7 +21,7 @@ from videoanomaly.data.annotations import (
     video_name,
     without_normal,
 )
-from videoanomaly.data.datasets import CLASS_NAMES
+from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.features import FEATURE_SUBFOLDERS, load_array
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import check_inside, read_lines
@@ -88,9 +88,9 @@ def read_class_ids(path):
     return names
 
 
-def read_ucfcrime(root, files):
+def read_ucfcrime(root, files, classes_csv=None):
     """`Class/video.mp4` lists as distributed; ends are inclusive, as the authors of the method read them."""
-    classes = without_normal(CLASS_NAMES["ucfcrime"])
+    classes = without_normal(DATASETS["ucfcrime"].classes)
     *lists, temporal = require(root, files, "*train*.txt", "*test*.txt", "*temporal*.txt")
     train, test = (read_videos(path, foldered_video, classes) for path in lists)
     return collect(classes, train, add_intervals(temporal, test, read_temporal(temporal)))
@@ -104,9 +104,9 @@ def foldered_video(where, path, classes):
     return Video(video_name(where, path), label_of(where, class_name, classes))
 
 
-def read_xdviolence(root, files):
+def read_xdviolence(root, files, classes_csv=None):
     """Names that carry their labels; only videos with at most one anomaly type (paper Sec. 4.1); ends exclusive."""
-    classes = without_normal(CLASS_NAMES["xdviolence"])
+    classes = without_normal(DATASETS["xdviolence"].classes)
     (temporal,) = require(root, files, "annotations.txt")
     names = [
         read_lines(files[f"*{word}*.txt"]) if files[f"*{word}*.txt"] else names_in_folders(root, word)
@@ -149,7 +149,7 @@ def names_in_folders(root, word):
     )
 
 
-def read_shanghaitech(root, files, classes_csv):
+def read_shanghaitech(root, files, classes_csv=None):
     """Names of the weakly supervised split, a 0/1 mask per anomalous test video, classes from `video,class`."""
     lists = require(root, files, "*train*.txt", "*test*.txt")
     if classes_csv is None and not (root / "classes.csv").exists():
@@ -158,7 +158,7 @@ def read_shanghaitech(root, files, classes_csv):
     else:
         pairs = read_pairs(classes_csv or root / "classes.csv", ("video", "class"))
         named = {video_name(where, name): class_name for where, name, class_name in pairs}
-        own, known = without_normal(sorted(set(named.values()))), without_normal(CLASS_NAMES["shanghaitech"])
+        own, known = without_normal(sorted(set(named.values()))), without_normal(DATASETS["shanghaitech"].classes)
         classes = known if set(own) <= set(known) else own
     train, test = (read_videos(path, digits_video, classes, named) for path in lists)
     folder = next((f for f in (root, lists[1].parent) if (f / "test_frame_mask").is_dir()), root) / "test_frame_mask"
@@ -221,12 +221,20 @@ def require(root, files, *patterns):
     return [files[pattern] for pattern in patterns]
 
 
+READERS = {  # (root, lists by pattern, classes_csv) -> VideoLists
+    "shanghaitech": read_shanghaitech,
+    "ucfcrime": read_ucfcrime,
+    "xdviolence": read_xdviolence,
+    "custom": lambda root, files, classes_csv: read_custom(root),
+}
+
+
 def load_lists(dataset, root, classes_csv=None):
     """Reads the annotation lists of a data set, in the layout that is found below `root`.
 
     Args:
-        dataset: "shanghaitech", "ucfcrime", "xdviolence" (each as distributed, or as in the released code of
-            AnomalyCLIP with lists of `path first last label_id`) or "custom" (see `read_custom`).
+        dataset: A key of DATASETS. The published ones have their lists as distributed, or as in the released code of
+            AnomalyCLIP, `path first last label_id`; for the others see `read_custom`.
         root: Folder with the lists, or with a folder Annotations that holds them.
         classes_csv: Class of each ShanghaiTech video (`video,class`; root/classes.csv by default), or the
             class ids of released lists (`id,name`; the authors' by default).
@@ -235,17 +243,13 @@ def load_lists(dataset, root, classes_csv=None):
     Raises:
         InputError: If a list is missing or a line of one makes no sense.
     """
-    root = Path(root)
+    root, known = Path(root), DATASETS[dataset]
     if not root.is_dir():
-        raise InputError(f"{root}: is no folder, expected the one with the annotation lists of {dataset}")
-    files = {pattern: find_list(root, *words) for pattern, words in LISTS.items()} if dataset != "custom" else {}
+        raise InputError(f"{root}: is no folder, expected the one with the annotation lists of {known.lists}")
+    files = {pattern: find_list(root, *words) for pattern, words in LISTS.items()} if known.classes else {}
     if files.get(RELEASED_LISTS[0]) or files.get(RELEASED_LISTS[1]):
         require(root, files, *RELEASED_LISTS)
-        return read_released(files, read_class_ids(classes_csv) if classes_csv else CLASS_NAMES[dataset])
-    if dataset == "shanghaitech":
-        return read_shanghaitech(root, files, classes_csv)
-    if classes_csv:
+        return read_released(files, read_class_ids(classes_csv) if classes_csv else known.classes)
+    if classes_csv and known.lists != "shanghaitech":
         raise InputError(f"{classes_csv}: found a file of classes, expected none: the lists in {root} name the classes")
-    if dataset == "custom":
-        return read_custom(root)
-    return {"ucfcrime": read_ucfcrime, "xdviolence": read_xdviolence}[dataset](root, files)
+    return READERS[known.lists](root, files, classes_csv)

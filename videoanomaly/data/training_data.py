@@ -1,13 +1,56 @@
 """All that a training reads: lists and features, looked at before any work."""
 
+from typing import NamedTuple
 
-def open_features(args, videos):
-    """The feature folders of the Selector and, if it has its own, of the Temporal model; every file is looked at."""
-    from videoanomaly.data.features import FeatureFolder, check_features
+from videoanomaly.data.annotations import VideoLists
+from videoanomaly.data.datasets import DATASETS, Dataset
+from videoanomaly.data.features import FeatureFolder, check_features
+from videoanomaly.data.lists import load_lists
 
-    features = FeatureFolder(args.features or args.root, frames_per_feature=args.frames_per_feature, crops=args.crops)
-    temporal = args.temporal_features and FeatureFolder(
-        args.temporal_features, frames_per_feature=args.temporal_frames_per_feature, crops=args.crops
-    )
-    check_features(features, videos, temporal)
-    return features, temporal
+
+class TrainingData(NamedTuple):
+    """Of one data set."""
+
+    dataset: Dataset
+    lists: VideoLists
+    features: FeatureFolder
+    temporal: FeatureFolder | None  # the Temporal model's own features of the same frames, if it has any
+
+    @property
+    def num_normal(self) -> int:
+        return sum(video.label < 0 for video in self.lists.train)
+
+    @property
+    def num_abnormal(self) -> int:
+        return len(self.lists.train) - self.num_normal
+
+
+def open_training_data(
+    dataset: str,
+    root: str,
+    *,
+    features: str | None = None,
+    temporal_features: str | None = None,
+    frames_per_feature: int | None = None,
+    temporal_frames_per_feature: int | None = None,
+    crops: int = 1,
+    classes_csv: str | None = None,
+) -> TrainingData:
+    """Reads the lists and looks at the feature file of every video in them, training and test.
+
+    Args:
+        dataset: A key of DATASETS.
+        root: Folder of the lists, and of the features where `features` does not name another.
+        temporal_features: Folder of the Temporal model's own features.
+        frames_per_feature, temporal_frames_per_feature, crops: See `FeatureFolder`.
+        classes_csv: See `load_lists`.
+    Raises:
+        InputError: If something is missing or does not fit.
+    """
+    lists = load_lists(dataset, root, classes_csv)
+    folder = FeatureFolder(features or root, frames_per_feature=frames_per_feature, crops=crops)
+    temporal = None
+    if temporal_features:
+        temporal = FeatureFolder(temporal_features, frames_per_feature=temporal_frames_per_feature, crops=crops)
+    check_features(folder, lists.train + lists.test, temporal)
+    return TrainingData(DATASETS[dataset], lists, folder, temporal)

@@ -1,72 +1,121 @@
 """Everything about one checkpoint on its test videos: numbers, files and pictures."""
 
 import itertools
-import json
+import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 
-from videoanomaly.plots import class_bars, confusion_matrix, pr_curves, reliability, roc_curves, timeline
+from anomalyclip import AnomalyCLIP
+from videoanomaly import plots
+from videoanomaly.data.annotations import Video, VideoLists
+from videoanomaly.data.datasets import DATASETS
+from videoanomaly.data.features import FeatureFolder, check_features
+from videoanomaly.evaluation import metrics, scoring, tables
+from videoanomaly.evaluation.projections import projections
+from videoanomaly.evaluation.rules import evaluate_rules
+from videoanomaly.evaluation.scoring import Scores
 from videoanomaly.runtime.console import InputError
-from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.processes import check_device
-from videoanomaly.weights.checkpoints import load_checkpoint, open_folders
+from videoanomaly.video.decoding import BROKEN
+from videoanomaly.video.key_frames import find_video, peak_frames, read_frames
+from videoanomaly.weights.checkpoints import load_model, open_folders
 
 
-def evaluate_checkpoint(ckpt: str, args, out: Path) -> dict:
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What evaluate.py can be asked for; see its --help."""
+
+    dataset: str | None = None  # with root: the checkpoint is the authors' for this data set
+    root: str | None = None
+    features: str | None = None
+    temporal_features: str | None = None
+    rules: bool = False
+    projections: bool = False
+    vadclip_map: bool = False
+    bootstrap: int = 1000  # draws
+    fps: float = 30.0  # where meta.json does not tell
+    videos: str | None = None
+    timelines: int = 16
+    batch_size: int = 16  # passes
+    device: str | None = None
+
+
+def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dict:
     """Everything about one checkpoint: files into `out`, a table on the screen, the results as a dict."""
-    import torch
-
-    from anomalyclip import AnomalyCLIP
-    from videoanomaly import plots
-    from videoanomaly.data.annotations import VideoLists
-    from videoanomaly.data.features import check_features
-    from videoanomaly.evaluation import metrics, projections, scoring, tables
-
-    checkpoint, model = load_checkpoint(ckpt, args)
-    if args.projections and model.NAME != AnomalyCLIP.NAME:
+    given = {"dataset": options.dataset, "root": options.root, "features": options.features}
+    checkpoint, model = load_model(ckpt, **given)
+    if options.projections and not isinstance(model, AnomalyCLIP):
         raise InputError(
             f"--projections: found {model.NAME} in {ckpt}, expected AnomalyCLIP, whose directions lead from a prototype"
         )
-    model = model.to(check_device(args.device)).eval()
+    model = model.to(check_device(options.device)).eval()
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
     lists = VideoLists.from_plain(checkpoint["lists"])
-    features, temporal = open_folders(args, checkpoint)
-    check_features(features, lists.test, temporal)
-    if args.rules:
-        check_features(features, lists.train)
-    for folder, dim in ((features, model.config.feature_dim), (temporal, model.config.temporal_feature_dim)):
-        if (folder and folder.dim) != dim:
-            raise InputError(
-                f"{folder and folder.root}: found features of {folder and folder.dim} values, expected {dim} as "
-                f"in {ckpt}"
-            )
-    scores = scoring.score_videos(partial(model.predict, batch_size=args.batch_size), lists.test, features, temporal)
-    rates = scoring.frame_rates(features, lists.test, args.fps)
+    features, temporal = open_folders(checkpoint, options.features, options.temporal_features)
+    check_folders(ckpt, model.config, lists, features, temporal, rules=options.rules)
+    predict = partial(model.predict, batch_size=options.batch_size)
+    scores = scoring.score_videos(predict, lists.test, features, temporal)
+    rates = scoring.frame_rates(features, lists.test, options.fps)
     threshold = checkpoint.get("threshold") or 0.5
-    results = scoring.all_metrics(scores, lists.classes, rates, threshold=threshold, num_draws=args.bootstrap)
+    results = scoring.all_metrics(scores, lists.classes, rates, threshold=threshold, num_draws=options.bootstrap)
     results |= {"epoch": checkpoint["epoch"], "system": model.NAME}
-    results["rules"] = scoring.evaluate_rules(lists, model, features) if args.rules else {}
-    if args.vadclip_map:
-        normal_segments = checkpoint["settings"].get("dataset") == "xdviolence"
-        results["vadclip"] = metrics.vadclip_map(list(scores.values()), lists.classes, normal_segments=normal_segments)
+    results["rules"] = evaluate_rules(lists, model, features) if options.rules else {}
+    if options.vadclip_map:
+        dataset = DATASETS.get(checkpoint["settings"].get("dataset"))
+        normal = dataset is not None and dataset.normal_segments
+        results["vadclip"] = metrics.vadclip_map(list(scores.values()), lists.classes, normal_segments=normal)
     scoring.write_scores(out / "scores.npz", scores)
     print(
-        f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, per cent with "
-        f"95% intervals\n{tables.summary(results)}"
+        f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, "
+        f"per cent with 95% intervals\n{tables.summary(results)}"
     )
-    if args.projections:
-        plots.projections(out / "projections.png", *projections.projections(model, lists.test, features), lists.classes)
-    draw_all(out, results, scores, lists, num_timelines=args.timelines, videos=args.videos)
-    write_atomically(
-        out / "metrics.json", lambda file: file.write(json.dumps(results, indent=1).encode())
-    )  # all else is there
+    if options.projections:
+        plots.projections(out / "projections.png", *projections(model, lists.test, features), lists.classes)
+    draw_all(out, results, scores, lists, num_timelines=options.timelines, videos=options.videos)
+    write_json(out / "metrics.json", results)  # all else is there
     print(f"metrics, scores and pictures: {out}\n")
     return results
 
 
-def pick_videos(videos, num_videos: int) -> list[str]:
+def check_folders(
+    ckpt: str, config, lists: VideoLists, features: FeatureFolder, temporal: FeatureFolder | None, *, rules: bool
+) -> None:
+    """Looks at every feature file that the work needs; the simple rules learn from the training videos."""
+    check_features(features, lists.test, temporal)
+    if rules:
+        check_features(features, lists.train)
+    for folder, dim in ((features, config.feature_dim), (temporal, config.temporal_feature_dim)):
+        if (found := folder and folder.dim) != dim:
+            place = folder and folder.root
+            raise InputError(f"{place}: found features of {found} values, expected {dim} as in {ckpt}")
+
+
+def surest(scores: Path, videos: list[Video]) -> str:
+    """Name of the abnormal video with the highest p_A in a file of scores, whose report has something to show."""
+    with np.load(scores) as arrays:
+        return max((v.name for v in videos if v.label >= 0), key=lambda name: arrays[f"{name}.p_A"].max())
+
+
+def timeline_pictures(folder: str, name: str, p_A: np.ndarray) -> list[tuple[int, Image.Image]]:
+    """(frame number, picture) of the highest score in each of six equal stretches of a video, if its file is there."""
+    path, pictures = find_video(folder, name), []
+    if path is None:
+        return []
+    try:
+        for found in read_frames(path, peak_frames(p_A, (), 6)):
+            pictures.append(found)
+    except BROKEN as error:
+        print(f"no key frames of {path}: {error}", file=sys.stderr)
+    return pictures
+
+
+def pick_videos(videos: list[Video], num_videos: int) -> list[str]:
     """Names of up to num_videos videos: the first of each label, then the second, and so on."""
     groups: dict[int, list[str]] = {}
     for video in videos:
@@ -75,7 +124,9 @@ def pick_videos(videos, num_videos: int) -> list[str]:
     return [name for turn in turns for name in turn if name is not None][:num_videos]
 
 
-def draw_all(out: Path, results: dict, scores: dict, lists, *, num_timelines: int, videos: str | None) -> None:
+def draw_all(
+    out: Path, results: dict, scores: dict[str, Scores], lists: VideoLists, *, num_timelines: int, videos: str | None
+) -> None:
     """All pictures of an evaluation.
 
     Args:
@@ -83,16 +134,12 @@ def draw_all(out: Path, results: dict, scores: dict, lists, *, num_timelines: in
         videos: Folder of the video files, for key frames in the timelines.
     """
     p_A, p_class, labels = (np.concatenate(values) for values in zip(*scores.values()))
-    roc_curves(out / "roc.png", p_A, p_class, labels, lists.classes)
-    pr_curves(out / "pr.png", p_A, p_class, labels, lists.classes)
-    confusion_matrix(out / "confusion.png", p_A, p_class, labels, lists.classes)
-    reliability(out / "reliability.png", p_A, labels)
+    plots.roc_curves(out / "roc.png", p_A, p_class, labels, lists.classes)
+    plots.pr_curves(out / "pr.png", p_A, p_class, labels, lists.classes)
+    plots.confusion_matrix(out / "confusion.png", p_A, p_class, labels, lists.classes)
+    plots.reliability(out / "reliability.png", p_A, labels)
     for key in ("AUC", "AP"):
-        class_bars(out / f"class_{key.lower()}.png", results["per_class"], results["intervals"]["per_class"], key)
+        plots.class_bars(out / f"class_{key.lower()}.png", results["per_class"], results["intervals"]["per_class"], key)
     for name in pick_videos(lists.test, num_timelines):
-        pictures = []
-        if videos:
-            from videoanomaly.video.key_frames import pictures_of
-
-            pictures = pictures_of(videos, name, scores[name].p_A)
-        timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes, pictures)
+        pictures = timeline_pictures(videos, name, scores[name].p_A) if videos else []
+        plots.timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes, pictures)

@@ -4,11 +4,18 @@ Shapes: N frames of a video, C anomaly classes.
 """
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from videoanomaly.runtime.console import InputError
+import anomalyclip
+from videoanomaly.data.annotations import Video, VideoLists, frame_labels
+from videoanomaly.data.features import FeatureFolder, matching_rows
+from videoanomaly.evaluation import metrics
+from videoanomaly.frame_scores import score_frames
 from videoanomaly.runtime.files import write_atomically
 
 
@@ -20,13 +27,10 @@ class Scores(NamedTuple):
     labels: np.ndarray  # (N,), -1 normal
 
 
-def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
+def score_videos(
+    predict: Callable, videos: list[Video], features: FeatureFolder, temporal: FeatureFolder | None = None
+) -> dict[str, Scores]:
     """Runs predict(rows of a video[, rows of its other features]) on every video and spreads the rows over its frames."""
-    from tqdm import tqdm
-
-    from videoanomaly.data.annotations import frame_labels
-    from videoanomaly.data.features import matching_rows
-
     scores = {}
     for video in tqdm(videos, unit="video", leave=False, disable=not sys.stderr.isatty()):
         rows = features.open(video.name)  # (N, crops, D)
@@ -34,45 +38,44 @@ def score_videos(predict, videos, features, temporal=None) -> dict[str, Scores]:
             () if temporal is None else (matching_rows(temporal, video.name, len(rows), features.frames_per_feature),)
         )
         num_frames = min(features.num_frames(video.name), len(rows) * features.frames_per_feature)
-        row_of_frame = np.arange(num_frames) // features.frames_per_feature
-        p_A, p_class = predict(rows, *others)
-        if not np.isfinite(p_A).all():
-            raise InputError(f"{video.name}: found features that are infinite or not a number, expected finite ones")
-        scores[video.name] = Scores(
-            p_A[row_of_frame], None if p_class is None else p_class[row_of_frame], frame_labels(video, num_frames)
+        of_frames = score_frames(
+            predict, rows, *others, num_frames=num_frames, spacing=features.frames_per_feature, name=video.name
         )
+        scores[video.name] = Scores(*of_frames, frame_labels(video, num_frames))
     return scores
 
 
-def write_scores(path, scores: dict[str, Scores]) -> None:
+def write_scores(path: Path, scores: dict[str, Scores]) -> None:
     """As a .npz file with NAME.p_A and NAME.p_class of each video."""
     arrays = {f"{name}.{key}": getattr(s, key) for name, s in scores.items() for key in ("p_A", "p_class")}
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
-def frame_metrics(scores: dict[str, Scores], classes) -> dict:
+def frame_metrics(scores: dict[str, Scores], classes: tuple[str, ...]) -> dict:
     """Metrics over all frames of all videos; a rule without classes has AUC and AP alone."""
-    from anomalyclip import auc_ap, metrics
-
     p_A, labels = (np.concatenate([getattr(s, name) for s in scores.values()]) for name in ("p_A", "labels"))
     if next(iter(scores.values())).p_class is None:
-        return auc_ap(p_A, labels >= 0)
-    return metrics(p_A, np.concatenate([s.p_class for s in scores.values()]), labels, classes)
+        return anomalyclip.auc_ap(p_A, labels >= 0)
+    return anomalyclip.metrics(p_A, np.concatenate([s.p_class for s in scores.values()]), labels, classes)
 
 
-def frame_rates(features, videos, default: float) -> list[float]:
+def frame_rates(features: FeatureFolder, videos: list[Video], default: float) -> list[float]:
     """Frames per second of each video, as meta.json tells, else the default."""
     known = features.meta["videos"] if features.meta else {}
     return [known.get(video.name, {}).get("fps") or default for video in videos]
 
 
-def alarm_threshold(model, lists, features, temporal=None, max_videos: int = 100, default_rate: float = 30.0) -> float:
+def alarm_threshold(
+    model: anomalyclip.VideoModel,
+    lists: VideoLists,
+    features: FeatureFolder,
+    temporal: FeatureFolder | None = None,
+    max_videos: int = 100,
+    default_rate: float = 30.0,
+) -> float:
     """Threshold on p_A at which the normal training videos are quiet (metrics.choose_threshold), from up to 100 of
     them.
     """
-
-    from videoanomaly.evaluation import metrics
-
     normal = [video for video in lists.train if video.label < 0]
     picked = normal[:: -(-len(normal) // max_videos)]  # evenly over the list
     scores = score_videos(model.eval().predict, picked, features, temporal)
@@ -81,11 +84,10 @@ def alarm_threshold(model, lists, features, temporal=None, max_videos: int = 100
     )
 
 
-def all_metrics(scores: dict[str, Scores], classes, rates: list[float], *, threshold: float, num_draws: int) -> dict:
+def all_metrics(
+    scores: dict[str, Scores], classes: tuple[str, ...], rates: list[float], *, threshold: float, num_draws: int
+) -> dict:
     """Frame metrics with intervals, event metrics and operating points at a threshold on p_A."""
-
-    from videoanomaly.evaluation import metrics
-
     videos = list(scores.values())
     return frame_metrics(scores, classes) | {
         "videos": len(videos),

@@ -90,12 +90,12 @@ def flatten(results: dict, prefix: str = "") -> dict[str, float | int | None]:
     return flat
 
 
-def spread(values: list[float | None]) -> str:
-    """Mean and standard deviation over runs in per cent; of the runs that have the value."""
-    present = [100 * v for v in values if v is not None]
-    if not present:
-        return "absent"
-    return f"{statistics.mean(present):.2f}" + (f" ± {statistics.stdev(present):.2f}" if len(present) > 1 else "")
+def mean_sd(values: list[float], pattern: str = ".2f") -> str:
+    """Mean and, of several, standard deviation; nothing of none."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):{pattern}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{pattern}}{deviation}"
 
 
 def run_rows(runs: dict[str, dict]) -> list[list[str]]:
@@ -103,7 +103,8 @@ def run_rows(runs: dict[str, dict]) -> list[list[str]]:
     rows = [["run", *HEADLINE, "event mAP"]]
     values = {name: [r[key] for key in HEADLINE] + [r["events"]["mAP"]] for name, r in runs.items()}
     rows += [[name, *map(percent, row)] for name, row in values.items()]
-    return [*rows, ["mean", *(spread(list(column)) for column in zip(*values.values()))]]
+    means = [mean_sd([100 * v for v in column if v is not None]) or "absent" for column in zip(*values.values())]
+    return [*rows, ["mean", *means]]
 
 
 def to_csv(runs: dict[str, dict]) -> str:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 import clip_model
 from anomalyclip import AnomalyCLIP, Prediction
-from videoanomaly.clip_weights import training_clip
 from videoanomaly.runtime.console import InputError
 
 
@@ -102,7 +101,7 @@ def as_prompted(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
 
 
-def are_moments(moments, dim: int) -> bool:
+def are_moments(moments: object, dim: int) -> bool:
     try:
         return moments["count"] > 0 and moments["sum"].shape == (dim,) and moments["outer"].shape == (dim, dim)
     except (TypeError, KeyError, AttributeError):
@@ -129,7 +128,9 @@ def check_open(ckpt: str, checkpoint: dict, model: AnomalyCLIP) -> None:
         )
 
 
-def new_directions(ckpt: str, checkpoint: dict, clip, model: AnomalyCLIP, names: tuple[str, ...]) -> Tensor:
+def new_directions(
+    ckpt: str, checkpoint: dict, clip: clip_model.CLIP, model: AnomalyCLIP, names: tuple[str, ...]
+) -> Tensor:
     """Directions (n, D) of new classes with the contexts and the text projection of the checkpoint."""
     try:
         prompted = AnomalyCLIP(
@@ -154,30 +155,10 @@ def new_directions(ckpt: str, checkpoint: dict, clip, model: AnomalyCLIP, names:
         return prompted.class_directions()
 
 
-def add_classes(ckpt: str, checkpoint: dict, clip, model: AnomalyCLIP, names: tuple[str, ...]) -> OpenSetAnomalyCLIP:
+def add_classes(
+    ckpt: str, checkpoint: dict, clip: clip_model.CLIP, model: AnomalyCLIP, names: tuple[str, ...]
+) -> OpenSetAnomalyCLIP:
     directions, statistics = new_directions(ckpt, checkpoint, clip, model, names), (None, None)
     if model.config.likelihood == "projection":
         statistics = projection_statistics(model, checkpoint["normal_moments"], directions)
     return OpenSetAnomalyCLIP(model, names, directions, *statistics).eval()
-
-
-def prepare(args, checkpoint: dict, model: AnomalyCLIP) -> tuple[AnomalyCLIP, dict | None]:
-    """The model with the classes of --classes, and for --explain what `explain.nearest_words` gives, else None.
-
-    Of predict.py's options: ckpt, clip, classes, explain. What is wrong with them shows before CLIP is read.
-    """
-    from videoanomaly.prediction import explain
-
-    if (args.classes or args.explain) and model.NAME != AnomalyCLIP.NAME:
-        raise InputError(
-            f"{args.ckpt}: --classes and --explain are for checkpoints of AnomalyCLIP, found one of {model.NAME}"
-        )
-    if args.classes:
-        check_open(args.ckpt, checkpoint, model)
-        check_names(args.ckpt, args.classes, model.config.classes)
-    ctx = checkpoint["model"].get("prompt_learner.ctx") if args.explain else None
-    clip = training_clip(args.ckpt, args.clip, checkpoint) if args.classes or ctx is not None else None
-    words = {} if args.explain else None
-    if ctx is not None:
-        words = explain.nearest_words(ctx, clip.token_embedding.weight, model.config.classes)
-    return add_classes(args.ckpt, checkpoint, clip, model, args.classes) if args.classes else model, words

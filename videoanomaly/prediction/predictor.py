@@ -2,102 +2,121 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+from tqdm import tqdm
 
 from videoanomaly.data.features import load_array, matching_rows
-from videoanomaly.frame_scores import FrameScores
+from videoanomaly.frame_scores import FrameScores, score_frames
+from videoanomaly.prediction import explain
+from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.prediction.results import read_result, result_settings, summary, write_index, write_results
 from videoanomaly.runtime.console import InputError
-from videoanomaly.video.decoding import find_all_videos
-from videoanomaly.video.encoding import read_timed
+from videoanomaly.video.decoding import find_all_videos, header_frames, why_skipped
+from videoanomaly.video.encoders import Encoder, matching_encoder
+from videoanomaly.video.encoding import encode_videos, interpolate, read_timed
+from videoanomaly.video.preprocessing import prepare
+from videoanomaly.weights.checkpoints import open_folders
 
 
-def encoded(videos: dict[str, Path], args, recogniser):
+def encoded(
+    videos: dict[str, Path], options: PredictionOptions, recogniser: Recogniser
+) -> Iterator[tuple[str, FrameScores | Exception]]:
     """Yields (name, scores, or the error that a broken video gave) while a bar shows frames/s and the time left."""
-    from tqdm import tqdm
-
-    from videoanomaly.frame_scores import score_frames
-    from videoanomaly.video.decoding import header_frames
-    from videoanomaly.video.encoders import matching_encoder
-    from videoanomaly.video.encoding import encode_videos, interpolate
-    from videoanomaly.video.preprocessing import prepare
-
-    encoder, stride = matching_encoder(args, recogniser), args.stride or recogniser.spacing
+    stride = options.stride or recogniser.spacing
+    encoder = encoder_of(options, recogniser)
     to_inputs = partial(
         prepare, preprocess=encoder.model.preprocess, num_crops=encoder.crops, jpeg=encoder.jpeg, n_px=encoder.n_px
     )
     read = partial(
-        read_timed, to_inputs=to_inputs, stride=stride, batch_size=args.batch, pin_memory=args.device.startswith("cuda")
+        read_timed,
+        to_inputs=to_inputs,
+        stride=stride,
+        batch_size=options.batch,
+        pin_memory=options.device.startswith("cuda"),
     )
     total = sum(map(header_frames, videos.values())) // stride if sys.stderr.isatty() else None
     with tqdm(total=total, unit="frame", unit_scale=stride, disable=None) as bar:
         for name, features, info in encode_videos(
-            videos, encoder.model, encoder.description, read, args.workers, encoder.crops, bar
+            videos, encoder.model, encoder.description, read, options.workers, encoder.crops, bar
         ):
             if features is None:
                 yield name, info
                 continue
             rows = interpolate(features, stride, recogniser.spacing, info["frames"])
-            p_A, p_class = score_frames(recogniser, name, rows, info["frames"])
-            of_frames = likelihood(args, recogniser, rows, info["frames"])
-            yield name, FrameScores(p_A, p_class, info["times"], info["fps"], of_frames)
+            yield (
+                name,
+                score_rows(
+                    options,
+                    recogniser,
+                    rows,
+                    num_frames=info["frames"],
+                    name=name,
+                    times=info["times"],
+                    fps=info["fps"],
+                ),
+            )
 
 
-def likelihood(args, recogniser, rows, num_frames: int) -> np.ndarray | None:
-    """The Selector's likelihood by frame, (N, C), where --explain needs it."""
-    if not args.explain:
-        return None
-    from videoanomaly.prediction import explain
-
-    return explain.likelihoods(recogniser.model, rows)[np.arange(num_frames) // recogniser.spacing]
+def encoder_of(options: PredictionOptions, recogniser: Recogniser) -> Encoder:
+    """The encoder of the checkpoint's features."""
+    chosen = {"clip": options.clip, "encoder": options.encoder, "device": options.device}
+    return matching_encoder(options.ckpt, recogniser.checkpoint, recogniser.model.config, **chosen)
 
 
-def predict_videos(args, recogniser) -> int:
+def score_rows(
+    options: PredictionOptions, recogniser: Recogniser, rows, *others, num_frames: int, name: str, times, fps: float
+) -> FrameScores:
+    """Scores of a video's rows by frame, with the Selector's likelihood where an explanation is asked for."""
+    spacing = recogniser.spacing
+    p_A, p_class = score_frames(
+        recogniser.model.predict, rows, *others, num_frames=num_frames, spacing=spacing, name=name
+    )
+    of_frames = None
+    if options.explain:
+        of_frames = explain.likelihoods(recogniser.model, rows)[np.arange(num_frames) // spacing]
+    return FrameScores(p_A, p_class, times, fps, of_frames)
+
+
+def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: Recogniser) -> int:
     """The exit status: 1 if a video could not be read, else 0."""
-    from tqdm import tqdm
-
-    from videoanomaly.video.decoding import why_skipped
-
-    videos = find_all_videos(args.videos, args.out)
-    alone = len(args.videos) == 1 and args.videos[0].is_file()
-    folders = {name: args.out if alone else args.out / name for name in videos}
-    settings = {name: result_settings(args, recogniser, path) for name, path in videos.items()}
+    out = options.out or Path()
+    videos = find_all_videos(sources, out)
+    alone = len(sources) == 1 and sources[0].is_file()
+    folders = {name: out if alone else out / name for name in videos}
+    settings = {name: result_settings(options, recogniser, path) for name, path in videos.items()}
     finished = {name: result for name in videos if (result := read_result(folders[name]))}
     results = {
-        name: result for name, result in finished.items() if result["settings"] == settings[name] and not args.force
+        name: result for name, result in finished.items() if result["settings"] == settings[name] and not options.force
     }
     todo = {name: path for name, path in videos.items() if name not in results}
     failed, num_frames, start = {}, 0, time.monotonic()
-    for name, scores in encoded(todo, args, recogniser) if todo else ():
+    for name, scores in encoded(todo, options, recogniser) if todo else ():
         if isinstance(scores, Exception):
             failed[name] = why_skipped(scores)
             tqdm.write(f"skipped {videos[name]}: {failed[name]}", file=sys.stderr)
             continue
-        results[name] = write_results(folders[name], name, videos[name], scores, recogniser, args, settings[name])
+        results[name] = write_results(folders[name], name, videos[name], scores, recogniser, options, settings[name])
         num_frames += len(scores.times)
         tqdm.write(summary(folders[name], results[name]))
     if not alone:
-        write_index(args.out, results, failed)
+        write_index(out, results, failed)
     print(
-        f"{args.out}: {len(todo) - len(failed)} of {len(videos)} videos done, {len(videos) - len(todo)} were there, "
+        f"{out}: {len(todo) - len(failed)} of {len(videos)} videos done, {len(videos) - len(todo)} were there, "
         f"{len(failed)} skipped; {num_frames} frames, {num_frames / (time.monotonic() - start):.1f} frames/s"
     )
     return int(bool(failed))
 
 
-def open_rows(path: Path, args, recogniser) -> tuple:
+def open_rows(path: Path, options: PredictionOptions, recogniser: Recogniser) -> tuple:
     """A feature file's rows, those of the Temporal model's own features (none or one array), its frames and their rate."""
-    from videoanomaly.weights import checkpoints
-
     load_array(path)  # a missing or damaged file is told as such
     name, checkpoint = path.stem, recogniser.checkpoint
-    given = SimpleNamespace(features=str(path.parent), temporal_features=args.temporal_features)
     settings = checkpoint["settings"] | {"frames_per_feature": recogniser.spacing}
-    features, temporal = checkpoints.open_folders(given, checkpoint | {"settings": settings})
+    features, temporal = open_folders(checkpoint | {"settings": settings}, str(path.parent), options.temporal_features)
     rows = features.open(name)  # (N, crops, D)
     if features.dim != recogniser.model.config.feature_dim:
         raise InputError(
@@ -105,29 +124,26 @@ def open_rows(path: Path, args, recogniser) -> tuple:
         )
     others = () if temporal is None else (matching_rows(temporal, name, len(rows), recogniser.spacing),)
     known = (features.meta or {"videos": {}})["videos"].get(name, {})
-    fps = args.fps or known.get("fps")
+    fps = options.fps or known.get("fps")
     if not fps:
         raise InputError(f"{path}: nothing tells its frame rate, expected --fps")
     return rows, others, min(features.num_frames(name), len(rows) * recogniser.spacing), fps
 
 
-def predict_features(args, recogniser) -> int:
-    from videoanomaly.frame_scores import score_frames
-
-    names = [path.stem for path in args.features]
-    for path in args.features:
+def predict_features(paths: list[Path], options: PredictionOptions, recogniser: Recogniser) -> int:
+    out, names = options.out or Path(), [path.stem for path in paths]
+    for path in paths:
         if path.suffix != ".npy" or names.count(path.stem) > 1:
             raise InputError(f"{path}: expected feature files NAME.npy, each of another name")
-    opened, results = [open_rows(path, args, recogniser) for path in args.features], {}  # all looked at before any work
-    for path, name, (rows, others, num_frames, fps) in zip(args.features, names, opened):
-        p_A, p_class = score_frames(recogniser, name, rows, num_frames, *others)
-        folder = args.out if len(names) == 1 else args.out / name
-        of_frames = likelihood(args, recogniser, rows, num_frames)
-        scores = FrameScores(p_A, p_class, np.arange(num_frames) / fps, fps, of_frames)
+    opened, results = [open_rows(path, options, recogniser) for path in paths], {}  # all looked at before any work
+    for path, name, (rows, others, num_frames, fps) in zip(paths, names, opened):
+        folder = out if len(names) == 1 else out / name
+        times = np.arange(num_frames) / fps
+        scores = score_rows(options, recogniser, rows, *others, num_frames=num_frames, name=name, times=times, fps=fps)
         results[name] = write_results(
-            folder, name, None, scores, recogniser, args, result_settings(args, recogniser, path)
+            folder, name, None, scores, recogniser, options, result_settings(options, recogniser, path)
         )
         print(summary(folder, results[name]), flush=True)
     if len(names) > 1:
-        write_index(args.out, results, {})
+        write_index(out, results, {})
     return 0

@@ -1,18 +1,48 @@
 """A checkpoint made ready for new videos: its model, its threshold, and the classes that were added."""
 
 import hashlib
-from types import SimpleNamespace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
-from videoanomaly.prediction import open_set
-from videoanomaly.weights import checkpoints
-from videoanomaly.weights.checkpoints import frames_per_feature
+import torch
+
+from anomalyclip import AnomalyCLIP, VideoModel
+from videoanomaly.clip_weights import load_training_clip
+from videoanomaly.prediction.explain import nearest_words
+from videoanomaly.prediction.open_set import add_classes, check_names, check_open
+from videoanomaly.runtime.console import InputError
+from videoanomaly.weights.checkpoints import frames_per_feature, load_model
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What predict.py can be asked for besides its inputs; see its --help."""
+
+    ckpt: str
+    device: str
+    out: Path | None = None
+    threshold: float | None = None
+    stride: int | None = None
+    annotate: bool = False
+    classes: tuple[str, ...] | None = None  # new ones
+    explain: bool = False
+    force: bool = False
+    clip: str | None = None
+    encoder: str | None = None
+    temporal_features: str | None = None
+    fps: float | None = None
+    frames_per_feature: int | None = None
+    dataset: str | None = None
+    root: str | None = None
+    batch: int = 32
+    workers: int = 1
 
 
 class Recogniser(NamedTuple):
     """A model, and what its checkpoint says about the features that go in and the threshold on what comes out."""
 
-    model: object  # AnomalyCLIP
+    model: VideoModel
     checkpoint: dict
     spacing: int  # frames from one row of features to the next
     threshold: float
@@ -20,13 +50,35 @@ class Recogniser(NamedTuple):
     words: dict | None = None  # near the learned contexts, see explain.nearest_words; None without --explain
 
 
-def load(args) -> Recogniser:
-    """Of predict.py's options: ckpt, dataset, root, threshold, frames_per_feature, device, clip, classes, explain."""
-    asked = SimpleNamespace(dataset=args.dataset, root=args.root, features=None)
-    checkpoint, model = checkpoints.load_checkpoint(args.ckpt, asked)
-    with open(args.ckpt, "rb") as file:
+def load(options: PredictionOptions) -> Recogniser:
+    """The recogniser of options.ckpt; what is wrong with the options shows before CLIP is read."""
+    checkpoint, model = load_model(options.ckpt, dataset=options.dataset, root=options.root)
+    with open(options.ckpt, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    threshold = args.threshold if args.threshold is not None else checkpoint.get("threshold") or 0.5
-    spacing = args.frames_per_feature or frames_per_feature(checkpoint)
-    model, words = open_set.prepare(args, checkpoint, model)
-    return Recogniser(model.to(args.device).eval(), checkpoint, spacing, threshold, sha256, words)
+    threshold = options.threshold if options.threshold is not None else checkpoint.get("threshold") or 0.5
+    spacing = options.frames_per_feature or frames_per_feature(checkpoint)
+    extended, words = extend(options, checkpoint, model)
+    torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
+    return Recogniser(extended.to(options.device).eval(), checkpoint, spacing, threshold, sha256, words)
+
+
+def extend(options: PredictionOptions, checkpoint: dict, model: VideoModel) -> tuple[VideoModel, dict | None]:
+    """The model with the new classes, and where an explanation is asked for what `nearest_words` gives, else None."""
+    ckpt, names = options.ckpt, options.classes
+    if not (names or options.explain):
+        return model, None
+    if not isinstance(model, AnomalyCLIP):
+        raise InputError(
+            f"{ckpt}: --classes and --explain are for checkpoints of AnomalyCLIP, found one of {model.NAME}"
+        )
+    if names:
+        check_open(ckpt, checkpoint, model)
+        check_names(ckpt, names, model.config.classes)
+    ctx = checkpoint["model"].get("prompt_learner.ctx") if options.explain else None
+    words = {} if options.explain else None
+    if not names and ctx is None:
+        return model, words
+    clip = load_training_clip(ckpt, options.clip, checkpoint)
+    if ctx is not None:
+        words = nearest_words(ctx, clip.token_embedding.weight, model.config.classes)
+    return add_classes(ckpt, checkpoint, clip, model, names) if names else model, words

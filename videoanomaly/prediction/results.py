@@ -5,26 +5,31 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from videoanomaly import plots
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.prediction import annotated_video, explain, report
 from videoanomaly.prediction.events import count, find_events, to_csv, to_vtt
+from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.runtime.console import as_text
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.video.key_frames import key_frames
 
 
-def result_settings(args, recogniser, path: Path) -> dict:
+def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Path) -> dict:
     """What the results of a video depend on; equal settings need no second run."""
     stat = path.stat()
     return {
         "checkpoint": recogniser.sha256,
         "threshold": recogniser.threshold,
         "frames_per_feature": recogniser.spacing,
-        "stride": args.stride or recogniser.spacing,
-        "annotate": args.annotate,
-        "fps": args.fps,
-        "encoder": [args.clip, args.encoder],
-        "new_classes": list(args.classes or ()),
-        "explain": args.explain,
+        "stride": options.stride or recogniser.spacing,
+        "annotate": options.annotate,
+        "fps": options.fps,
+        "encoder": [options.clip, options.encoder],
+        "new_classes": list(options.classes or ()),
+        "explain": options.explain,
         "source": [path.name, stat.st_size, stat.st_mtime_ns],
     }
 
@@ -39,13 +44,15 @@ def read_result(folder: Path) -> dict | None:
 
 
 def write_results(
-    folder: Path, name: str, video: Path | None, scores: FrameScores, recogniser, args, settings: dict
+    folder: Path,
+    name: str,
+    video: Path | None,
+    scores: FrameScores,
+    recogniser: Recogniser,
+    options: PredictionOptions,
+    settings: dict,
 ) -> dict:
     """All files of a video, events.json last; returns what that holds."""
-    from videoanomaly import plots
-    from videoanomaly.prediction import report
-    from videoanomaly.video import key_frames
-
     classes, threshold = recogniser.model.config.classes, recogniser.threshold
     events = find_events(scores, classes, threshold)
     result = {
@@ -57,7 +64,7 @@ def write_results(
         "highest_p_A": float(scores.p_A.max()),
         "classes": list(classes),
         "events": events,
-        "new_classes": list(args.classes or ()),
+        "new_classes": list(options.classes or ()),
         "settings": settings,
     }
     arrays = {"p_A": scores.p_A, "p_class": scores.p_class, "time": scores.times, "classes": np.array(classes)}
@@ -65,17 +72,15 @@ def write_results(
     no_truth = np.full(len(scores.p_A), -1)
     title = as_text(name).replace("$", r"\$")  # matplotlib would take it for a formula
     plots.timeline(folder / "timeline.png", title, scores.p_A, scores.p_class, no_truth, classes)
-    if args.annotate:
-        from videoanomaly.prediction import annotated_video
-
+    if options.annotate and video:
         annotated_video.write_video(folder / "annotated.mp4", video, scores, events, classes, threshold)
-    pictures = key_frames.key_frames(video, scores, events) if video else []
+    pictures = key_frames(video, scores.p_A, scores.times, events) if video else []
     if pictures:
         best = max(pictures, key=lambda picture: picture.score)
         write_atomically(folder / "key_frame.jpg", lambda file: file.write(best.jpeg))
-    if args.explain:
+    if options.explain:
         write_explanation(folder, result["video"], scores, recogniser)
-    page = report.page(result, scores, video, pictures, folder, Path(args.ckpt).name)
+    page = report.page(result, scores, video, pictures, folder, Path(options.ckpt).name)
     for file_name, text in (
         ("events.csv", to_csv(events)),
         ("events.vtt", to_vtt(events)),
@@ -86,11 +91,7 @@ def write_results(
     return result
 
 
-def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser) -> None:
-    from tqdm import tqdm
-
-    from videoanomaly.prediction import explain
-
+def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser: Recogniser) -> None:
     config = recogniser.model.config
     segments = explain.driving_segments(scores, config.classes, config.num_frames * recogniser.spacing)
     text = f"{video}: {explain.segments_text(segments)}"
@@ -119,6 +120,4 @@ def summary(folder: Path, result: dict) -> str:
 
 
 def write_index(out: Path, results: dict, failed: dict) -> None:
-    from videoanomaly.prediction import report
-
     write_atomically(out / "index.html", partial(write_text, text=report.index(results, failed, out)))

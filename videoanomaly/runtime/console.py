@@ -1,8 +1,10 @@
 """What a user sees of a script: one-line errors, exit statuses, notes, and names that a terminal can show."""
 
+import argparse
 import os
 import re
 import sys
+from collections.abc import Callable
 
 CONTROLS = re.compile(
     r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]"
@@ -44,3 +46,30 @@ def as_text(name: str) -> str:
 def note(text: str) -> None:
     sys.stderr.write(f"{text}\n")  # one write: lines of several threads do not mix
     sys.stderr.flush()
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are an InputError, and which takes no abbreviated options.
+
+    Args:
+        doc: The script's docstring, shown as it is.
+    """
+
+    def __init__(self, doc: str | None):
+        super().__init__(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str):
+        """`argument --x: 0: expected ...` is told as `--x 0: expected ...`."""
+        raise InputError(re.sub(r"^argument (\S+?)(/\S+)*: (?=\S+: expected )", r"\1 ", message))
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option: a whole number, no smaller."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {least}")
+        return value
+
+    number.__name__ = "whole number"  # as argparse names it where the text is none
+    return number

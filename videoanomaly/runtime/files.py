@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and lists of lines."""
 
+import json
 import os
 import re
 import uuid
@@ -34,6 +35,11 @@ def write_atomically(path, write):
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def write_json(path, content) -> None:
+    """Plain values, indented."""
+    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
 def read_lines(path):

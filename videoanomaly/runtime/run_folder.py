@@ -2,13 +2,16 @@
 
 import json
 import os
+import platform
 import shlex
 import sys
 from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from videoanomaly.runtime.console import InputError
-from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.torchrun import is_main, rank_and_world
 
 try:
@@ -88,3 +91,16 @@ def report(log: Path, record: dict, epochs: int, config) -> None:
     print(f"epoch {record['epoch']}/{epochs}  {losses}  lr {record['lr']:.2e}  {record['seconds']:.1f} s", flush=True)
     with open(log, "a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def write_settings(folder: Path, settings: dict) -> None:
+    """settings.json: what is trained, with which versions, since when."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy")}
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
+    write_json(folder / "settings.json", {"settings": settings, "versions": versions, "date": date})
+
+
+def seconds_of(log: Path) -> float | None:
+    """What the epochs of a log took together; None without any."""
+    seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
+    return sum(seconds) if seconds else None

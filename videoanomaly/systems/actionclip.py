@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from anomalyclip import AnomalyCLIPConfig
 from clip_model import Transformer
-from videoanomaly.systems.base import SegmentPrediction, per_frame
+from videoanomaly.systems.base import Defaults, SegmentPrediction, per_frame
 from videoanomaly.systems.prompted import PromptedSystem, against_normal, starting_scale, text_side
 
 # As many as ActionCLIP's, of which the first three are; the others are of our making
@@ -60,6 +60,7 @@ class ActionCLIP(PromptedSystem):
     """
 
     NAME = "actionclip"
+    DEFAULTS = Defaults(5e-6, 0.2, epochs=50, num_frames=8, optimizer="AdamW", schedule="cosine")
     MULTIPLE = 8  # heads
     SEES_MEANS = False
     DIRECTIONS = ("finetune", "frozen", "direct")

@@ -19,13 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip import AnomalyCLIPConfig, gather_segments, inference_rows
+from videoanomaly.data.training_data import TrainingData
 from videoanomaly.systems.base import SegmentPrediction, System, per_frame
 
 
 class BinarySystem(System):
     """A system that tells anomalous from normal segments, with the class head of Sec. 4.2 (see `finish`)."""
 
-    OPTIONS = (*System.OPTIONS, "topk")
+    OPTIONS = System.OPTIONS | {"topk"}
+    FITS_HEAD = True
     PASSES = 8  # over a video, at most, whose selected segments the class head learns from
 
     def __init__(self, config: AnomalyCLIPConfig, embed_dim: int, prototype: Tensor | None):
@@ -52,7 +54,7 @@ class BinarySystem(System):
     def binary_losses(self, prediction: SegmentPrediction) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def finish(self, videos, features) -> None:
+    def finish(self, data: TrainingData) -> None:
         """The class head, on the binary model as it is now: cross-entropy of the segments it selects in abnormal
         videos.
 
@@ -60,8 +62,8 @@ class BinarySystem(System):
         same.
         """
         self.eval()
-        abnormal = [video for video in videos if video.label >= 0]
-        selected = [self.selected(features.open(video.name)) for video in abnormal]  # (k, E) each
+        abnormal = [video for video in data.lists.train if video.label >= 0]
+        selected = [self.selected(data.features.open(video.name)) for video in abnormal]  # (k, E) each
         counts = torch.tensor([len(x) for x in selected])
         labels = torch.tensor([video.label for video in abnormal]).repeat_interleave(counts)
         weights = (1 / counts / len(abnormal)).repeat_interleave(counts)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip import AnomalyCLIPConfig, PromptLearner
-from videoanomaly.systems.base import SegmentPrediction
+from videoanomaly.systems.base import Defaults, SegmentPrediction
 from videoanomaly.systems.prompted import PromptedSystem, against_normal, starting_scale
 
 
@@ -14,7 +14,9 @@ class ClipZeroShot(PromptedSystem):
     """
 
     NAME = "clip-zeroshot"
+    DEFAULTS = Defaults(1.0, steps=0)
     DIRECTIONS = ("engineered",)
+    OPTIONS = PromptedSystem.OPTIONS - {"epochs", "lr"}
     SEES_MEANS = False
 
     def __init__(

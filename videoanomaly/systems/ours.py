@@ -1,13 +1,39 @@
 """AnomalyCLIP as one of the systems that train.py knows."""
 
+from dataclasses import fields
 
-def make_moments(config, lists, features) -> dict | None:
-    """What a checkpoint needs for new classes, `data.normal_moments`; None where there can be none, as contexts are not
-    shared.
-    """
-    from videoanomaly.data.prototype import normal_moments
+from torch import Tensor
 
-    prompts_fit_any_class = config.shared_ctx and config.directions != "direct" or config.directions == "engineered"
-    return (
-        normal_moments(features, lists.train) if prompts_fit_any_class and config.likelihood == "projection" else None
-    )
+from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from videoanomaly.data.prototype import normal_moments, normality_prototype
+from videoanomaly.data.training_data import TrainingData
+from videoanomaly.systems.base import Defaults, Trainable
+
+
+class AnomalyCLIPSystem(Trainable, AnomalyCLIP):
+    """AnomalyCLIP with what train.py asks of a system; the model, and its checkpoints, are those of anomalyclip.py."""
+
+    DEFAULTS = Defaults(weight_decay=0.2, optimizer="AdamW", betas=(0.9, 0.98), schedule="cosine", num_frames=16)
+    DIRECTIONS = ("finetune", "frozen", "engineered", "direct")
+    OPTIONS = frozenset(f.name for f in fields(AnomalyCLIPConfig)) | {
+        "lr", "epochs", "clip", "lambdas", "temporal_features", "temporal_frames_per_feature"}  # fmt: skip
+    EXTRAS = ("normal_moments",)
+
+    @classmethod
+    def check(cls, config: AnomalyCLIPConfig) -> None:
+        if config.num_segments < 2 * config.topk:  # top and bottom segments are selected
+            raise ValueError(f"--num-segments {config.num_segments}: expected at least {2 * config.topk}, twice --topk")
+
+    @classmethod
+    def learn(cls, data: TrainingData, seed: int) -> dict[str, Tensor]:
+        """Both prototypes."""
+        folders = {"prototype": data.features, "temporal_prototype": data.temporal}
+        return {name: normality_prototype(folder, data.lists.train) for name, folder in folders.items() if folder}
+
+    def extras(self, data: TrainingData) -> dict:
+        """What new classes need: `normal_moments`, where prompts fit any class."""
+        config = self.config
+        fit = config.shared_ctx and config.directions != "direct" or config.directions == "engineered"
+        if not fit or config.likelihood != "projection":
+            return {}
+        return {"normal_moments": normal_moments(data.features, data.lists.train)}

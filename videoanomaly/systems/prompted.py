@@ -31,6 +31,8 @@ def against_normal(logits: Tensor) -> Tensor:
 class PromptedSystem(System):
     """A system whose classes and Normal are texts, P prompts of each; with `directions="direct"`, free vectors."""
 
+    OPTIONS = System.OPTIONS | {"clip"}
+
     def __init__(
         self,
         config: AnomalyCLIPConfig,

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomalyclip import MTN, AnomalyCLIPConfig, gather_segments
-from videoanomaly.systems.base import SegmentPrediction, score_head, top_score_loss
+from videoanomaly.systems.base import Defaults, SegmentPrediction, score_head, top_score_loss
 from videoanomaly.systems.binary import BinarySystem, sparse_and_smooth
 
 
@@ -24,6 +24,7 @@ class RTFM(BinarySystem):
     """
 
     NAME = "rtfm"
+    DEFAULTS = Defaults(1e-3, 5e-3, 15_000)
     LAMBDAS = {"magnitude": 1e-4, "sparse": 8e-3, "smooth": 8e-4}
     MARGIN, WIDTH = 100, 512
 

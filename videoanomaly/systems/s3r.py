@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip import MTN, AnomalyCLIPConfig
+from videoanomaly.data.prototype import checked_sum
+from videoanomaly.data.training_data import TrainingData
+from videoanomaly.runtime.processes import same_for_all
 from videoanomaly.systems.base import score_head
 from videoanomaly.systems.binary import BinarySystem
 from videoanomaly.systems.rtfm import RTFM
@@ -44,24 +47,26 @@ class S3R(RTFM):
         self.head = score_head(D, D // 4, D // 16, 1, dropout=0.7)
         self.macro_head = score_head(D, D // 4, D // 16, 1, dropout=0.7)
 
-    @staticmethod
-    def learn(lists, features, dataset: str, seed: int) -> dict[str, Tensor]:
-        """Atoms for the mean features of normal training videos: half as many, in ShanghaiTech nine tenths.
+    @classmethod
+    def learn(cls, data: TrainingData, seed: int) -> dict[str, Tensor]:
+        """The prototype, and atoms for the mean features of normal training videos (`Dataset.s3r_atoms` as many).
 
         As published, the means are transposed: sklearn's dictionary is one of channels over the videos, and an atom
         here holds for each of the D channels its share of one of its entries, two of which are not zero (orthogonal
         matching pursuit).
         """
+        return super().learn(data, seed) | same_for_all(lambda: {"dictionary": cls.learn_dictionary(data, seed)})
+
+    @staticmethod
+    def learn_dictionary(data: TrainingData, seed: int) -> Tensor:
+        """See `learn`, (n, D)."""
         from sklearn.decomposition import MiniBatchDictionaryLearning
 
-        from videoanomaly.data.prototype import checked_sum
-
-        means = np.stack(
-            [total / n for total, n in (checked_sum(features, v.name) for v in lists.train if v.label < 0)]
-        )
+        sums = (checked_sum(data.features, video.name) for video in data.lists.train if video.label < 0)
+        means = np.stack([total / n for total, n in sums])
         scale = max(means.std(), 1e-12)
         channels = means.T / scale  # (D, V); the weight of the fit's lasso is 1, whatever length features have
-        num_atoms = max(int({"shanghaitech": 0.9}.get(dataset, 0.5) * len(means)), 1)
+        num_atoms = max(int(data.dataset.s3r_atoms * len(means)), 1)
         passes = max(100 // -(-len(channels) // 32), 1)  # whole ones, of up to 100 mini-batches together
         learner = MiniBatchDictionaryLearning(
             num_atoms,
@@ -74,7 +79,7 @@ class S3R(RTFM):
             transform_n_nonzero_coefs=min(2, num_atoms),
         )
         codes = learner.fit(channels).transform(channels)  # (D, n)
-        return {"dictionary": torch.from_numpy(scale * codes.T).float().contiguous()}
+        return torch.from_numpy(scale * codes.T).float().contiguous()
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         found = state.get("dictionary")  # of a file that anybody may have written

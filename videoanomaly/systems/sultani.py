@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip import AnomalyCLIPConfig
-from videoanomaly.systems.base import SegmentPrediction
+from videoanomaly.systems.base import Defaults, SegmentPrediction
 from videoanomaly.systems.binary import BinarySystem
 
 
@@ -16,6 +16,7 @@ class Sultani(BinarySystem):
     """
 
     NAME = "sultani"
+    DEFAULTS = Defaults(0.01, 2e-3, 20_000, batch_size=60, optimizer="Adagrad")
     LAMBDAS = {"sparse": 8e-5, "smooth": 8e-5}
 
     def __init__(self, config: AnomalyCLIPConfig, *, prototype: Tensor | None = None):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip import AnomalyCLIPConfig, gather_segments
-from videoanomaly.systems.base import bag_targets, closeness, score_head, top_score_loss
+from videoanomaly.systems.base import Defaults, bag_targets, closeness, score_head, top_score_loss
 from videoanomaly.systems.binary import BinarySystem
 
 
@@ -72,6 +72,7 @@ class URDMU(BinarySystem):
     """
 
     NAME = "ur-dmu"
+    DEFAULTS = Defaults(1e-4, 5e-5, 3_000, batch_size=128, num_segments=200)
     LAMBDAS = {"memory": 0.1, "triplet": 0.1, "kl": 1e-3, "distance": 1e-4}
     DIM, MARGIN = 512, 100
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anomalyclip import AnomalyCLIPConfig
 from clip_model import QuickGELU, Transformer
-from videoanomaly.systems.base import closeness, per_frame, top_score_loss
+from videoanomaly.systems.base import Defaults, closeness, per_frame, top_score_loss
 from videoanomaly.systems.prompted import PromptedSystem, text_side
 
 
@@ -79,6 +79,10 @@ class VadCLIP(PromptedSystem):
     """
 
     NAME = "vadclip"
+    # 10 epochs of UCF-Crime, where each of ten crops counts as a video; 2e-5 is too slow for SMALL_STEPS
+    DEFAULTS = Defaults(
+        2e-5, 1e-2, 1_250, small_lr=1e-4, batch_size=128, num_segments=256, optimizer="AdamW", schedule="steps"
+    )
     DIRECTIONS = ("frozen", "direct")
     MULTIPLE = 2
     LAMBDAS = {"text": 0.1}

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import clip_model
+from videoanomaly.clip_weights import DEFAULT_CLIP, load_clip
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video.preprocessing import resize_like_pil
 
@@ -19,10 +20,7 @@ class ClipEncoder:
     """CLIP's image tower with the three members that every encoder has: dim, preprocess, encode."""
 
     def __init__(self, name_or_path: str, device: str):
-        try:
-            model = clip_model.load(name_or_path, device)
-        except clip_model.WeightsError as error:
-            raise InputError(f"--clip {error}") from None
+        model = load_clip(name_or_path, message="--clip {}", device=device)
         self.visual, self.device, self.dim = model.visual, device, model.text_projection.shape[1]
         self.preprocess = clip_model.preprocess(self.visual.input_resolution)
         self.encode_image = model.encode_image
@@ -110,9 +108,6 @@ def input_size(encoder, description: str) -> int:
     return image.shape[-1]
 
 
-DEFAULT_CLIP = "ViT-B/16"
-
-
 class Encoder(NamedTuple):
     """An image encoder, and how the training features were made with it."""
 
@@ -123,39 +118,42 @@ class Encoder(NamedTuple):
     n_px: int  # side of its input, pixels
 
 
-def matching_encoder(args, recogniser) -> Encoder:
-    """The encoder that made the training features; any other is refused. Of predict.py's options: clip, encoder,
-    device.
+def matching_encoder(
+    ckpt: str, checkpoint: dict, config, *, clip: str | None, encoder: str | None, device: str
+) -> Encoder:
+    """The encoder that made the training features; any other is refused.
+
+    Args:
+        ckpt: Name of the checkpoint, for errors.
+        config: Of its model.
+        clip: CLIP weights, a name or a file; None: those of the training.
+        encoder: FILE.py:CLASS instead of CLIP.
     """
-    trained, config = recogniser.checkpoint["encoder"], recogniser.model.config
+    trained = checkpoint["encoder"]
     if config.temporal_feature_dim:
         raise InputError(
-            f"{args.ckpt}: its Temporal model has features of its own, expected --features and --temporal-features"
+            f"{ckpt}: its Temporal model has features of its own, expected --features and --temporal-features"
         )
     name = trained["encoder"] if trained else f"clip {DEFAULT_CLIP}"
-    if not (args.clip or args.encoder):
-        check_known(args.ckpt, name)
-    model, found = load_encoder(args.clip or name.removeprefix("clip "), args.encoder, args.device)
+    if not (clip or encoder):
+        check_known(ckpt, name)
+    model, found = load_encoder(clip or name.removeprefix("clip "), encoder, device)
     if found["dim"] != config.feature_dim:
         raise InputError(
-            f"{found['encoder']}: makes features of {found['dim']} values, expected {config.feature_dim} as in "
-            f"{args.ckpt}"
+            f"{found['encoder']}: makes features of {found['dim']} values, expected {config.feature_dim} as in {ckpt}"
         )
     if trained and trained["weights_sha256"] != found["weights_sha256"]:
         raise InputError(
-            f"{found['encoder']}: its weights did not make the features of {args.ckpt}, expected those of {name} "
+            f"{found['encoder']}: its weights did not make the features of {ckpt}, expected those of {name} "
             f"(weights_sha256 {found['weights_sha256']}, expected {trained['weights_sha256']})"
         )
     made = trained or {}
-    return Encoder(
-        model, found["encoder"], made.get("crops") or 1, made.get("jpeg"), input_size(model, found["encoder"])
-    )
+    n_px = input_size(model, found["encoder"])
+    return Encoder(model, found["encoder"], made.get("crops") or 1, made.get("jpeg"), n_px)
 
 
 def check_known(ckpt: str, name: str) -> None:
     """Whether the encoder of the training can be had by its name alone."""
-    import clip_model
-
     if name.removeprefix("clip ") not in clip_model.available_models():
         option = "--clip FILE" if name.startswith("clip ") else "--encoder FILE.py:CLASS"
         raise InputError(f"{ckpt}: was trained with features of {name}, expected {option} that brings it")

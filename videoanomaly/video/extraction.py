@@ -5,22 +5,46 @@ import json
 import math
 import sys
 import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from videoanomaly.clip_weights import DEFAULT_CLIP
 from videoanomaly.data.features import read_meta
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import remove_temporary_files, write_atomically
-from videoanomaly.runtime.processes import gather
-from videoanomaly.runtime.torchrun import is_main, rank_and_world
-from videoanomaly.video.decoding import header_frames, why_skipped
-from videoanomaly.video.encoding import encode_videos
+from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
+from videoanomaly.runtime.run_folder import lock_folder
+from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
+from videoanomaly.video.decoding import find_videos, header_frames, why_skipped
+from videoanomaly.video.encoders import DevicePreprocessing, input_size, load_encoder
+from videoanomaly.video.encoding import encode_videos, read_batches
+from videoanomaly.video.preprocessing import prepare
 
 FOREVER = timedelta(days=365)  # how long a process waits for the others' videos; torchrun ends it if one of them dies
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """What extract_features.py can be asked for; see its --help."""
+
+    videos: Path
+    out: Path
+    clip: str = DEFAULT_CLIP
+    encoder: str | None = None
+    stride: int = 1
+    crops: int = 1
+    jpeg: int | None = None
+    batch: int = 32
+    device: str | None = None
+    device_preprocess: bool = False
+    workers: int = 1
 
 
 def open_meta(path: Path, settings: dict, videos: dict[str, Path]) -> dict:
@@ -161,3 +185,47 @@ def check_same(settings: dict, videos: dict[str, Path]) -> None:
             raise InputError(
                 f"process {differing[0]}: found another {name} than in process 0, expected the same in all"
             )
+
+
+def open_all(options: ExtractionOptions) -> tuple[ExtractionOptions, dict[str, Path], object, dict, int]:
+    """All that can be wrong besides the folder shows here: videos, encoder, settings for meta.json, side of its input."""
+    options = replace(options, device=check_device(local_device(check_device(options.device))))
+    videos = find_videos(options.videos)
+    torch.backends.cudnn.allow_tf32 = False  # cuDNN would round the patches of CLIP's first layer to 10 bits
+    encoder, settings = load_encoder(options.clip, options.encoder, options.device)
+    n_px = input_size(encoder, settings["encoder"])
+    settings |= {"stride": options.stride, "crops": options.crops, "jpeg": options.jpeg}
+    return options, videos, encoder, settings | ({"preprocess": "device"} if options.device_preprocess else {}), n_px
+
+
+def extract_missing(options: ExtractionOptions, videos: dict[str, Path], meta: dict, encoder, n_px: int) -> int:
+    """Extracts what an earlier run has not, in each process its share; the exit status."""
+    todo = {key: path for key, path in videos.items() if key not in meta["videos"]}
+    own = own_share(todo)
+    if options.device_preprocess:
+        encoder = DevicePreprocessing(encoder)
+    to_inputs = partial(prepare, preprocess=encoder.preprocess, num_crops=options.crops, jpeg=options.jpeg, n_px=n_px)
+    read = partial(
+        read_batches,
+        to_inputs=to_inputs,
+        stride=options.stride,
+        batch_size=options.batch,
+        pin_memory=options.device.startswith("cuda"),
+    )
+    shows_bar = is_main() and sys.stderr.isatty()
+    num_rows = sum(map(header_frames, own.values())) // options.stride if shows_bar else None
+    start, record = time.monotonic(), Record(options.out, meta)
+    with tqdm(total=num_rows, unit="frame", disable=not shows_bar) as bar, record.file:
+        extract(own, record, encoder, read, options.workers, bar)
+    wait_for_all()
+    return finish(record, len(videos), todo, options.stride, time.monotonic() - start) if is_main() else 0
+
+
+def extract_videos(options: ExtractionOptions) -> int:
+    """Features of a folder of videos, by all processes together; the exit status: 1 if a video could not be read."""
+    with process_group("cpu", timeout=FOREVER), ExitStack() as stack:
+        options, videos, encoder, settings, n_px = same_for_all(partial(open_all, options))
+        check_same(settings, videos)
+        same_for_all(lambda: stack.enter_context(lock_folder(options.out)))
+        meta = same_for_all(lambda: prepare_folder(options.out, settings, videos) if is_main() else None)
+        return extract_missing(options, videos, gather(meta)[0], encoder, n_px)

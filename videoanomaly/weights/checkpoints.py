@@ -6,34 +6,46 @@ gives.
 
 from pathlib import Path
 
+import torch
+from torch.optim import Optimizer
+
+from anomalyclip import AnomalyCLIPConfig, read_checkpoint
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.systems.base import Trainable
+from videoanomaly.systems.catalogue import from_dict
+from videoanomaly.weights import released
+from videoanomaly.winograd import accelerate
+
+PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
+# may differ when a run is resumed, if what lies there does not
+ANYTIME = ("out", "resume", "device", "workers", "evaluate", *PATHS)
+SAME = ("config", "lists", "encoder", "temporal_encoder", "clip_sha256")  # of a checkpoint: this must not
+# of an epoch: steps done, sums of their losses, seconds they took
+NOT_BEGUN: dict = {"steps": 0, "sums": {}, "seconds": 0.0}
 
 
-def load_checkpoint(ckpt: str, args) -> tuple:
-    """The checkpoint's dict and its model, of this project's making or of the authors'.
+def load_model(
+    ckpt: str, *, dataset: str | None = None, root: str | None = None, features: str | None = None
+) -> tuple[dict, Trainable]:
+    """The checkpoint's dict and its model, of this project's making or, with a data set, of the authors'.
 
+    Args:
+        dataset, root, features: See `released.load`.
     Raises:
         InputError: If it is no such checkpoint, or one of a system whose class head is not fitted yet.
     """
-    from anomalyclip import read_checkpoint
-    from videoanomaly.systems import catalogue
-    from videoanomaly.systems.binary import BinarySystem
-    from videoanomaly.winograd import accelerate
-
     try:
-        if args.dataset:
-            from videoanomaly.weights import released
-
-            checkpoint = released.load(ckpt, args.dataset, args.root, args.features)
+        if dataset and root:
+            checkpoint = released.load(ckpt, dataset, root, features)
         else:
             checkpoint = read_checkpoint(ckpt, "lists", "settings", "encoder", "epoch")
-        model = catalogue.from_dict(checkpoint)
+        model = from_dict(checkpoint)
     except ValueError as error:
         text = " ".join(str(error).splitlines())  # names inside a hostile file may hold line ends
         raise InputError(text if str(ckpt) in text else f"{ckpt}: {text}") from None
-    if isinstance(model, BinarySystem) and "threshold" not in checkpoint:
+    if model.FITS_HEAD and "threshold" not in checkpoint:
         raise InputError(
             f"{ckpt}: found {model.NAME} without its class head, which train.py fits after the last epoch, "
             "expected a finished run; go on with train.py --resume"
@@ -42,29 +54,33 @@ def load_checkpoint(ckpt: str, args) -> tuple:
     return checkpoint, model
 
 
-def open_folders(args, checkpoint: dict):
-    """Feature folders of the checkpoint's training, or those given; their encoders must be the same."""
-    from videoanomaly.data.features import FeatureFolder
+def open_folders(
+    checkpoint: dict, features: str | None = None, temporal_features: str | None = None
+) -> tuple[FeatureFolder, FeatureFolder | None]:
+    """Feature folders of the checkpoint's training, or those given; their encoders must be the same.
 
-    settings, folders = checkpoint["settings"], []
-    for given, name, encoder in (
-        (args.features, "features", "encoder"),
-        (args.temporal_features, "temporal_features", "temporal_encoder"),
-    ):
-        path = given or settings[name] or (settings["root"] if name == "features" else None)
-        prefix = name.removesuffix("features")
-        if path and not Path(path).is_dir():
-            raise InputError(
-                f"{path}: is no folder, expected the one with the features; give --{name.replace('_', '-')}"
-            )
-        spacing = settings[f"{prefix}frames_per_feature"]
-        folder = path and FeatureFolder(path, frames_per_feature=spacing, crops=settings["crops"])
-        if folder and folder.encoder and checkpoint[encoder] and folder.encoder != checkpoint[encoder]:
-            raise InputError(
-                f"{path}: found features of {folder.encoder}, expected those of the training, {checkpoint[encoder]}"
-            )
-        folders.append(folder or None)
-    return folders
+    Returns:
+        That of the Selector, and the Temporal model's own, if it has one.
+    """
+    settings = checkpoint["settings"]
+    own = open_folder(checkpoint, features or settings["features"] or settings["root"], "features", "encoder")
+    path = temporal_features or settings["temporal_features"]
+    other = open_folder(checkpoint, path, "temporal_features", "temporal_encoder") if path else None
+    return own, other
+
+
+def open_folder(checkpoint: dict, path: str, name: str, encoder: str) -> FeatureFolder:
+    """One of them, by the name of its setting and of its encoder in the checkpoint."""
+    settings = checkpoint["settings"]
+    if not Path(path).is_dir():
+        option = f"--{name.replace('_', '-')}"
+        raise InputError(f"{path}: is no folder, expected the one with the features; give {option}")
+    spacing = settings[f"{name.removesuffix('features')}frames_per_feature"]
+    folder = FeatureFolder(path, frames_per_feature=spacing, crops=settings["crops"])
+    if folder.encoder and checkpoint[encoder] and folder.encoder != checkpoint[encoder]:
+        expected = f"expected those of the training, {checkpoint[encoder]}"
+        raise InputError(f"{path}: found features of {folder.encoder}, {expected}")
+    return folder
 
 
 def frames_per_feature(checkpoint: dict) -> int:
@@ -77,33 +93,12 @@ def frames_per_feature(checkpoint: dict) -> int:
     return known or (FeatureFolder(folder).frames_per_feature if folder and Path(folder).is_dir() else 1)
 
 
-PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
-ANYTIME = (
-    "out",
-    "resume",
-    "device",
-    "workers",
-    "evaluate",
-    *PATHS,
-)  # may differ when a run is resumed, if what lies there
-SAME = ("config", "lists", "encoder", "temporal_encoder", "clip_sha256")  # of a checkpoint: this must not
-NOT_BEGUN = {
-    "steps": 0,
-    "sums": {},
-    "seconds": 0.0,
-}  # an epoch so far: steps done, sums of their losses, time they took
-
-
 def rng_state(device: str) -> dict:
-    import torch
-
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device != "cpu" else None}
 
 
-def save(path: Path, model, optimizer, epoch: int, begun: dict, device: str, extra: dict) -> None:
+def save(path: Path, model: Trainable, optimizer: Optimizer, epoch: int, begun: dict, device: str, extra: dict) -> None:
     """Writes everything that evaluation and resumption need; the file is whole or the old one."""
-    import torch
-
     state = (
         model.checkpoint()
         | extra
@@ -112,10 +107,8 @@ def save(path: Path, model, optimizer, epoch: int, begun: dict, device: str, ext
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def load_resumed(path: Path, config, extra: dict) -> dict | None:
+def load_resumed(path: Path, config: AnomalyCLIPConfig, extra: dict) -> dict | None:
     """The checkpoint to go on from, None if there is none; settings and data must be the ones it was made with."""
-    from anomalyclip import read_checkpoint
-
     if not path.exists():
         return None
     try:
@@ -135,10 +128,8 @@ def load_resumed(path: Path, config, extra: dict) -> dict | None:
     return checkpoint
 
 
-def restore(checkpoint: dict, model, optimizer, device: str) -> tuple[int, dict]:
+def restore(checkpoint: dict, model: Trainable, optimizer: Optimizer, device: str) -> tuple[int, dict]:
     """Puts model, optimiser and random states where they were; the epoch to go on with, and what is done of it."""
-    import torch
-
     model.load_trained_state(checkpoint["model"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     torch.set_rng_state(checkpoint["rng"]["cpu"])

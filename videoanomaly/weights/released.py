@@ -16,7 +16,7 @@ from torch import Tensor
 import clip_model
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly.data.annotations import VideoLists
-from videoanomaly.data.datasets import CLASS_NAMES
+from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.data.lists import load_lists
 from videoanomaly.data.prototype import normality_prototype
@@ -188,7 +188,7 @@ def load(path: str, dataset: str, root: str, features_root: str | None) -> dict:
             else normality_prototype(FeatureFolder(features_root or root), [v for v in lists.train if v.label < 0])
         )
         model = AnomalyCLIP(config, clip=clip_of(state), tokenize=clip_model.tokenize, prototype=prototype)
-        converted = convert_state(state, [name.lower() for name in CLASS_NAMES[dataset]].index("normal"))
+        converted = convert_state(state, [name.lower() for name in DATASETS[dataset].classes].index("normal"))
         model.load_trained_state(model.trained_state() | converted)
     except (KeyError, ValueError) as error:
         if isinstance(error, InputError):
