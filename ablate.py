@@ -165,13 +165,19 @@ def check_input(options: Options) -> dict:
     words = [*data_options(options), *options.rest]
     words += ["--temporal-features", options.temporal_features] if options.temporal_features else []
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(HERE / "train.py"), *words, "--out", folder, "--check"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            *notes, last = done.stderr.splitlines() or [f"train.py ended with status {done.returncode}"]
-            raise InputError("\n".join([*notes, last.removeprefix("error: ")]))
-        sys.stderr.write(done.stderr)
+        run_check([*words, "--out", folder, "--check"])
         return json.loads(Path(folder, "settings.json").read_text())["settings"]
+
+
+def run_check(words: list[str]) -> None:
+    """Runs train.py; its one-line error is ours."""
+    command = [sys.executable, str(HERE / "train.py"), *words]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    *notes, last = done.stderr.splitlines() or [""]
+    if done.returncode:
+        sys.stderr.writelines(f"{line}\n" for line in notes)
+        raise InputError(last.removeprefix("error: ") or f"train.py ended with status {done.returncode}")
+    sys.stderr.write(done.stderr)
 
 
 def check_settings(options: Options, settings: dict) -> None:

@@ -135,12 +135,13 @@ def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):
         container.mux(stream.encode())
     p_A = np.zeros(30)
     p_A[[2, 9, 14]] = 1
-    pictures = key_frames.pictures_of(str(tmp_path), "v", p_A, num_pictures=3)
+    pictures = list(key_frames.read_frames(tmp_path / "v.mkv", key_frames.peak_frames(p_A, (), 3)))
     assert [i for i, _ in pictures] == [2, 14, 20]
     assert all(abs(float(np.asarray(image).mean()) - 8 * i) < 4 for i, image in pictures)
-    assert key_frames.pictures_of(str(tmp_path), "missing", p_A) == []
+    assert evaluator.timeline_pictures(str(tmp_path), "missing", p_A) == []
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    assert key_frames.pictures_of(str(tmp_path), "broken", p_A) == [] and "no key frames of" in capsys.readouterr().err
+    assert evaluator.timeline_pictures(str(tmp_path), "broken", p_A) == []
+    assert "no key frames of" in capsys.readouterr().err
     plots.timeline(tmp_path / "t.png", "v", p_A, p_A[:, None] * 0.5, np.full(30, -1), ("fire",), pictures)
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 

@@ -126,7 +126,8 @@ def test_a_parsed_command_line_ends_in_the_script(name):
     may = {"parse_args", "check_args", "main"} if name in SCRIPTS | PROGRAMS else set()
     for function in ast.walk(tree(name)):
         if isinstance(function, ast.FunctionDef) and function.name not in may:
-            arguments = [a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)]
+            given = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+            arguments = [a.arg for a in given]
             assert "args" not in arguments, f"{function.name} takes a parsed command line"
             used = {n.attr if isinstance(n, ast.Attribute) else getattr(n, "id", "") for n in ast.walk(function)}
             assert not used & {"Namespace", "SimpleNamespace"}, function.name

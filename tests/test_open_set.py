@@ -4,6 +4,7 @@ directions.
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from videoanomaly.data.annotations import Video
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import explain, open_set, recogniser
 from videoanomaly.runtime.console import InputError
+from videoanomaly.systems import ours
 
 TRAINED, NEW = ("Assault", "Robbery", "Shoplifting"), "Abuse"
 KINDS = (*TRAINED, NEW)
@@ -133,7 +135,9 @@ class World:
 
 def load_file(checkpoint, *options: str) -> recogniser.Recogniser:
     rest = ["--features", "x.npy", "--out", "out", "--device", "cpu"]
-    return recogniser.load(predict.parse_args(["--ckpt", str(checkpoint), *rest, *options]))
+    args = predict.parse_args(["--ckpt", str(checkpoint), *rest, *options])
+    names = [f.name for f in fields(recogniser.PredictionOptions)]
+    return recogniser.load(recogniser.PredictionOptions(**{name: getattr(args, name) for name in names}))
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +259,7 @@ def test_moments_are_those_of_evenly_spaced_normal_rows_and_add_up_over_processe
 
 def test_a_resumed_training_keeps_the_moments(world, tmp_path, monkeypatch):
     def stop_in_the_second(*args, real=train.train_epoch):
-        if args[5] == 1:
+        if args[1] == 1:
             raise KeyboardInterrupt
         return real(*args)
 
@@ -277,7 +281,7 @@ def test_a_resumed_training_keeps_the_moments(world, tmp_path, monkeypatch):
         patch.setattr(train, "train_epoch", stop_in_the_second)
         train.main(options)
     before = torch.load(tmp_path / "last.pt", weights_only=True)
-    monkeypatch.setattr(prototype, "normal_moments", None)
+    monkeypatch.setattr(ours, "normal_moments", None)
     train.main([*options, "--resume"])
     after = torch.load(tmp_path / "last.pt", weights_only=True)
     assert after["epoch"] == 2 and torch.equal(after["normal_moments"]["outer"], before["normal_moments"]["outer"])

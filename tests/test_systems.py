@@ -19,7 +19,10 @@ from tests.places import torchrun
 from tests.synthetic import equal, stop_in_the_third_epoch, write_dataset
 from tests.tiny_clip import tiny_clip_state_dict
 from videoanomaly import settings
+from videoanomaly.data.annotations import Video, VideoLists
+from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.sampling import BalancedBatches
+from videoanomaly.data.training_data import TrainingData
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems import actionclip, base, binary, catalogue, mgfn, rtfm, s3r, ur_dmu, vadclip
 from videoanomaly.weights import export
@@ -28,7 +31,8 @@ B, S, F_, D, K = 10, 16, 4, 64, 6  # of the batches here
 A = B // 2  # abnormal videos
 CLASSES = ("fire", "fall")
 LABELS = torch.tensor([0, 1, 1, 0, 1])
-TRAINED = [name for name in catalogue.SYSTEMS if name != "clip-zeroshot"]
+OTHERS = tuple(name for name in catalogue.SYSTEMS if name != "anomalyclip")
+TRAINED = [name for name in OTHERS if name != "clip-zeroshot"]
 BINARY = [name for name in TRAINED if issubclass(catalogue.SYSTEMS[name], binary.BinarySystem)]
 SMALL = ["--num-segments", "6", "--num-frames", "4", "--batch-size", "8", "--workers", "0", "--device", "cpu"]
 
@@ -166,11 +170,11 @@ def test_s3r_reconstructs_a_segment_from_the_atoms_that_match_it():
 def test_s3r_learns_atoms_from_the_means_of_normal_videos():
     rng = np.random.default_rng(0)
     rows = {f"v{i}": rng.normal(size=(9, 2, D)).astype(np.float32) + 5 * np.eye(D)[i % 2] for i in range(9)}
-    videos = [SimpleNamespace(name=name, label=1 if name == "v8" else -1) for name in rows]
+    lists = VideoLists(("a", "b"), [Video(name, 1 if name == "v8" else -1) for name in rows], [])
     features = SimpleNamespace(open=rows.get, paths=lambda name: [name])
 
     def learn(dataset: str = "ucfcrime", seed: int = 0) -> torch.Tensor:
-        return s3r.S3R.learn(SimpleNamespace(train=videos), features, dataset, seed)["dictionary"]
+        return s3r.S3R.learn(TrainingData(DATASETS[dataset], lists, features, None), seed)["dictionary"]
 
     dictionary = learn()
     assert dictionary.shape == (4, D) and dictionary.dtype == torch.float32  # half of 8 normal videos
@@ -505,8 +509,12 @@ def test_bfloat16_autocast_changes_losses_a_little(name):
 
 def as_data(x, labels):
     """Videos and their features, as `finish` reads them, of segments (n, S, F, D)."""
-    videos = [SimpleNamespace(name=str(i), label=int(label)) for i, label in enumerate(labels)]
-    return videos, SimpleNamespace(open=lambda name: x[int(name)].reshape(-1, 1, x.shape[-1]).numpy())
+    return data_of({str(i): x[i].reshape(-1, 1, x.shape[-1]).numpy() for i in range(len(labels))}, labels)
+
+
+def data_of(features: dict[str, np.ndarray], labels) -> TrainingData:
+    lists = VideoLists(CLASSES, [Video(name, int(label)) for name, label in zip(features, labels)], [])
+    return TrainingData(DATASETS["custom"], lists, SimpleNamespace(open=features.get), None)
 
 
 @pytest.mark.parametrize("name", BINARY)
@@ -517,7 +525,7 @@ def test_the_class_head_is_fitted_after_the_training_and_nothing_else(name):
     assert model.class_head.weight.grad is None
     before = {n: value.clone() for n, value in model.state_dict().items()}
     model.eval()
-    model.finish(*as_data(x, labels))
+    model.finish(as_data(x, labels))
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
     assert changed == {"class_head.weight", "class_head.bias"}
     with torch.no_grad():
@@ -553,8 +561,7 @@ def test_all_videos_weigh_the_same_in_the_class_head_however_long_they_are():
         str(i): np.random.default_rng(i).normal(size=(n * S * F_, 1, D)).astype(np.float32)
         for i, n in enumerate((7, 1, 2, 1))
     }
-    videos = [SimpleNamespace(name=name, label=label) for name, label in zip(features, labels)]
-    model.finish(videos, SimpleNamespace(open=features.get))
+    model.finish(data_of(features, labels))
     with torch.no_grad():
         probs = [model.class_head(model.selected(features[str(i)])).softmax(dim=-1).mean(dim=0) for i in range(3)]
     assert torch.allclose(sum(probs) / 3, torch.tensor([1 / 3, 2 / 3]), atol=1e-3)
@@ -634,15 +641,15 @@ def test_a_planted_problem_is_learned(name):
     is.
     """
     model, rng = build(name, num_frames=2, topk=3), np.random.default_rng(0)
-    optimizer = catalogue.make_optimizer(name, model, 1.0, released=False)
+    optimizer = catalogue.make_optimizer(model, 1.0, released=False)
     for group in optimizer.param_groups:
-        group["lr"] = completed("custom", name, 60, 60).lr * group["scale"]
+        group["lr"] = completed("custom", name, 60, 60).lr * group.get("scale", 1)
     for _ in range(PLANTED_STEPS[name]):
         x, _ = planted(16, rng)
         optimizer.zero_grad()
         model.losses(model(x), torch.arange(8) % 2)["total"].backward()
         optimizer.step()
-    model.finish(*as_data(planted(40, rng)[0], [*(i % 2 for i in range(20)), *[-1] * 20]))
+    model.finish(as_data(planted(40, rng)[0], [*(i % 2 for i in range(20)), *[-1] * 20]))
     x, labels = planted(40, rng)
     p_A, p_class = (np.concatenate(p) for p in zip(*(model.predict(video.flatten(0, 1)) for video in x)))
     labels, anomalous = labels.reshape(-1), labels.reshape(-1) >= 0
@@ -654,14 +661,20 @@ def test_a_planted_problem_is_learned(name):
 
 
 def completed(dataset: str, name: str, num_abnormal: int, num_normal: int, frames_per_feature: int = 1, *options: str):
-    args = train.parse_args(["--dataset", dataset, "--root", "x", "--model", name, *options])
-    settings.complete(args, num_abnormal, num_normal, frames_per_feature)
-    return args
+    """The settings of a training on so many videos."""
+    given = ["--dataset", dataset, "--root", "x", "--out", "nowhere", "--model", name, *options]
+    videos = [Video(str(i), 0 if i < num_abnormal else -1) for i in range(num_abnormal + num_normal)]
+    lists = VideoLists(CLASSES, videos, [])
+    features = SimpleNamespace(frames_per_feature=frames_per_feature)
+    return train.parse_args(given)[0].for_data(TrainingData(DATASETS[dataset], lists, features, None))
 
 
 def test_every_system_has_its_papers_settings():
-    args = {name: completed("ucfcrime", name, 810, 800) for name in catalogue.MODELS}
-    found = {name: (a.lr, a.epochs, a.batch_size, a.num_segments, a.num_frames) for name, a in args.items()}
+    args = {name: completed("ucfcrime", name, 810, 800) for name in catalogue.SYSTEMS}
+    found = {
+        name: (a.lr, a.epochs, a.batch_size, a.config["num_segments"], a.config["num_frames"])
+        for name, a in args.items()
+    }
     assert found == {
         "anomalyclip": (1e-5, 50, 64, None, None),
         "clip-zeroshot": (1.0, 0, 64, 32, 16),
@@ -676,9 +689,9 @@ def test_every_system_has_its_papers_settings():
     }
 
 
-@pytest.mark.parametrize("name", catalogue.SYSTEMS)
+@pytest.mark.parametrize("name", OTHERS)
 def test_epochs_take_the_steps_of_the_system_on_any_data_set(name):
-    defaults = catalogue.DEFAULTS[name]
+    defaults = catalogue.SYSTEMS[name].DEFAULTS
     for dataset, videos in (
         ("shanghaitech", (63, 175)),
         ("xdviolence", (1905, 2049)),
@@ -694,22 +707,26 @@ def test_epochs_take_the_steps_of_the_system_on_any_data_set(name):
         assert completed("custom", name, 60, 60, 1, "--epochs", "7").epochs == 7
 
 
+def rows_of(found) -> int | None:
+    return found.config["num_frames"]
+
+
 def test_a_segment_has_the_rows_of_sixteen_frames_where_the_data_set_says_nothing_else():
     for frames_per_feature, rows in ((1, 16), (2, 8), (16, 1), (64, 1)):
         for dataset in ("ucfcrime", "custom"):
-            found = {name: completed(dataset, name, 9, 9, frames_per_feature).num_frames for name in catalogue.MODELS}
+            found = {name: rows_of(completed(dataset, name, 9, 9, frames_per_feature)) for name in catalogue.SYSTEMS}
             assert found == dict.fromkeys(found, rows) | {"actionclip": 8, "anomalyclip": None}  # the config's 16
-    assert all(completed("demo", name, 9, 9, 4).num_frames == 2 for name in catalogue.MODELS)
-    assert all(completed("demo", name, 9, 9, 4, "--num-frames", "3").num_frames == 3 for name in catalogue.MODELS)
+    assert all(rows_of(completed("demo", name, 9, 9, 4)) == 2 for name in catalogue.SYSTEMS)
+    assert all(rows_of(completed("demo", name, 9, 9, 4, "--num-frames", "3")) == 3 for name in catalogue.SYSTEMS)
 
 
 def test_small_data_sets_have_settings_of_their_own():
     small = completed("demo", "ur-dmu", 9, 9, 1, "--lr", "0.5")
-    assert (small.lr, small.batch_size, small.num_segments) == (0.5, 32, None)
-    assert small.embed_dim is None and small.directions == "direct"
+    assert (small.lr, small.batch_size, small.config["num_segments"]) == (0.5, 32, None)
+    assert small.config["embed_dim"] is None and small.config["directions"] == "direct"
 
 
-@pytest.mark.parametrize("name", catalogue.SYSTEMS)
+@pytest.mark.parametrize("name", OTHERS)
 def test_only_anomalyclip_needs_twice_as_many_segments_as_it_selects(name):
     topk = ("--topk", "2") if name in BINARY else ()
     args = completed("custom", name, 9, 9, 1, "--num-segments", "2", *topk)
@@ -717,11 +734,11 @@ def test_only_anomalyclip_needs_twice_as_many_segments_as_it_selects(name):
 
 
 def test_optimisers_are_the_papers():
-    kinds = {name: type(catalogue.make_optimizer(name, build(name), 0.1, released=False)).__name__ for name in TRAINED}
+    kinds = {name: type(catalogue.make_optimizer(build(name), 0.1, released=False)).__name__ for name in TRAINED}
     assert kinds == {"actionclip": "AdamW", "vadclip": "AdamW", "sultani": "Adagrad"} | dict.fromkeys(
         ("rtfm", "s3r", "ssrl", "mgfn", "ur-dmu"), "Adam"
     )
-    groups = catalogue.make_optimizer("actionclip", build("actionclip"), 0.1, released=False).param_groups
+    groups = catalogue.make_optimizer(build("actionclip"), 0.1, released=False).param_groups
     num_parameters = len(list(build("actionclip").parameters())) - 1  # without the temperature
     assert [(len(group["params"]), group["scale"]) for group in groups] == [(num_parameters, 10)]
     assert groups[0]["weight_decay"] == 0.2
@@ -820,7 +837,7 @@ def test_a_run_stopped_behind_its_last_epoch_is_refused_until_it_has_fitted_the_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(catalogue, "finish", stop)
+        patch.setattr(binary.BinarySystem, "finish", stop)
         run(dataset, tmp_path / "parts", *options)
     unfinished = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
     heads = [checkpoint["model"]["class_head.weight"] for checkpoint in (unfinished, whole)]
@@ -934,11 +951,11 @@ def test_a_damaged_dictionary_in_a_checkpoint_is_named():
 
 @pytest.mark.parametrize("name", ["actionclip", "vadclip"])
 def test_class_names_that_no_prompt_can_hold_are_named(name, clip):
-    dim, args = clip[0].text_projection.shape[1], SimpleNamespace(model=name)
+    dim = clip[0].text_projection.shape[1]
     for classes, message in ((("fall", "fire " * 80), "too long"), (("Normal", "fire"), "must not be called 'normal'")):
         config = AnomalyCLIPConfig(classes=classes, feature_dim=dim, directions="frozen")
         with pytest.raises(InputError, match=message):
-            catalogue.build(args, config, {"clip": clip[0], "tokenize": clip_model.tokenize})
+            catalogue.build(name, config, clip=clip[0], tokenize=clip_model.tokenize)
 
 
 def test_checkpoints_of_unknown_or_other_systems_are_refused(tmp_path):

@@ -55,10 +55,10 @@ def test_presets_are_the_papers():
         ("ucfcrime", (256, 1, "features", 1e-5, 50)),
         ("xdviolence", (128, 1, "features", 5e-6, 50)),
     ):
-        args = train.parse_args(["--dataset", name, "--root", "x"])
-        config = settings.make_config(args, ("a",), 512, None)
-        assert (config.embed_dim, config.depth, config.temporal_input, args.lr, args.epochs) == expected
-        assert (args.batch_size, config.topk, config.num_segments, config.num_frames) == (64, 3, 32, 16)
+        given, _ = train.parse_args(["--dataset", name, "--root", "x", "--out", "nowhere"])
+        config = settings.make_config(given, ("a",), 512, None)
+        assert (config.embed_dim, config.depth, config.temporal_input, given.lr, given.epochs) == expected
+        assert (given.batch_size, config.topk, config.num_segments, config.num_frames) == (64, 3, 32, 16)
 
 
 def test_every_switch_reaches_the_config():
@@ -88,7 +88,8 @@ def test_every_switch_reaches_the_config():
         "sparse=0",
         "dir_top_normal=2.5",
     ]
-    config = settings.make_config(train.parse_args(["--dataset", "ucfcrime", "--root", "x", *given]), ("a",), 512, 2048)
+    found, _ = train.parse_args(["--dataset", "ucfcrime", "--root", "x", "--out", "nowhere", *given])
+    config = settings.make_config(found, ("a",), 512, 2048)
     assert (config.num_ctx, config.shared_ctx, config.directions, config.likelihood) == (4, True, "frozen", "cosine")
     assert (config.selection, config.temporal, config.temporal_input, config.embed_dim) == (
         "magnitude",
@@ -182,11 +183,11 @@ def test_a_run_stopped_in_a_step_goes_on_at_the_next_bit_for_bit(dataset, tmp_pa
     steps, real = [], train.batch_losses
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
 
-    def signal_in_a_step(model, forward, batch, *others):
+    def signal_in_a_step(training, batch):
         steps.append(batch["video_idx"].tolist())
         if len(steps) == step:
             signal.raise_signal(number)
-        return real(model, forward, batch, *others)
+        return real(training, batch)
 
     monkeypatch.setattr(train, "batch_losses", signal_in_a_step)
     arguments = [
