@@ -6,13 +6,18 @@ its checkpoints (released.py). Letters as in anomalyclip.py.
 """
 
 import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalyclip import Prediction
+from anomalyclip import AnomalyCLIPConfig, Prediction
+from videoanomaly.data.annotations import Video
+from videoanomaly.evaluation.scoring import Scores
 
 TRANSFORMERS_NAMES = (  # OpenAI's names -> those of transformers' CLIPVisionModelWithProjection
     ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
@@ -33,7 +38,7 @@ class MissingPeer(Exception):
     """A package to compare with is not installed; the text tells how to."""
 
 
-def import_peer(module: str, package: str):
+def import_peer(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -43,13 +48,13 @@ def import_peer(module: str, package: str):
 # ---- CLIP ----
 
 
-def openai_clip(state: dict[str, Tensor], sizes: dict) -> nn.Module:
+def openai_clip(state: dict[str, Tensor], sizes: dict[str, int]) -> nn.Module:
     model = import_peer("clip.model", "clip-anytorch 'setuptools<81'").CLIP(**sizes)
     model.load_state_dict(state)
     return model.eval()
 
 
-def open_clip_clip(state: dict[str, Tensor], sizes: dict) -> nn.Module:
+def open_clip_clip(state: dict[str, Tensor], sizes: dict[str, int]) -> nn.Module:
     open_clip = import_peer("open_clip", "open-clip-torch")
     vision = {
         "layers": sizes["vision_layers"],
@@ -69,7 +74,7 @@ def open_clip_clip(state: dict[str, Tensor], sizes: dict) -> nn.Module:
     return model.eval()
 
 
-def transformers_image_tower(state: dict[str, Tensor], sizes: dict) -> nn.Module:
+def transformers_image_tower(state: dict[str, Tensor], sizes: dict[str, int]) -> nn.Module:
     transformers = import_peer("transformers", "transformers")
     width = sizes["vision_width"]
     config = transformers.CLIPVisionConfig(
@@ -112,7 +117,12 @@ class LongPrompts(nn.Module):
     The released code computes Normal's text feature as well and throws it away; that is left out here.
     """
 
-    def __init__(self, clip: nn.Module, tokenize, classes: tuple[str, ...], num_ctx: int):
+    prefix: Tensor
+    suffix: Tensor
+    eot_idx: Tensor
+    positions: Tensor
+
+    def __init__(self, clip: Any, tokenize: Callable[[list[str]], Tensor], classes: tuple[str, ...], num_ctx: int):
         super().__init__()
         tokens = tokenize([f"{'X ' * num_ctx}{name}." for name in classes])  # the X only keep the contexts' places
         with torch.no_grad():
@@ -147,7 +157,11 @@ class ReleasedModel(nn.Module):
         prototype: Normality prototype, (D,).
     """
 
-    def __init__(self, config, clip: nn.Module, tokenize, prototype: Tensor):
+    prototype: Tensor
+
+    def __init__(
+        self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor], prototype: Tensor
+    ):
         super().__init__()
         axial = import_peer("axial_attention", "axial-attention")
         E = config.embed_dim
@@ -198,14 +212,16 @@ class ReleasedModel(nn.Module):
 # ---- the released loops ----
 
 
-def whole_file_sample(path, num_segments: int, num_frames: int, seed, training_rows) -> np.ndarray:
+def whole_file_sample(
+    path: Path, num_segments: int, num_frames: int, seed: int, training_rows: Callable[..., np.ndarray]
+) -> np.ndarray:
     """A training sample as the released code reads it: the whole file, then the rows, (S, F, D)."""
     rng = np.random.default_rng(seed)
     array = np.load(path)
     return array[training_rows(len(array), num_segments, num_frames, rng)]
 
 
-def loop_labels(video, num_frames: int) -> list[int]:
+def loop_labels(video: Video, num_frames: int) -> list[int]:
     """Class of each frame, looked up frame by frame."""
     labels = []
     for frame in range(num_frames):
@@ -214,7 +230,9 @@ def loop_labels(video, num_frames: int) -> list[int]:
 
 
 @torch.no_grad()
-def loop_scores(model: ReleasedModel, path, num_segments: int, num_frames: int, device) -> tuple[Tensor, Tensor]:
+def loop_scores(
+    model: ReleasedModel, path: Path, num_segments: int, num_frames: int, device: str
+) -> tuple[Tensor, Tensor]:
     """p_A (N,) and p_class (N, C) of a video: all passes in one batch, and the text tower anew."""
     rows = np.load(path)
     num_passes = -(-len(rows) // (num_segments * num_frames))
@@ -225,15 +243,18 @@ def loop_scores(model: ReleasedModel, path, num_segments: int, num_frames: int, 
     prediction = model(grid.transpose(0, 1))  # of (J, S, F, D)
     p_A = prediction.anomaly_logits.sigmoid()
     p_class = p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
-    return tuple(p.transpose(0, 1).flatten(0, 2)[: len(rows)].cpu() for p in (p_A, p_class))
+    p_A, p_class = (p.transpose(0, 1).flatten(0, 2)[: len(rows)].cpu() for p in (p_A, p_class))
+    return p_A, p_class
 
 
-def loop_metrics(p_A: list[float], p_class: list[list[float]], labels: list[int], classes) -> dict:
+def loop_metrics(
+    p_A: list[float], p_class: list[list[float]], labels: list[int], classes: tuple[str, ...]
+) -> dict[str, float]:
     """AUC and AP over all frames and per class, labels and scores collected frame by frame."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
+    sklearn = import_peer("sklearn.metrics", "scikit-learn")
 
-    def both(scores, positive):
-        return {"AUC": roc_auc_score(positive, scores), "AP": average_precision_score(positive, scores)}
+    def both(scores: list[float], positive: list[int]) -> dict[str, float]:
+        return {"AUC": sklearn.roc_auc_score(positive, scores), "AP": sklearn.average_precision_score(positive, scores)}
 
     result, per_class = both(p_A, [int(label >= 0) for label in labels]), {}
     for c, name in enumerate(classes):
@@ -243,24 +264,17 @@ def loop_metrics(p_A: list[float], p_class: list[list[float]], labels: list[int]
     return result | {f"m{key}": sum(v[key] for v in per_class.values()) / len(per_class) for key in ("AUC", "AP")}
 
 
-def sklearn_draws(scores, classes, weights: np.ndarray) -> dict[str, list[float]]:
+def sklearn_draws(scores: Sequence[Scores], classes: tuple[str, ...], weights: np.ndarray) -> dict[str, list[float]]:
     """AUC, AP, mAUC and mAP of draws of videos, scikit-learn once a draw and class; `weights` (R, V)."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
+    sklearn = import_peer("sklearn.metrics", "scikit-learn")
     p_A, p_class, labels = (np.concatenate(parts) for parts in zip(*scores))
     video_idx = np.repeat(np.arange(len(scores)), [len(s.labels) for s in scores])
-    draws = {"AUC": [], "AP": [], "mAUC": [], "mAP": []}
+    draws: dict[str, list[float]] = {"AUC": [], "AP": [], "mAUC": [], "mAP": []}
     for drawn in weights:
         frames = drawn[video_idx]  # how often each frame counts
-        for key, metric in (("AUC", roc_auc_score), ("AP", average_precision_score)):
+        for key, metric in (("AUC", sklearn.roc_auc_score), ("AP", sklearn.average_precision_score)):
             draws[key].append(metric(labels >= 0, p_A, sample_weight=frames))
-            draws[f"m{key}"].append(
-                np.mean(
-                    [
-                        metric(labels == c, p_class[:, c], sample_weight=frames)
-                        for c in range(len(classes))
-                        if frames[labels == c].any()
-                    ]
-                )
-            )
+            present = [c for c in range(len(classes)) if frames[labels == c].any()]
+            per_class = [metric(labels == c, p_class[:, c], sample_weight=frames) for c in present]
+            draws[f"m{key}"].append(float(np.mean(per_class)))
     return draws
