@@ -1,10 +1,11 @@
 """Measures this project beside what people use today: same inputs, same threads, taking turns, and the outputs
 compared.
 
-    python -m benchmarks --markdown bench.md                # every row at full size; hours on two cores, so choose
-    --rows python -m benchmarks --quick                            # every row small, under five minutes: do all run and
-    agree? python -m benchmarks --rows text train --device cuda python -m benchmarks --growth docs
-    # time and memory against frames, videos, classes and batch
+    python -m benchmarks --markdown bench.md    # every row at full size; hours on two cores, so choose --rows
+    python -m benchmarks --quick                # every row small, under five minutes: do all run and agree?
+    python -m benchmarks --rows text train --device cuda
+    python -m benchmarks --rows extraction --videos DIR
+    python -m benchmarks --growth docs          # time and memory against frames, videos, classes and batch
 
 The packages to compare with are in benchmarks/requirements.txt; a row whose package is missing says so. A figure is the
 median of the rounds, with the smallest and largest in brackets; a ratio is that of the times of the same round, above 1
@@ -20,10 +21,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.data_rows import bootstrap, evaluation, extraction, limits, loading, startup
-from benchmarks.measure import Line, machine, pick, spread
+from benchmarks import growth
+from benchmarks.data_rows import bootstrap, evaluation, loading
+from benchmarks.measure import Line, Setup, machine, pick, spread
 from benchmarks.model_rows import accelerator, image_bf16, image_fp32, text, train
 from benchmarks.peers import MissingPeer
+from benchmarks.video_rows import extraction, limits, real_videos, startup
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory
@@ -47,7 +50,7 @@ ROWS = {
 }
 
 
-def markdown(lines: list[Line], args) -> str:
+def markdown(lines: list[Line], setup: Setup) -> str:
     """The table, under a line on date, machine and versions."""
     head = ["work", "ours", "compared with", "ratio", "goal", "outputs differ by", "remarks"]
     rows = [head, ["---"] * len(head)] + [
@@ -65,19 +68,23 @@ def markdown(lines: list[Line], args) -> str:
         for line in lines
     ]
     table = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows)
-    return f"{machine(args)}\n\n{table}\n"
+    return f"{machine(setup)}\n\n{table}\n"
 
 
-def run_row(name: str, args) -> list[Line]:
+def write_table(path: str, lines: list[Line], setup: Setup) -> None:
+    write_atomically(path, lambda file: file.write(markdown(lines, setup).encode()))
+
+
+def run_row(name: str, setup: Setup) -> list[Line]:
     try:
-        return ROWS[name](args)
+        return ROWS[name](setup)
     except MissingPeer as error:
         return [Line(name, note=f"needs {error}")]
     except Exception as error:  # the other rows are still worth having
         return [Line(name, note=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", failed=True)]
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table (default: all)")
@@ -85,38 +92,45 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--rounds", type=int, help="rounds of every comparison (default: 5, 1 with --quick)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     add("--threads", type=int, help="threads of torch, for all alike (default: as torch chooses)")
+    add("--videos", metavar="DIR", help="folder of real videos to decode and extract (default: made ones)")
     add("--markdown", help="write the table into this file as well")
     add("--growth", metavar="FOLDER", help="instead measure growth: FOLDER/growth.md and FOLDER/growth.png")
     args = parser.parse_args(argv)
-    args.rounds = pick(args, 1, 5) if args.rounds is None else args.rounds
+    args.rounds = pick(args.quick, 1, 5) if args.rounds is None else args.rounds
     for name in ("rounds", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise InputError(f"--{name} {value}: expected at least 1")
+    args.videos = () if args.videos is None else real_videos(args.videos)
     args.device = check_device(args.device)
     return args
 
 
-def main(argv=None) -> int:
+def measure_rows(names: list[str], setup: Setup, table: str | None) -> list[Line]:
+    """The rows one after the other; the file `table` is written after each, so that a stopped run leaves them."""
+    torch.backends.cudnn.allow_tf32 = False  # as the scripts do
+    lines: list[Line] = []
+    for name in names:
+        start = time.perf_counter()
+        lines += run_row(name, setup)
+        if table:
+            write_table(table, lines, setup)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if a row failed or gave another output than its peer."""
     keep_freed_memory()
     args = parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.growth:
-        from benchmarks import growth
-
-        return growth.run(args)
-    torch.backends.cudnn.allow_tf32 = False  # as the scripts do
-    lines = []
     with tempfile.TemporaryDirectory() as folder:
-        args.folder = Path(folder)
-        for name in args.rows:
-            start = time.perf_counter()
-            lines += run_row(name, args)
-            if args.markdown:  # after every row, so that a long run that is stopped leaves what it has
-                write_atomically(args.markdown, lambda file: file.write(markdown(lines, args).encode()))
-            print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    print(markdown(lines, args))
+        setup = Setup(args.quick, args.rounds, args.device, Path(folder), args.videos)
+        if args.growth:
+            growth.run(setup, Path(args.growth))
+            return 0
+        lines = measure_rows(args.rows, setup, args.markdown)
+    print(markdown(lines, setup))
     return int(any(line.wrong for line in lines))
 
 

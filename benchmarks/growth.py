@@ -7,20 +7,21 @@ the time for twice the size, 0 no more time, 2 four times.
 
 import math
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import torch
 
-from benchmarks.inputs import SMALL, VIT_B16, evaluate_ours, make_step, random_clip, random_scores, write_features
-from benchmarks.measure import gib, in_subprocess, peak_memory, take_turns
-from videoanomaly import winograd
-from videoanomaly.data.annotations import Video
+from benchmarks.measure import Setup, gib, in_subprocess, machine, pick
 from videoanomaly.runtime.files import write_atomically
 
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend that needs no screen)
+
+Point = tuple[float, float, float]  # size, seconds, bytes
 LINEAR = (0.8, 1.2)
 SIZES = {
     "frames": (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6),
@@ -37,74 +38,12 @@ WORK = {
 }
 
 
-def classes_named(count: int) -> tuple[str, ...]:
-    return tuple(f"Class{chr(65 + i // 26)}{chr(65 + i % 26)}" for i in range(count))
-
-
-def small_model(device: str, **settings):
-    from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
-
-    torch.manual_seed(0)
-    config = AnomalyCLIPConfig(classes=classes_named(13), directions="direct", **settings)
-    model = AnomalyCLIP(config, prototype=torch.randn(config.feature_dim)).to(device)
-    winograd.accelerate(model)
-    return model
-
-
-def write_one(folder: str, count: int, dim: int) -> None:
-    write_features(Path(folder), [count], dim, np.float16)
-
-
-def frames_work(count: int, quick: bool, device: str, folder: Path):
-    model = small_model(device, embed_dim=32).eval()
-    in_subprocess(
-        "benchmarks.growth", "write_one", str(folder), count, model.config.feature_dim
-    )  # its memory is not the evaluation's
-    videos = [Video("0", 0, ((count // 4, count // 2),), count)]
-    return lambda: evaluate_ours(model, videos, folder)
-
-
-def videos_work(count: int, quick: bool, device: str, folder: Path):
-    from videoanomaly.evaluation import metrics, scoring
-
-    scores = random_scores(count, 1000, 6)
-    named = {str(i): s for i, s in enumerate(scores)}
-    classes = tuple("ABCDEF")
-    return lambda: (scoring.frame_metrics(named, classes), metrics.bootstrap_metrics(scores, classes, num_draws=100))
-
-
-def classes_work(count: int, quick: bool, device: str, folder: Path):
-    import clip_model
-    from anomalyclip import AnomalyCLIPConfig, PromptLearner
-
-    sizes = SMALL if quick else VIT_B16
-    config = AnomalyCLIPConfig(classes=classes_named(count), feature_dim=sizes["embed_dim"])
-    prompts = PromptLearner(config, random_clip(sizes), clip_model.tokenize).to(device)
-    return lambda: prompts().square().sum().backward()
-
-
-def batch_work(count: int, quick: bool, device: str, folder: Path):
-    model = small_model(device, embed_dim=64)
-    return make_step(SimpleNamespace(device=device), model, model.losses, model.config, count)
-
-
-def point(curve: str, count: int, quick: bool, device: str, threads: int) -> tuple[float, int]:
-    """Median seconds and peak bytes of a piece of work of one size, in this process."""
-    torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder:
-        work = globals()[f"{curve}_work"](count, quick, device, Path(folder))
-        _, seconds = take_turns({"work": work}, 1, device)  # after one to warm up
-        if seconds["work"][0] < 2:
-            _, seconds = take_turns({"work": work}, 5, device)
-    return float(np.median(seconds["work"])), peak_memory(device)
-
-
-def exponents(sizes, values) -> list[float]:
+def exponents(sizes: Sequence[float], values: Sequence[float]) -> list[float]:
     """Between neighbouring points: the exponent with which the value grows."""
     return [math.log(values[i + 1] / values[i]) / math.log(sizes[i + 1] / sizes[i]) for i in range(len(sizes) - 1)]
 
 
-def verdict(sizes, seconds) -> str:
+def verdict(sizes: Sequence[float], seconds: Sequence[float]) -> str:
     """Where the time is linear in the size, where it grows slower and where faster."""
     parts = []
     for i, exponent in enumerate(exponents(sizes, seconds)):
@@ -120,7 +59,7 @@ def verdict(sizes, seconds) -> str:
     )
 
 
-def markdown(curves: dict[str, list]) -> str:
+def markdown(curves: dict[str, list[Point]]) -> str:
     texts = []
     for name, points in curves.items():
         sizes, seconds, memory = zip(*points)
@@ -135,13 +74,8 @@ def markdown(curves: dict[str, list]) -> str:
     return "\n".join(texts)
 
 
-def draw(path: Path, curves: dict[str, list]) -> None:
+def draw(path: Path, curves: dict[str, list[Point]]) -> None:
     """Time (left) and peak memory (right) of each curve, logarithmic, with the straight line through the last point."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(2, len(curves), figsize=(4 * len(curves), 6), squeeze=False, layout="constrained")
     for column, (name, points) in zip(axes.T, curves.items()):
         sizes, seconds, memory = map(np.array, zip(*points))
@@ -158,18 +92,15 @@ def draw(path: Path, curves: dict[str, list]) -> None:
     plt.close(figure)
 
 
-def run(args) -> int:
-    """Measures all curves and writes growth.md and growth.png into the folder of --growth."""
-    curves, folder = {}, Path(args.growth)
-    for name, sizes in (QUICK if args.quick else SIZES).items():
+def run(setup: Setup, folder: Path) -> None:
+    """Measures all curves and writes growth.md and growth.png into the folder."""
+    curves: dict[str, list[Point]] = {}
+    for name, sizes in pick(setup.quick, QUICK, SIZES).items():
         start = time.perf_counter()
-        common = (args.quick, args.device, torch.get_num_threads())
-        curves[name] = [(n, *in_subprocess("benchmarks.growth", "point", name, int(n), *common)) for n in sizes]
+        common = (setup.quick, setup.device, torch.get_num_threads())
+        curves[name] = [(n, *in_subprocess("benchmarks.points", "point", name, int(n), *common)) for n in sizes]
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    from benchmarks.__main__ import machine
-
-    text = f"# Growth of time and memory\n\n![the curves](growth.png)\n\n{machine(args)}\n\n{markdown(curves)}"
+    text = f"# Growth of time and memory\n\n![the curves](growth.png)\n\n{machine(setup)}\n\n{markdown(curves)}"
     write_atomically(folder / "growth.md", lambda file: file.write(text.encode()))
     draw(folder / "growth.png", curves)
     print(text)
-    return 0

@@ -5,13 +5,29 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 HERE = Path(__file__).parent.parent
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How to measure, for all rows alike."""
+
+    quick: bool  # small sizes
+    rounds: int
+    device: str
+    folder: Path  # for the rows' own files
+    videos: tuple[Path, ...] = ()  # real ones, the smallest first; without any they are made
 
 
 @dataclass
@@ -34,7 +50,9 @@ class Line:
         return self.failed or self.difference is not None and not self.difference <= self.tolerance  # NaN is wrong, too
 
 
-def take_turns(functions: dict, rounds: int, device: str, warm_up: bool = True) -> tuple[dict, dict[str, list[float]]]:
+def take_turns(
+    functions: Mapping[str, Callable[[], Any]], rounds: int, device: str, warm_up: bool = True
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Calls the functions in turn, once each to warm up unless they take minutes, then `rounds` times.
 
     Returns:
@@ -49,7 +67,7 @@ def take_turns(functions: dict, rounds: int, device: str, warm_up: bool = True) 
         return result, time.perf_counter() - start
 
     results = {name: timed(function)[0] for name, function in functions.items()} if warm_up else {}
-    seconds = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(rounds):
         for name in list(functions)[:: (-1) ** i]:  # there and back, so that no one always comes first
             result, took = timed(functions[name])
@@ -58,7 +76,7 @@ def take_turns(functions: dict, rounds: int, device: str, warm_up: bool = True) 
     return results, seconds
 
 
-def spread(values, unit: str, scale: float = 1.0) -> str:
+def spread(values: Sequence[float], unit: str, scale: float = 1.0) -> str:
     """Median, smallest and largest: "12.3 (12.1-12.9) ms"."""
     median, least, most = (f"{scale * f(values):.3g}" for f in (np.median, np.min, np.max))
     return f"{median} {unit}" if len(values) == 1 else f"{median} ({least}-{most}) {unit}"
@@ -69,18 +87,27 @@ def rates(seconds: list[float], count: float, unit: str) -> str:
 
 
 def against(
-    work: str, peer: str, ours: list[float], theirs: list[float], show, least: float | None = None, **others
+    work: str,
+    peer: str,
+    ours: list[float],
+    theirs: list[float],
+    show: Callable[[list[float]], str],
+    least: float | None = None,
+    **others: Any,
 ) -> Line:
-    """A line that compares the seconds of two; `show` prints seconds, `least` is the ratio that is the goal."""
+    """A line that compares the seconds of two; `show` prints seconds, `least` is the ratio that is the goal.
+
+    `others` are further fields of the line.
+    """
     ratios = [b / a for a, b in zip(ours, theirs)]
-    goal = {} if least is None else {"goal": f"{least:g}x", "reached": bool(np.median(ratios) >= least)}
+    goal: dict[str, Any] = {} if least is None else {"goal": f"{least:g}x", "reached": bool(np.median(ratios) >= least)}
     return Line(work, show(ours), f"{peer}: {show(theirs)}", ratios, **(goal | others))
 
 
-def relative(ours, theirs) -> float:
+def relative(ours: ArrayLike | torch.Tensor, theirs: ArrayLike | torch.Tensor) -> float:
     """Largest difference of two arrays over the largest value."""
-    ours, theirs = (torch.as_tensor(x).detach().double().cpu() for x in (ours, theirs))
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    a, b = (torch.as_tensor(x).detach().double().cpu() for x in (ours, theirs))
+    return float((a - b).abs().max() / b.abs().max())
 
 
 def peak_memory(device: str) -> int:
@@ -98,7 +125,7 @@ def peak_memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def in_subprocess(module: str, function: str, *values):
+def in_subprocess(module: str, function: str, *values: Any) -> Any:
     """What a function of plain values gives in a new process, as JSON; its peak memory is then its own."""
     code = (
         f"import json, sys; from videoanomaly.runtime import memory; import {module}; memory.keep_freed_memory(); "
@@ -114,17 +141,30 @@ def gib(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:.2f} GiB"
 
 
-def pick(args, quick, full):
-    return quick if args.quick else full
+def pick(quick: bool, small: T, full: T) -> T:
+    return small if quick else full
 
 
-def machine(args) -> str:
-    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
+def gemm_rate(dtype: torch.dtype, setup: Setup) -> list[float]:
+    """FLOP/s of a matrix product of the image tower's feed-forward, for more images where that takes no time."""
+    n = 197 * pick(setup.quick, 16, 1024 if setup.device.startswith("cuda") else 64)
+    x, weight = (
+        torch.randn(n, 768, device=setup.device).to(dtype),
+        torch.randn(3072, 768, device=setup.device).to(dtype),
+    )
+    _, seconds = take_turns(
+        {"linear": partial(torch.nn.functional.linear, x, weight)}, pick(setup.quick, 2, 7), setup.device
+    )
+    return [2 * n * 768 * 3072 / s for s in seconds["linear"]]
+
+
+def machine(setup: Setup) -> str:
+    device = torch.cuda.get_device_name(setup.device) if setup.device.startswith("cuda") else "CPU"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
-    size = "small sizes (--quick): the ratios say nothing" if args.quick else "full sizes"
+    size = "small sizes (--quick): the ratios say nothing" if setup.quick else "full sizes"
     return (
         f"{time.strftime('%Y-%m-%d')}, {device}, {name}, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds, {size}"
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {setup.rounds} rounds, {size}"
     )

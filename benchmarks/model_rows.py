@@ -1,19 +1,34 @@
-"""Rows of the benchmark's table about models: a function each, from the command line's arguments to lines."""
+"""Rows of the benchmark's table about models: a function each, from the setup to lines."""
 
 import copy
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.data_rows import gemm_rate
 from benchmarks.inputs import SMALL, VIT_B16, make_pair, make_step, our_model, random_clip
-from benchmarks.measure import Line, against, gib, in_subprocess, peak_memory, pick, rates, relative, spread, take_turns
+from benchmarks.measure import (
+    Line,
+    Setup,
+    against,
+    gemm_rate,
+    gib,
+    in_subprocess,
+    peak_memory,
+    pick,
+    rates,
+    relative,
+    spread,
+    take_turns,
+)
 from benchmarks.peers import MissingPeer
+from clip_model import CLIP
 
 
 def image_flops(sizes: dict) -> float:
@@ -24,22 +39,23 @@ def image_flops(sizes: dict) -> float:
 
 
 @torch.inference_mode()
-def encode(model, images, dtype=torch.float32):
+def encode(model: Any, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Features of images by any CLIP, or by the image tower of transformers."""
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
         features = model.encode_image(images) if hasattr(model, "encode_image") else model(images).image_embeds
     return features.float()
 
 
-def image_inputs(args):
+def image_inputs(setup: Setup) -> tuple[dict[str, int], CLIP, dict[str, Tensor], Tensor]:
     """Sizes, a random CLIP of ours, its state and a batch of images."""
-    sizes = pick(args, SMALL, VIT_B16)
+    sizes = pick(setup.quick, SMALL, VIT_B16)
     model = random_clip(sizes)
-    images = torch.randn(pick(args, 4, 16), 3, *[sizes["image_resolution"]] * 2).to(args.device)
-    return sizes, model.to(args.device), {k: v.cpu() for k, v in model.state_dict().items()}, images
+    images = torch.randn(pick(setup.quick, 4, 16), 3, *[sizes["image_resolution"]] * 2).to(setup.device)
+    return sizes, model.to(setup.device), {k: v.cpu() for k, v in model.state_dict().items()}, images
 
 
-def image_fp32(args) -> list[Line]:
-    sizes, model, state, images = image_inputs(args)
+def image_fp32(setup: Setup) -> list[Line]:
+    sizes, model, state, images = image_inputs(setup)
     work, functions, lines = f"image tower, fp32, batch {len(images)}", {"ours": partial(encode, model, images)}, []
     for name, build in (
         ("OpenAI", peers.openai_clip),
@@ -47,10 +63,10 @@ def image_fp32(args) -> list[Line]:
         ("transformers", peers.transformers_image_tower),
     ):
         try:
-            functions[name] = partial(encode, build(state, sizes).to(args.device), images)
+            functions[name] = partial(encode, build(state, sizes).to(setup.device), images)
         except MissingPeer as error:
             lines.append(Line(work, peer=name, note=f"needs {error}"))
-    results, seconds = take_turns(functions, args.rounds, args.device)
+    results, seconds = take_turns(functions, setup.rounds, setup.device)
     show = partial(rates, count=len(images), unit="images/s")
     return lines + [
         against(
@@ -68,13 +84,13 @@ def image_fp32(args) -> list[Line]:
     ]
 
 
-def image_bf16(args) -> list[Line]:
-    sizes, model, state, images = image_inputs(args)
-    openai = peers.openai_clip(state, sizes).to(args.device)
+def image_bf16(setup: Setup) -> list[Line]:
+    sizes, model, state, images = image_inputs(setup)
+    openai = peers.openai_clip(state, sizes).to(setup.device)
     functions = {"ours": partial(encode, model, images, torch.bfloat16), "OpenAI": partial(encode, openai, images)}
-    results, seconds = take_turns(functions, args.rounds, args.device)
+    results, seconds = take_turns(functions, setup.rounds, setup.device)
     cosine = torch.nn.functional.cosine_similarity(results["ours"], results["OpenAI"]).min()
-    limit = np.median(gemm_rate(torch.bfloat16, args))
+    limit = np.median(gemm_rate(torch.bfloat16, setup))
     share = image_flops(sizes) * len(images) / np.median(seconds["ours"]) / limit
     line = against(
         f"image tower, bf16, batch {len(images)}",
@@ -91,8 +107,8 @@ def image_bf16(args) -> list[Line]:
     return [line]
 
 
-def text(args) -> list[Line]:
-    ours, theirs = make_pair(args)
+def text(setup: Setup) -> list[Line]:
+    ours, theirs = make_pair(setup.quick, setup.device)
     towers = {"ours": ours.prompt_learner, "77": theirs.prompts}
 
     def both_ways(tower):
@@ -102,7 +118,7 @@ def text(args) -> list[Line]:
         return features, tower.ctx.grad.clone()
 
     results, seconds = take_turns(
-        {name: partial(both_ways, tower) for name, tower in towers.items()}, args.rounds, args.device
+        {name: partial(both_ways, tower) for name, tower in towers.items()}, setup.rounds, setup.device
     )
     difference = max(map(relative, results["ours"], results["77"]))
     work = f"text tower, {len(ours.config.classes)} classes, forward and backward"
@@ -120,32 +136,33 @@ def text(args) -> list[Line]:
     ]
 
 
-def training_run(which: str, quick: bool, device: str, threads: int, num_videos: int, num_steps: int) -> dict:
+def training_run(which: str, quick: bool, device: str, threads: int, num_videos: int, num_steps: int) -> dict[str, Any]:
     """Losses of the first step, median seconds of those after it, and peak bytes of a process that trains one of the
     two.
     """
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
-    models = dict(zip(("ours", "released"), make_pair(SimpleNamespace(quick=quick, device=device))))
-    ours = models["ours"]
-    step = make_step(SimpleNamespace(device=device), models[which], ours.losses, ours.config, num_videos)
+    ours, theirs = make_pair(quick, device)
+    model = {"ours": ours, "released": theirs}[which]
+    step = make_step(model, ours.losses, ours.config, num_videos, device)
     results, seconds = take_turns({"step": step}, num_steps, device)
     losses = {name: float(value) for name, value in results["step"].items()}
     return {"losses": losses, "seconds": float(np.median(seconds["step"])), "peak": peak_memory(device)}
 
 
-def train(args) -> list[Line]:
+def train(setup: Setup) -> list[Line]:
     """Each model in processes of its own, which take turns: memory that one has freed does not speed up the other."""
-    num_videos, runs = pick(args, 8, 64), {"ours": [], "released": []}
-    for _ in range(min(args.rounds, 3)):
+    num_videos = pick(setup.quick, 8, 64)
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "released": []}
+    for _ in range(min(setup.rounds, 3)):
         for which, done in runs.items():
             done.append(
                 in_subprocess(
                     "benchmarks.model_rows",
                     "training_run",
                     which,
-                    args.quick,
-                    args.device,
+                    setup.quick,
+                    setup.device,
                     torch.get_num_threads(),
                     num_videos,
                     2,
@@ -153,12 +170,13 @@ def train(args) -> list[Line]:
             )
     losses = [done[0]["losses"] for done in runs.values()]
     difference = max(abs(losses[0][name] - value) / max(1, abs(value)) for name, value in losses[1].items())
-    seconds, memory = ([[run[key] for run in done] for done in runs.values()] for key in ("seconds", "peak"))
-    most = [max(peaks) for peaks in memory]
+    ours, theirs = ([run["seconds"] for run in done] for done in runs.values())
+    most = [max(run["peak"] for run in done) for done in runs.values()]
     line = against(
         f"training step, B {num_videos}",
         "OpenAI's text tower, reversible axial_attention",
-        *seconds,
+        ours,
+        theirs,
         partial(spread, unit="s"),
         1.5,
         difference=difference,
@@ -169,24 +187,24 @@ def train(args) -> list[Line]:
     return [line]
 
 
-def accelerator(args) -> list[Line]:
+def accelerator(setup: Setup) -> list[Line]:
     """torch.compile of the image tower and bf16 autocast of the training step; on CUDA also pinned memory."""
-    sizes, model, _, images = image_inputs(args)
+    _, model, _, images = image_inputs(setup)
     compiled = copy.deepcopy(model)
-    compiled.visual = torch.compile(compiled.visual)
+    compiled.visual.compile()
     work = f"image tower, bf16, batch {len(images)}, torch.compile"
     lines = [
-        compared_compile(work, args, *(partial(encode, m, images, torch.bfloat16) for m in (compiled, model))),
-        compared_autocast(args),
+        compared_compile(work, setup, *(partial(encode, m, images, torch.bfloat16) for m in (compiled, model))),
+        compared_autocast(setup),
     ]
-    if not args.device.startswith("cuda"):
+    if not setup.device.startswith("cuda"):
         return lines + [Line("copies to the device, pinned memory", note="needs --device cuda")]
     pageable = torch.empty(2**28, dtype=torch.uint8)
     pinned = pageable.pin_memory()
     _, seconds = take_turns(
-        {"pinned": lambda: pinned.to(args.device, non_blocking=True), "pageable": lambda: pageable.to(args.device)},
-        args.rounds,
-        args.device,
+        {"pinned": lambda: pinned.to(setup.device, non_blocking=True), "pageable": lambda: pageable.to(setup.device)},
+        setup.rounds,
+        setup.device,
     )
     show = partial(rates, count=2**28 / 1e9, unit="GB/s")
     return lines + [
@@ -194,13 +212,13 @@ def accelerator(args) -> list[Line]:
     ]
 
 
-def compared_compile(work: str, args, compiled, eager) -> Line:
+def compared_compile(work: str, setup: Setup, compiled: Callable[[], Tensor], eager: Callable[[], Tensor]) -> Line:
     if not (shutil.which("g++") or shutil.which("clang++")):
         return Line(work, note="needs a C++ compiler")
     start = time.perf_counter()
     compiled()
     first = time.perf_counter() - start
-    results, seconds = take_turns({"compiled": compiled, "eager": eager}, args.rounds, args.device)
+    results, seconds = take_turns({"compiled": compiled, "eager": eager}, setup.rounds, setup.device)
     cosine = torch.nn.functional.cosine_similarity(results["compiled"], results["eager"]).min()
     gain = np.median(seconds["eager"]) - np.median(seconds["compiled"])
     after = f"pays after {first / gain:,.0f} batches" if gain > 0 else "never pays"
@@ -216,14 +234,14 @@ def compared_compile(work: str, args, compiled, eager) -> Line:
     )
 
 
-def compared_autocast(args) -> Line:
-    num_videos, model = pick(args, 8, 64), our_model(args)
+def compared_autocast(setup: Setup) -> Line:
+    num_videos, model = pick(setup.quick, 8, 64), our_model(setup.quick, setup.device)
     loss, config = model.losses, model.config
     steps = {
-        "bf16": make_step(args, copy.deepcopy(model), loss, config, num_videos, torch.bfloat16),
-        "fp32": make_step(args, model, loss, config, num_videos),
+        "bf16": make_step(copy.deepcopy(model), loss, config, num_videos, setup.device, torch.bfloat16),
+        "fp32": make_step(model, loss, config, num_videos, setup.device),
     }
-    results, seconds = take_turns(steps, args.rounds, args.device)
+    results, seconds = take_turns(steps, setup.rounds, setup.device)
     return against(
         f"training step, B {num_videos}, bf16 autocast",
         "fp32",

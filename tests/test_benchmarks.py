@@ -2,13 +2,14 @@
 
 import math
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import __main__, data_rows, growth, inputs, measure, model_rows, peers
-from benchmarks.measure import Line, against, spread, take_turns
+from benchmarks import __main__, data_rows, growth, inputs, measure, model_rows, peers, points, video_rows
+from benchmarks.measure import Line, Setup, against, spread, take_turns
 from videoanomaly.data.annotations import Video, frame_labels
 from videoanomaly.runtime.console import InputError
 
@@ -71,7 +72,7 @@ def test_table_has_a_row_for_each_line():
         against("work", "peer", [1.0], [2.0], lambda s: f"{s[0]:g} s", 1.5, difference=2.0, tolerance=1.0),
         Line("a | b", note="n"),
     ]
-    table = __main__.markdown(lines, __main__.parse_args(["--quick", "--device", "cpu"])).splitlines()
+    table = __main__.markdown(lines, Setup(quick=True, rounds=1, device="cpu", folder=Path())).splitlines()
     assert table[4] == "| work | 1 s | peer: 2 s | 2 x | 1.5x: yes | 2.0e+00 (may 1) WRONG |  |"
     assert table[5] == "| a / b |  |  |  |  |  | n |"
 
@@ -84,13 +85,13 @@ def run(monkeypatch, tmp_path, row) -> tuple[int, str]:
 
 
 def test_a_wrong_answer_gives_status_1(monkeypatch, tmp_path):
-    assert run(monkeypatch, tmp_path, lambda args: [Line("good", difference=0.0)])[0] == 0
-    status, table = run(monkeypatch, tmp_path, lambda args: [Line("good"), Line("bad", difference=1.0)])
+    assert run(monkeypatch, tmp_path, lambda setup: [Line("good", difference=0.0)])[0] == 0
+    status, table = run(monkeypatch, tmp_path, lambda setup: [Line("good"), Line("bad", difference=1.0)])
     assert status == 1 and "WRONG" in table
 
 
 def test_a_row_that_fails_gives_status_1_and_says_why(monkeypatch, tmp_path):
-    def row(args):
+    def row(setup):
         raise ValueError("no such thing")
 
     status, table = run(monkeypatch, tmp_path, row)
@@ -98,7 +99,7 @@ def test_a_row_that_fails_gives_status_1_and_says_why(monkeypatch, tmp_path):
 
 
 def test_a_missing_peer_gives_a_line_that_says_what_to_install(monkeypatch, tmp_path):
-    status, table = run(monkeypatch, tmp_path, lambda args: peers.import_peer("no_such_module", "that-package"))
+    status, table = run(monkeypatch, tmp_path, lambda setup: peers.import_peer("no_such_module", "that-package"))
     assert status == 0 and "needs pip install that-package" in table
 
 
@@ -118,6 +119,14 @@ def test_bad_arguments_are_told():
         __main__.parse_args(["--rounds", "0"])
 
 
+def test_a_folder_without_videos_is_told_in_one_line(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match="^--videos .*: found no video file, expected a folder with .*") as error:
+            __main__.parse_args(["--videos", str(folder)])
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
 # ---- rows ----
 
 
@@ -126,6 +135,25 @@ def test_cheap_rows_agree_with_their_peers(row, capsys):
     assert __main__.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", row]) == 0
     table = capsys.readouterr().out
     assert "(may" in table and "FAILED" not in table
+
+
+def test_rows_take_the_smallest_of_the_videos_in_a_folder(tmp_path):
+    for name, size in (("a/long.mp4", 3), ("b/short.MP4", 1), ("middle.avi", 2), ("notes.txt", 0)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    videos = __main__.parse_args(["--videos", str(tmp_path)]).videos
+    assert [path.name for path in videos] == ["short.MP4", "middle.avi", "long.mp4"]
+    for quick, taken in ((True, 1), (False, 2)):
+        setup = Setup(quick=quick, rounds=1, device="cpu", folder=tmp_path, videos=videos)
+        assert video_rows.sample_videos(setup) == list(videos[:taken])
+
+
+def test_the_videos_of_a_folder_are_decoded(tmp_path, capsys):
+    video_rows.made_video(tmp_path / "corridor.mp4", 20)
+    options = ["--quick", "--device", "cpu", "--rounds", "1", "--videos", str(tmp_path)]
+    assert __main__.main([*options, "--rows", "limits"]) == 0
+    table = capsys.readouterr().out
+    assert "corridor.mp4" in table and "FAILED" not in table
 
 
 def test_bootstrap_row_notices_another_answer(monkeypatch):
@@ -143,7 +171,7 @@ def test_loading_row_notices_other_rows(monkeypatch):
 @needs_peers
 @pytest.mark.parametrize("training", [True, False])
 def test_the_released_model_is_ours_with_the_same_weights(training):
-    ours, theirs = (m.train(training) for m in inputs.make_pair(__main__.parse_args(["--quick", "--device", "cpu"])))
+    ours, theirs = (m.train(training) for m in inputs.make_pair(quick=True, device="cpu"))
     features = torch.randn(3, ours.config.num_segments, ours.config.num_frames, ours.config.feature_dim)
     for a, b in zip(ours(features)[:3], theirs(features)[:3]):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -201,5 +229,5 @@ def test_growth_writes_a_table_and_a_picture(monkeypatch, tmp_path, capsys):
 def test_each_curve_has_a_point(curve):
     threads = torch.get_num_threads()
     count = {"frames": 600, "videos": 6, "classes": 2, "batch": 2}[curve]
-    seconds, peak = growth.point(curve, count, True, "cpu", threads)
+    seconds, peak = points.point(curve, count, True, "cpu", threads)
     assert seconds > 0 and peak > 2**20
