@@ -7,15 +7,23 @@ person's height there. Everything is a function of t alone, so any frame can be 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 CANVAS = 192  # side of the canvas; frames have half of it
 CENTRE = CANVAS // 2
+
+Pen = ImageDraw.ImageDraw
+Colour = tuple[int, ...]  # red, green, blue and perhaps opacity, in [0, 255]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Light = tuple[float, float, float, Colour, float]  # x, y, radius, colour, strength
+Words = tuple[str, str, str]  # subject, attribute, action
+Seeds = list[tuple[float, ...]]  # (n, 3) in [0, 1)
 
 COLOURS = {
     "red": (190, 40, 40),
@@ -33,11 +41,11 @@ SKINS = ((236, 200, 170), (214, 165, 125), (160, 110, 78), (95, 66, 48))
 HAIRS = ((30, 24, 20), (84, 55, 30), (160, 120, 60), (120, 118, 115))
 
 
-def shade(colour, factor):
+def shade(colour: Colour, factor: float) -> Colour:
     return tuple(min(255, int(c * factor)) for c in colour)
 
 
-def vary(rng, colour, spread=18):
+def vary(rng: np.random.Generator, colour: Colour, spread: int = 18) -> Colour:
     return tuple(int(min(255, max(0, c + rng.integers(-spread, spread + 1)))) for c in colour)
 
 
@@ -49,27 +57,31 @@ class Pose:
     """Angles in radians from hanging down or standing upright, positive to the front; legs and arms as (far, near)."""
 
     lean: float = 0.0
-    hips: tuple = (0.0, 0.0)
-    knees: tuple = (0.0, 0.0)  # bend backwards
-    shoulders: tuple = (0.1, -0.1)
-    elbows: tuple = (0.2, 0.2)  # bend forwards
+    hips: tuple[float, float] = (0.0, 0.0)
+    knees: tuple[float, float] = (0.0, 0.0)  # bend backwards
+    shoulders: tuple[float, float] = (0.1, -0.1)
+    elbows: tuple[float, float] = (0.2, 0.2)  # bend forwards
     lift: float = 0.0  # height above the ground, in body heights
     turn: float = 0.0  # of the whole body, 1.5 lies on the back
 
 
-def wave(phase):
+PersonScript = Callable[[float], tuple[float, float, float, int, Pose] | None]  # x, y, height, facing, pose
+VehicleScript = Callable[[float], tuple[float, float, int, float] | None]  # x, y, facing, angle in degrees
+
+
+def wave(phase: float) -> float:
     return math.sin(2 * math.pi * phase)
 
 
-def stand(p):
+def stand(p: float) -> Pose:
     return Pose(lean=0.03 * wave(p / 5), hips=(0.07, -0.07), shoulders=(0.15 + 0.05 * wave(p / 3), -0.12))
 
 
-def phone(p):
+def phone(p: float) -> Pose:
     return Pose(lean=0.06, hips=(0.07, -0.07), shoulders=(0.1, 0.7 + 0.05 * wave(p / 3)), elbows=(0.2, 2.0))
 
 
-def walk(p):
+def walk(p: float) -> Pose:
     s, c = wave(p), wave(p + 0.25)
     return Pose(
         0.05,
@@ -80,7 +92,7 @@ def walk(p):
     )
 
 
-def run(p):
+def run(p: float) -> Pose:
     s, c = wave(p), wave(p + 0.25)
     return Pose(
         0.34,
@@ -92,14 +104,14 @@ def run(p):
     )
 
 
-def panic(p):
+def panic(p: float) -> Pose:
     """Running with the arms thrown up."""
     pose = run(p)
     pose.shoulders, pose.elbows = (2.4 + 0.4 * wave(p), 2.6 - 0.4 * wave(p)), (0.5, 0.5)
     return pose
 
 
-def box(p):
+def box(p: float) -> Pose:
     s = wave(p)
     return Pose(
         0.18 + 0.2 * s,
@@ -110,63 +122,63 @@ def box(p):
     )
 
 
-def kick(p):
+def kick(p: float) -> Pose:
     s = max(0.0, wave(p))
     return Pose(0.1 - 0.45 * s, (-0.15, 1.65 * s - 0.3), (0.2, 0.5 * (1 - s)), (0.9, 0.3), (1.6, 1.4))
 
 
-def grapple(p):
+def grapple(p: float) -> Pose:
     return Pose(0.6 + 0.2 * wave(p), (0.75, -0.6), (0.6, 0.25), (1.9, 1.2 + 0.4 * wave(p)), (1.0, 1.2))
 
 
-def shove(p):
+def shove(p: float) -> Pose:
     s = abs(wave(p / 2))
     return Pose(0.3 + 0.2 * s, (0.6, -0.6), (0.3, 0.2), (1.45, 1.55), (0.9 - 0.8 * s, 0.9 - 0.8 * s))
 
 
-def stagger(p):
+def stagger(p: float) -> Pose:
     return Pose(-0.35 + 0.15 * wave(p), (0.55, -0.25), (0.2, 0.5), (1.0 + 0.5 * wave(p), 2.0), (0.5, 0.8))
 
 
-def strike_down(p):
+def strike_down(p: float) -> Pose:
     s = 0.5 + 0.5 * wave(p)
     return Pose(0.5 + 0.4 * s, (0.5, -0.4), (0.5, 0.2), (2.7 - 1.9 * s, 2.4 - 1.2 * s), (0.5, 0.4))
 
 
-def lie(p):
+def lie(p: float) -> Pose:
     return Pose(0, (0.3, -0.05), (0.7, 0.1), (0.8, 0.3), (1.0, 0.6), turn=1.5)
 
 
-def squirm(p):
+def squirm(p: float) -> Pose:
     return Pose(0.2, (0.9 + 0.4 * wave(p), 0.5), (1.4, 1.0), (2.0, 1.5 + 0.4 * wave(p)), (1.8, 1.6), turn=1.45)
 
 
-def hug(p):
+def hug(p: float) -> Pose:
     return Pose(0.12 + 0.02 * wave(p / 3), (0.1, -0.05), (0, 0), (1.25, 1.35), (0.55, 0.75))
 
 
-def shake_hands(p):
+def shake_hands(p: float) -> Pose:
     return Pose(0.08, (0.1, -0.08), (0, 0), (0.0, 0.95 + 0.12 * wave(p)), (0.2, 0.45))
 
 
-def dance(p):
+def dance(p: float) -> Pose:
     s = wave(p / 2)
     return Pose(0.14 * s, (0.2 + 0.15 * s, -0.2), (0.2, 0.3 + 0.2 * s), (2.3 + 0.6 * s, 2.5 - 0.6 * s), (0.4, 0.4))
 
 
-def bend(p):
+def bend(p: float) -> Pose:
     return Pose(1.1, (0.25, -0.05), (0.35, 0.3), (0.9, 1.0), (0.1, 0.1))
 
 
-def sit(p):
+def sit(p: float) -> Pose:
     return Pose(0.05, (1.45, 1.35), (1.45, 1.35), (0.5, 0.45), (0.7, 0.7 + 0.1 * wave(p / 3)))
 
 
-def reach(p):
+def reach(p: float) -> Pose:
     return Pose(0.05, (0.1, -0.05), (0, 0), (0.4, 1.9 + 0.25 * wave(p / 2)), (0.3, 0.4))
 
 
-def climb(p):
+def climb(p: float) -> Pose:
     s = wave(p)
     return Pose(
         0.15,
@@ -177,12 +189,12 @@ def climb(p):
     )
 
 
-def straddle(p):
+def straddle(p: float) -> Pose:
     """One leg over the top of a fence."""
     return Pose(0.7, (1.5, -0.5), (0.6, 0.6), (1.3, 1.1), (0.4, 0.5))
 
 
-def vault(p):
+def vault(p: float) -> Pose:
     """Over the top with the legs first, on stretched arms."""
     return Pose(0.2, (1.75 + 0.15 * wave(p), 1.35), (0.25, 1.0), (-0.6, 0.2), (0.1, 0.1))
 
@@ -191,10 +203,10 @@ def vault(p):
 class Look:
     """What a person looks like: colours, build, what they carry."""
 
-    shirt: tuple
-    trousers: tuple
-    skin: tuple
-    hair: tuple
+    shirt: Colour
+    trousers: Colour
+    skin: Colour
+    hair: Colour
     build: float  # height, times that of an average person
     colour: str  # of the shirt, for captions
     carries: str = ""  # "", "backpack", "bag" or "suitcase"
@@ -202,7 +214,7 @@ class Look:
     hood: bool = False
 
 
-def random_look(rng, **fixed):
+def random_look(rng: np.random.Generator, **fixed: Any) -> Look:
     colour = str(rng.choice(list(COLOURS)))
     values = {
         "shirt": vary(rng, COLOURS[colour]),
@@ -216,18 +228,18 @@ def random_look(rng, **fixed):
     return Look(**values | fixed)
 
 
-def joint(x, y, angle, length):
+def joint(x: float, y: float, angle: float, length: float) -> tuple[float, float]:
     return x + length * math.sin(angle), y + length * math.cos(angle)
 
 
-def limb(pen, points, colour, width):
+def limb(pen: Pen, points: Sequence[tuple[float, float]], colour: Colour, width: int) -> None:
     pen.line(points, fill=colour, width=width, joint="curve")
     r = width / 2
     for x, y in (points[0], points[-1]):
         pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
 
 
-def draw_person(pen, x, y, h, facing, pose, look):
+def draw_person(pen: Pen, x: float, y: float, h: float, facing: int, pose: Pose, look: Look) -> None:
     """One person with the feet on (x, y), h pixels tall, `facing` 1 (right) or -1."""
     h *= look.build
     upper, lower = 0.25 * h, 0.26 * h
@@ -293,28 +305,28 @@ class Person:
     """`script(t)` gives (x, y, height, facing, pose)."""
 
     look: Look
-    script: Callable
-    words: Callable = lambda t: None
+    script: PersonScript
+    words: Callable[[float], Words | None] = lambda t: None
 
-    def foot(self, t):
+    def foot(self, t: float) -> float:
         state = self.script(t)
         return state[1] if state else 0
 
-    def draw(self, canvas, pen, t):
+    def draw(self, canvas: Image.Image, pen: Pen, t: float) -> None:
         if state := self.script(t):
             x, y, h, facing, pose = state
             if pose.lift < 0.2:
                 pen.ellipse((x - 0.24 * h, y - 0.06 * h, x + 0.24 * h, y + 0.05 * h), fill=(0, 0, 0, 70))
             draw_person(pen, x, y, h, facing, pose, self.look)
 
-    def lights(self, t):
+    def lights(self, t: float) -> Sequence[Light]:
         return []
 
 
 # ---------------------------------------------------------------- things
 
 
-def draw_thing(pen, kind, x, y, h, colour):
+def draw_thing(pen: Pen, kind: str, x: float, y: float, h: float, colour: Colour) -> None:
     """A bag, box or the like that stands on (x, y), in the scale of a person of height h."""
 
     def rectangle(left, top, right, bottom, fill, radius=0.03):
@@ -359,15 +371,15 @@ class Thing:
     x: float
     y: float
     h: float
-    colour: tuple
+    colour: Colour
     start: float
     end: float
-    words: Callable = lambda t: None
+    words: Callable[[float], Words | None] = lambda t: None
 
-    def foot(self, t):
+    def foot(self, t: float) -> float:
         return self.y
 
-    def draw(self, canvas, pen, t):
+    def draw(self, canvas: Image.Image, pen: Pen, t: float) -> None:
         if self.start <= t < self.end:
             pen.ellipse(
                 (self.x - 0.2 * self.h, self.y - 0.05 * self.h, self.x + 0.2 * self.h, self.y + 0.04 * self.h),
@@ -375,7 +387,7 @@ class Thing:
             )
             draw_thing(pen, self.kind, self.x, self.y, self.h, self.colour)
 
-    def lights(self, t):
+    def lights(self, t: float) -> Sequence[Light]:
         return []
 
 
@@ -384,17 +396,17 @@ class Overlay:
     """Whatever a plain function draws: `paint(canvas, pen, t)`; `glow(t)` lists its lights."""
 
     y: float
-    paint: Callable = lambda canvas, pen, t: None
-    glow: Callable = lambda t: []
-    words: Callable = lambda t: None
+    paint: Callable[[Image.Image, Pen, float], None] = lambda canvas, pen, t: None
+    glow: Callable[[float], Sequence[Light]] = lambda t: []
+    words: Callable[[float], Words | None] = lambda t: None
 
-    def foot(self, t):
+    def foot(self, t: float) -> float:
         return self.y
 
-    def draw(self, canvas, pen, t):
+    def draw(self, canvas: Image.Image, pen: Pen, t: float) -> None:
         self.paint(canvas, pen, t)
 
-    def lights(self, t):
+    def lights(self, t: float) -> Sequence[Light]:
         return self.glow(t)
 
 
@@ -438,7 +450,7 @@ SHAPES = {  # outline of body and windows, in lengths; x to the front, y up from
 
 
 @lru_cache(maxsize=512)
-def vehicle_sprite(kind, colour, length, facing, angle):
+def vehicle_sprite(kind: str, colour: Colour, length: int, facing: int, angle: float) -> Image.Image:
     """RGBA picture of a vehicle seen from the side, its ground centre at (length, 1.5 * length); angle in degrees."""
     size, k = length * 2, 0.5 * length
     image = Image.new("RGBA", (size, size))
@@ -468,18 +480,18 @@ class Vehicle:
     """`script(t)` gives (x of the centre, y of the ground, facing, angle in degrees)."""
 
     kind: str
-    colour: tuple
+    colour: Colour
     length: int
-    script: Callable
-    words: Callable = lambda t: None
+    script: VehicleScript
+    words: Callable[[float], Words | None] = lambda t: None
     headlights: bool = False
     blink: bool = False
 
-    def foot(self, t):
+    def foot(self, t: float) -> float:
         state = self.script(t)
         return state[1] if state else 0
 
-    def draw(self, canvas, pen, t):
+    def draw(self, canvas: Image.Image, pen: Pen, t: float) -> None:
         state = self.script(t)
         if not state or not -self.length < state[0] < CANVAS + self.length:
             return
@@ -489,7 +501,7 @@ class Vehicle:
         sprite = vehicle_sprite(self.kind, self.colour, self.length, facing, round(angle / 3) * 3)
         canvas.paste(sprite, (round(x - self.length), round(y - 1.5 * self.length)), sprite)
 
-    def lights(self, t):
+    def lights(self, t: float) -> Sequence[Light]:
         state = self.script(t)
         if not state:
             return []
@@ -508,11 +520,13 @@ class Vehicle:
         return found
 
 
+Actor = Person | Thing | Overlay | Vehicle
+
 # ---------------------------------------------------------------- fire and smoke
 
 
 @lru_cache(maxsize=64)
-def soft_disc(radius):
+def soft_disc(radius: int) -> Image.Image:
     """Mask of a soft disc."""
     side = 2 * radius + 1
     y, x = np.mgrid[:side, :side] - radius
@@ -521,11 +535,11 @@ def soft_disc(radius):
 
 
 @lru_cache(maxsize=4096)
-def puff_mask(radius, alpha):
-    return soft_disc(radius).point(lambda v: v * alpha // 16)
+def puff_mask(radius: int, alpha: int) -> Image.Image:
+    return soft_disc(radius).point([v * alpha // 16 for v in range(256)])
 
 
-def paste_puff(canvas, x, y, radius, colour, opacity):
+def paste_puff(canvas: Image.Image, x: float, y: float, radius: float, colour: Colour, opacity: float) -> None:
     """A soft round cloud; opacity in [0, 1]."""
     radius, alpha = max(2, int(radius)), int(16 * min(opacity, 1))
     if alpha > 0:
@@ -533,7 +547,9 @@ def paste_puff(canvas, x, y, radius, colour, opacity):
         canvas.paste(colour, (int(x) - radius, int(y) - radius), puff_mask(radius, alpha))
 
 
-def smoke(canvas, t, x, y, size, colour, seeds, strength=0.55):
+def smoke(
+    canvas: Image.Image, t: float, x: float, y: float, size: float, colour: Colour, seeds: Seeds, strength: float = 0.55
+) -> None:
     """A column of puffs that rise, spread and fade; `seeds` (n, 3) in [0, 1) move each of them differently."""
     for a, b, c in seeds:
         age = (t / (2.2 + 1.2 * c) + a) % 1
@@ -554,7 +570,7 @@ PALETTES = {
 }
 
 
-def flames(pen, t, x, y, width, height, palette, seeds):
+def flames(pen: Pen, t: float, x: float, y: float, width: float, height: float, palette: str, seeds: Seeds) -> None:
     """Tongues of flame on a base around (x, y), flickering; the inner ones are smaller and brighter."""
     for colour, part in zip(PALETTES[palette], (1, 0.68, 0.38)):
         for a, b, c in seeds:

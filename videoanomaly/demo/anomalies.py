@@ -4,12 +4,28 @@ Each is a function of (scene, rng, look, begin, end) in seconds that returns act
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from videoanomaly.demo import actors
-from videoanomaly.demo.actors import CENTRE, Overlay, Person, Thing, random_look, vary, wave
+from videoanomaly.demo.actors import (
+    CENTRE,
+    Actor,
+    Colour,
+    Overlay,
+    Pen,
+    Person,
+    Pose,
+    Seeds,
+    Thing,
+    VehicleScript,
+    random_look,
+    vary,
+    wave,
+)
 from videoanomaly.demo.everyday import (
     LUGGAGE,
     bag_colour,
@@ -25,7 +41,9 @@ from videoanomaly.demo.everyday import (
     vehicle_length,
     way,
 )
-from videoanomaly.demo.scenes import AT_OBSTACLE
+from videoanomaly.demo.scenes import AT_OBSTACLE, Scene
+
+Happening = tuple[Sequence[Actor], float, float]  # with the true begin and end
 
 # ---------------------------------------------------------------- fire and explosion
 
@@ -40,7 +58,7 @@ FIRES = {
 }
 
 
-def fire_place(scene, rng, look):
+def fire_place(scene: Scene, rng: np.random.Generator, look: str) -> tuple[float, float, float, float, list[Actor]]:
     """x, y of what burns, y of the flames' base, height of a person there, and what else is there."""
     if look == "wall":
         y = scene.obstacle[2] + 4
@@ -53,13 +71,15 @@ def fire_place(scene, rng, look):
 
         return x, y, y - 0.36 * h, h, [Overlay(y, paint)]
     if look == "car" and not scene.is_indoor:  # indoors the bare ground burns
-        y, _ = lane(scene, rng, "standing")
+        place = lane(scene, rng, "standing")
+        assert place, "an anomaly comes first, when every lane is free"
+        y = place[0]
         h = scene.size(y)
         return x, y, y - 0.3 * h, h, [random_vehicle(scene, rng, lambda t: (x, y, 1, 0), "parked", "car", y)]
     return x, y, y, h, []
 
 
-def fire(scene, rng, look, begin, end):
+def fire(scene: Scene, rng: np.random.Generator, look: str, begin: float, end: float) -> Happening:
     x, y, base, h, others = fire_place(scene, rng, look)
     width, height, palette, dark, num_puffs, density = FIRES[look]
     width, height = width * h * rng.uniform(0.8, 1.3), height * h * rng.uniform(0.8, 1.25)
@@ -89,7 +109,17 @@ BLASTS = {
 }
 
 
-def smoke_burst(canvas, x, y, scale, grow, fade, age, tone, seeds):
+def smoke_burst(
+    canvas: Image.Image,
+    x: float,
+    y: float,
+    scale: float,
+    grow: float,
+    fade: float,
+    age: float,
+    tone: float,
+    seeds: Seeds,
+) -> None:
     for p, q, r in seeds:
         angle, far = 2 * math.pi * p, scale * (0.25 + 0.75 * q) * grow
         actors.paste_puff(
@@ -102,7 +132,9 @@ def smoke_burst(canvas, x, y, scale, grow, fade, age, tone, seeds):
         )
 
 
-def fire_burst(canvas, x, y, scale, grow, heat, palette, seeds):
+def fire_burst(
+    canvas: Image.Image, x: float, y: float, scale: float, grow: float, heat: float, palette: str, seeds: Seeds
+) -> None:
     """From the dark outside to the bright inside."""
     for i, (p, q, _) in enumerate(seeds):
         level = 3 * i // len(seeds)
@@ -117,14 +149,14 @@ def fire_burst(canvas, x, y, scale, grow, heat, palette, seeds):
         )
 
 
-def flying_bits(pen, x, y, scale, age, colour, seeds):
+def flying_bits(pen: Pen, x: float, y: float, scale: float, age: float, colour: Colour, seeds: Seeds) -> None:
     for p, q, r in seeds:
         px, up = x + scale * 2.4 * (p - 0.5) * age * (1 + q), scale * (2.4 * (0.5 + r) * age - 2.6 * age * age)
         if up > 0:
             pen.rectangle((px - 1.5, y - up - 1.5, px + 1.5, y - up + 1.5), fill=colour)
 
 
-def explosion(scene, rng, look, begin, end):
+def explosion(scene: Scene, rng: np.random.Generator, look: str, begin: float, end: float) -> Happening:
     x, y, h = spot(scene, rng, 30)
     end = min(end, begin + rng.uniform(2, 4))
     hot, tone, palette = BLASTS[look]
@@ -167,7 +199,18 @@ FIGHTS = {
 }
 
 
-def fighter(scene, rng, pose, x, y, h, side, apart, begin, end):
+def fighter(
+    scene: Scene,
+    rng: np.random.Generator,
+    pose: Callable[[float], Pose],
+    x: float,
+    y: float,
+    h: float,
+    side: int,
+    apart: float,
+    begin: float,
+    end: float,
+) -> Person:
     """Stands, fights during [begin, end), walks away."""
     look, pace, sway = random_look(rng, skirt=False), rng.uniform(1.2, 1.9), rng.uniform(0, 1)
 
@@ -184,7 +227,7 @@ def fighter(scene, rng, pose, x, y, h, side, apart, begin, end):
     )
 
 
-def fighting(scene, rng, look, begin, end):
+def fighting(scene: Scene, rng: np.random.Generator, look: str, begin: float, end: float) -> Happening:
     x, y, h = spot(scene, rng, 26)
     count = int(rng.integers(3, 5)) if look == "brawl" else 2
     people = [
@@ -205,7 +248,9 @@ def fighting(scene, rng, look, begin, end):
     return people, begin, end
 
 
-def runner_way(scene, rng, look, y, stands):
+def runner_way(
+    scene: Scene, rng: np.random.Generator, look: str, y: float, stands: bool
+) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 of one of a running crowd, who stands there before or comes from outside."""
     side = {"right": 1, "panic": 1, "left": -1}.get(look) or int(rng.choice((-1, 1)))
     if look == "away":
@@ -215,7 +260,7 @@ def runner_way(scene, rng, look, y, stands):
     return x0, y, CENTRE + side * 116, y
 
 
-def running_crowd(scene, rng, look, begin, end):
+def running_crowd(scene: Scene, rng: np.random.Generator, look: str, begin: float, end: float) -> Happening:
     people, count, last, wait = [], int(rng.integers(8, 14)), begin, rng.uniform(0.3, 2)
     surprised = look in ("scatter", "panic")
     for i in range(count):
@@ -244,7 +289,7 @@ def running_crowd(scene, rng, look, begin, end):
     return people, first, until
 
 
-def is_running(person, t):
+def is_running(person: Person, t: float) -> bool:
     """Whether one of a crowd is in the picture and no longer stands."""
     state = person.script(t)
     return (
@@ -255,7 +300,7 @@ def is_running(person, t):
     )
 
 
-def abandoned_object(scene, rng, look, begin, end):
+def abandoned_object(scene: Scene, rng: np.random.Generator, look: str, begin: float, end: float) -> Happening:
     """The owner sets the thing down, walks off and comes back: it is abandoned while he is 0.7 heights away or more."""
     x, y, h = spot(scene, rng, 24)
     side, person, kind, speed = int(rng.choice((-1, 1))), random_look(rng), look.replace("_", " "), 0.95
@@ -287,7 +332,7 @@ def abandoned_object(scene, rng, look, begin, end):
     )
 
 
-def climbing(scene, rng, look, begin, end):
+def climbing(scene: Scene, rng: np.random.Generator, look: str, begin: float, end: float) -> Happening:
     """Somebody climbs what is in the way, or a pipe or a swinging rope in front of it."""
     left, right, foot, height = scene.obstacle
     colour = str(rng.choice(("black", "grey", "blue")))
@@ -345,15 +390,17 @@ def climbing(scene, rng, look, begin, end):
 class Crash:
     """What the looks of an accident share: where it happens, and a car that comes, hits at `begin` and stands."""
 
-    def __init__(self, scene, rng, begin):
-        (self.y, self.direction), self.begin = lane(scene, rng, "standing"), begin
+    def __init__(self, scene: Scene, rng: np.random.Generator, begin: float) -> None:
+        place = lane(scene, rng, "standing")
+        assert place, "an anomaly comes first, when every lane is free"
+        (self.y, self.direction), self.begin = place, begin
         self.size, self.speed, self.x = vehicle_length(scene, self.y), rng.uniform(70, 120), rng.uniform(80, 112)
 
-    def after(self, t, value):
+    def after(self, t: float, value: float) -> float:
         """Grows from 0 to `value` after the impact."""
         return value * (1 - math.exp(-3 * max(0, t - self.begin)))
 
-    def tilted(self, degrees, up=0):
+    def tilted(self, degrees: Callable[[float], float], up: float = 0) -> VehicleScript:
         """Script of the car, `degrees` nose up and `up` pixels above the road after the impact."""
 
         def script(t):
@@ -364,7 +411,10 @@ class Crash:
         return script
 
 
-def into_car(crash, scene, rng):
+Wreck = tuple[VehicleScript, list[Actor]]  # of the car that crashes, and what else is there
+
+
+def into_car(crash: Crash, scene: Scene, rng: np.random.Generator) -> Wreck:
     def script(t):
         hit = t > crash.begin
         return (
@@ -377,7 +427,7 @@ def into_car(crash, scene, rng):
     return crash.tilted(lambda t: -9), [random_vehicle(scene, rng, script, "standing", "car", crash.y)]
 
 
-def into_pole(crash, scene, rng):
+def into_pole(crash: Crash, scene: Scene, rng: np.random.Generator) -> Wreck:
     def pole(canvas, pen, t):
         x = crash.x + crash.direction * 6
         pen.line((x, crash.y, x + crash.direction * crash.after(t, 16), crash.y - 62), fill=(70, 72, 74), width=4)
@@ -385,7 +435,7 @@ def into_pole(crash, scene, rng):
     return crash.tilted(lambda t: -14), [Overlay(crash.y + 1, pole)]
 
 
-def into_pedestrian(crash, scene, rng):
+def into_pedestrian(crash: Crash, scene: Scene, rng: np.random.Generator) -> Wreck:
     """Who waits at the far side, and is hit after four seconds on the way."""
     look, h, begin, kerb = random_look(rng), scene.size(crash.y), crash.begin, scene.obstacle[2] + 8
 
@@ -414,15 +464,15 @@ def into_pedestrian(crash, scene, rng):
     return crash.tilted(lambda t: 0), [Person(look, script, words)]
 
 
-def rolling(crash, scene, rng):
+def rolling(crash: Crash, scene: Scene, rng: np.random.Generator) -> Wreck:
     return crash.tilted(lambda t: -crash.after(2 * t - crash.begin, 85), 0.1 * crash.size), []
 
 
-def overturning(crash, scene, rng):
+def overturning(crash: Crash, scene: Scene, rng: np.random.Generator) -> Wreck:
     return crash.tilted(lambda t: -crash.after(2 * t - crash.begin, 180), 0.18 * crash.size), []
 
 
-def sideswipe(crash, scene, rng):
+def sideswipe(crash: Crash, scene: Scene, rng: np.random.Generator) -> Wreck:
     """Another one comes from ahead."""
     speed = rng.uniform(60, 110)
 
@@ -450,7 +500,7 @@ ACCIDENTS = {
 }
 
 
-def road_accident(scene, rng, look, begin, end):
+def road_accident(scene: Scene, rng: np.random.Generator, look: str, begin: float, end: float) -> Happening:
     """From the impact to the end of the video: what crashed stays."""
     crash = Crash(scene, rng, begin)
     script, others = ACCIDENTS[look](crash, scene, rng)

@@ -6,44 +6,88 @@ None.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from videoanomaly.demo import actors
-from videoanomaly.demo.actors import CANVAS, CENTRE, COLOURS, Overlay, Person, Thing, Vehicle, random_look, vary, wave
+from videoanomaly.demo.actors import (
+    CANVAS,
+    CENTRE,
+    COLOURS,
+    Actor,
+    Colour,
+    Look,
+    Overlay,
+    Person,
+    PersonScript,
+    Pose,
+    Seeds,
+    Thing,
+    Vehicle,
+    VehicleScript,
+    Words,
+    random_look,
+    vary,
+    wave,
+)
+from videoanomaly.demo.scenes import Scene
 
 LUGGAGE = 1.5  # its size, as if people were that much taller
 NEON = ((255, 110, 25), (255, 60, 40), (255, 190, 60), (60, 150, 255))
 VEHICLE_COLOURS = ("red", "blue", "white", "black", "grey", "green", "yellow")
 
 
-def free_x(scene, rng, left, right):
+def free_x(scene: Scene, rng: np.random.Generator, left: float, right: float) -> float:
     """An x away from those that are taken; now it is, too."""
     x = max(rng.uniform(left, right, 8), key=lambda x: min((abs(x - other) for other in scene.taken), default=0))
     scene.taken.append(x)
     return x
 
 
-def spot(scene, rng, margin=0):
+def spot(scene: Scene, rng: np.random.Generator, margin: float = 0) -> tuple[float, float, float]:
     """A place to stand: x, y, height of a person."""
     x, y = free_x(scene, rng, scene.sides[0] + margin, scene.sides[1] - margin), rng.uniform(*scene.ground)
     return x, y, scene.size(y)
 
 
-def fact(look, action):
+def fact(look: Look, action: str) -> Words:
     return ("person", f"in {look.colour}", action)
 
 
-def stays(x, y, h, facing, pose, phase=1.0, start=0.0, end=math.inf):
+def stays(
+    x: float,
+    y: float,
+    h: float,
+    facing: int,
+    pose: Callable[[float], Pose],
+    phase: float = 1.0,
+    start: float = 0.0,
+    end: float = math.inf,
+) -> PersonScript:
     """Script of somebody who is at one place during [start, end)."""
     return lambda t: (x, y, h, facing, pose(phase * t)) if start <= t < end else None
 
 
-def way(x0, y0, x1, y1):
+def way(x0: float, y0: float, x1: float, y1: float) -> float:
     """Length of a way over the ground, which the camera sees foreshortened."""
     return math.hypot(x1 - x0, 3 * (y1 - y0)) or 1.0
 
 
-def goes(scene, x0, y0, x1, y1, start, speed, pose=actors.walk, cadence=1.0, scale=1.0):
+def goes(
+    scene: Scene,
+    x0: float,
+    y0: float,
+    x1: float,
+    y1: float,
+    start: float,
+    speed: float,
+    pose: Callable[[float], Pose] = actors.walk,
+    cadence: float = 1.0,
+    scale: float = 1.0,
+) -> PersonScript:
     """Script of somebody who goes from one place to another, `speed` in heights per second, and is away before and
     after.
 
@@ -62,7 +106,7 @@ def goes(scene, x0, y0, x1, y1, start, speed, pose=actors.walk, cadence=1.0, sca
     return script
 
 
-def chain(*parts):
+def chain(*parts: tuple[float, PersonScript]) -> PersonScript:
     """Scripts one after the other: (end of the part in seconds, script)."""
 
     def script(t):
@@ -71,16 +115,16 @@ def chain(*parts):
     return script
 
 
-def when(script, value):
+def when(script: Callable[[float], Any], value: Words) -> Callable[[float], Words | None]:
     """Words while a script shows its actor."""
     return lambda t: value if script(t) else None
 
 
-def seeds_for(rng, count):
+def seeds_for(rng: np.random.Generator, count: int) -> Seeds:
     return [tuple(row) for row in rng.random((count, 3))]
 
 
-def crossing(scene, rng, direction=None):
+def crossing(scene: Scene, rng: np.random.Generator, direction: int | None = None) -> tuple[float, float, float, float]:
     """Ends of a way through the picture."""
     direction = direction or (1 if rng.random() < 0.5 else -1)
     y0, y1 = rng.uniform(*scene.ground, size=2)
@@ -90,19 +134,19 @@ def crossing(scene, rng, direction=None):
 # ---------------------------------------------------------------- normal life
 
 
-def passer_by(scene, rng, length):
+def passer_by(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     look = random_look(rng, carries=str(rng.choice(["", "", "backpack", "bag", "suitcase"])))
     script = goes(scene, *crossing(scene, rng), rng.uniform(-2, length - 3), rng.uniform(0.65, 0.85))
     return [Person(look, script, when(script, fact(look, "walking")))]
 
 
-def jogger(scene, rng, length):
+def jogger(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     look = random_look(rng)
     script = goes(scene, *crossing(scene, rng), rng.uniform(-2, length - 3), rng.uniform(1.45, 1.95), actors.run, 1.5)
     return [Person(look, script, when(script, fact(look, "jogging")))]
 
 
-def stander(scene, rng, length):
+def stander(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     look, pose = random_look(rng), (actors.stand, actors.phone)[rng.integers(2)]
     script = stays(*spot(scene, rng), int(rng.choice((-1, 1))), pose)
     return [
@@ -110,7 +154,7 @@ def stander(scene, rng, length):
     ]
 
 
-def group(scene, rng, length):
+def group(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """Three to five people who walk together."""
     x0, y0, x1, y1 = crossing(scene, rng)
     start, people = rng.uniform(-1, length - 5), []
@@ -122,7 +166,15 @@ def group(scene, rng, length):
     return people
 
 
-def pair(scene, rng, poses, action, begin, end, gap=0.34):
+def pair(
+    scene: Scene,
+    rng: np.random.Generator,
+    poses: tuple[Callable[[float], Pose], Callable[[float], Pose]],
+    action: str,
+    begin: float,
+    end: float,
+    gap: float = 0.34,
+) -> list[Actor]:
     """Two people who talk, do something during [begin, end) and talk again."""
     x, y, h = spot(scene, rng, 18)
     people = []
@@ -138,24 +190,24 @@ def pair(scene, rng, poses, action, begin, end, gap=0.34):
     return people
 
 
-def part_of(rng, length):
+def part_of(rng: np.random.Generator, length: float) -> tuple[float, float]:
     begin = rng.uniform(0.1, 0.5) * length
     return begin, begin + rng.uniform(2, 0.4 * length)
 
 
-def hugging(scene, rng, length):
+def hugging(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     return pair(scene, rng, (actors.hug, actors.hug), "hugging", *part_of(rng, length), gap=0.26)
 
 
-def greeting(scene, rng, length):
+def greeting(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     return pair(scene, rng, (actors.shake_hands, actors.shake_hands), "shaking hands", *part_of(rng, length), gap=0.6)
 
 
-def dancing(scene, rng, length):
+def dancing(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     return pair(scene, rng, (actors.dance, actors.dance), "dancing", *part_of(rng, length), gap=0.7)
 
 
-def waiting_with_luggage(scene, rng, length):
+def waiting_with_luggage(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """Somebody puts a bag down and stays beside it."""
     x, y, h = spot(scene, rng, 20)
     kinds = ("duffel bag", "trolley") if scene.held_out else ("backpack", "suitcase", "box", "handbag")
@@ -168,11 +220,11 @@ def waiting_with_luggage(scene, rng, length):
     ]
 
 
-def bag_colour(rng):
+def bag_colour(rng: np.random.Generator) -> Colour:
     return vary(rng, ((165, 45, 40), (45, 75, 150), (75, 77, 80), (190, 150, 70), (60, 115, 60))[rng.integers(5)])
 
 
-def sitting(scene, rng, length):
+def sitting(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """Somebody on a bench."""
     x, y, h = spot(scene, rng, 16)
     look, facing = random_look(rng), int(rng.choice((-1, 1)))
@@ -186,7 +238,7 @@ def sitting(scene, rng, length):
     return [Overlay(y - 0.5, bench), Person(look, script, when(script, fact(look, "sitting on a bench")))]
 
 
-def ladder(scene, rng, length):
+def ladder(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """A worker in orange on a ladder."""
     left, right, foot, _ = scene.obstacle
     x, h = free_x(scene, rng, left, right), scene.size_at_obstacle
@@ -204,7 +256,7 @@ def ladder(scene, rng, length):
     return [Overlay(foot - 0.5, rungs), Person(look, script, when(script, ("worker", "", "standing on a ladder")))]
 
 
-def at_the_obstacle(scene, rng, length):
+def at_the_obstacle(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """Somebody who leans on what an intruder would climb."""
     left, right, foot, _ = scene.obstacle
     look, y = random_look(rng), foot + 3
@@ -213,14 +265,22 @@ def at_the_obstacle(scene, rng, length):
     return [Person(look, script, when(script, fact(look, f"standing at the {scene.obstacle_name}")))]
 
 
-def shopper(scene, rng, length):
+def shopper(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     y = scene.ground[0] - 12
     look = random_look(rng, carries=str(rng.choice(["", "bag"])))
     script = stays(rng.uniform(*scene.sides), y, scene.size(y), int(rng.choice((-1, 1))), actors.reach)
     return [Person(look, script, when(script, fact(look, "taking something from a shelf")))]
 
 
-def random_vehicle(scene, rng, script, action, kind, y, **options):
+def random_vehicle(
+    scene: Scene,
+    rng: np.random.Generator,
+    script: VehicleScript,
+    action: str | Callable[[float], str | None],
+    kind: str,
+    y: float,
+    **options: Any,
+) -> Vehicle:
     """A vehicle on the lane at y; `action` is what it does, or a function of time that tells."""
     name = str(rng.choice(VEHICLE_COLOURS))
     length = int(vehicle_length(scene, y) * {"car": 1, "van": 1.1, "truck": 1.35, "bus": 1.6}[kind])
@@ -232,11 +292,11 @@ def random_vehicle(scene, rng, script, action, kind, y, **options):
     return Vehicle(kind, vary(rng, COLOURS[name]), length, script, words, headlights=scene.night, **options)
 
 
-def vehicle_length(scene, y):
+def vehicle_length(scene: Scene, y: float) -> int:
     return int(1.25 * scene.size(y))
 
 
-def drive(x0, direction, y, start, speed):
+def drive(x0: float, direction: int, y: float, start: float, speed: float) -> VehicleScript:
     """Script of a vehicle at constant speed, pixels per second."""
     return lambda t: (
         (x0 + direction * speed * (t - start), y, direction, 0)
@@ -245,7 +305,7 @@ def drive(x0, direction, y, start, speed):
     )
 
 
-def lane(scene, rng, use):
+def lane(scene: Scene, rng: np.random.Generator, use: str) -> tuple[float, int] | None:
     """y of a lane and its direction, the far one goes left; None if none is left: what stands has a lane of its own.
 
     `use` is "moving" or "standing".
@@ -258,7 +318,7 @@ def lane(scene, rng, use):
     return scene.lanes[i], (-1, 1)[i]
 
 
-def passing_car(scene, rng, length):
+def passing_car(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     if not (place := lane(scene, rng, "moving")):
         return []
     y, direction = place
@@ -268,7 +328,7 @@ def passing_car(scene, rng, length):
     return [random_vehicle(scene, rng, script, "driving by", kind, y)]
 
 
-def braking(x0, x1, start, seconds):
+def braking(x0: float, x1: float, start: float, seconds: float) -> Callable[[float], float]:
     """Position of a vehicle that slows down evenly from x0 and stands at x1 after `seconds`."""
 
     def x(t):
@@ -278,7 +338,7 @@ def braking(x0, x1, start, seconds):
     return x
 
 
-def parking(scene, rng, length):
+def parking(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """A car comes, stops, and stays; or one stands and drives off."""
     if not (place := lane(scene, rng, "standing")):
         return []
@@ -296,7 +356,7 @@ def parking(scene, rng, length):
     return [random_vehicle(scene, rng, script, does, "car", y)]
 
 
-def queue(scene, rng, length):
+def queue(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """Cars that stop close behind each other."""
     if not (place := lane(scene, rng, "standing")):
         return []
@@ -316,7 +376,7 @@ def queue(scene, rng, length):
     return cars
 
 
-def hazard_lights(scene, rng, length):
+def hazard_lights(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     if not (place := lane(scene, rng, "standing")):
         return []
     y, direction = place
@@ -328,7 +388,7 @@ def hazard_lights(scene, rng, length):
     ]
 
 
-def lamp_switched(scene, rng, length):
+def lamp_switched(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """A bright warm lamp goes on, and perhaps off again."""
     (x, y), (begin, end) = scene.wall, part_of(rng, length)
     end = end if rng.random() < 0.5 else math.inf
@@ -347,7 +407,7 @@ def lamp_switched(scene, rng, length):
     ]
 
 
-def neon_sign(scene, rng, length):
+def neon_sign(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """A bright sign that flickers, beside where a lamp may be."""
     (x, y), rate = scene.wall, rng.uniform(0.4, 1.5)
     x += 40 if x < CENTRE else -40
@@ -374,7 +434,7 @@ def neon_sign(scene, rng, length):
     ]
 
 
-def steam(scene, rng, length):
+def steam(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """White steam from the ground."""
     x, y, h = spot(scene, rng, 10)
     seeds, begin, end = seeds_for(rng, 9), *part_of(rng, length)
@@ -393,7 +453,7 @@ def steam(scene, rng, length):
     ]
 
 
-def door_opens(scene, rng, length):
+def door_opens(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """A door opens on a bright or dark room, and perhaps somebody stands in it."""
     (x0, y0, x1, y1), (begin, end) = scene.door, part_of(rng, length)
     inside, look = ((255, 240, 200), (40, 38, 36))[rng.integers(2)], random_look(rng)
@@ -409,7 +469,7 @@ def door_opens(scene, rng, length):
     return [Overlay(0, paint, words=lambda t: ("door", "", "standing open") if begin <= t < end else None)]
 
 
-def camera_flash(scene, rng, length):
+def camera_flash(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """Somebody takes pictures with a flash."""
     x, y, h = spot(scene, rng, 16)
     look, times = random_look(rng), rng.uniform(0.5, length - 1, rng.integers(2, 5))

@@ -1,29 +1,45 @@
 """What fills a place now and then in the demo world's normal life: a market, a parade, roadworks and the like.
 
-Each is a function of (scene, rng, length of the video in seconds) that returns actors, as in events.py. They change a
+Each is a function of (scene, rng, length of the video in seconds) that returns actors, as in everyday.py. They change a
 picture as much as an anomaly does, so that what is unusual is not yet wrong.
 """
 
 import math
 from dataclasses import replace
 
+import numpy as np
+
 from videoanomaly.demo import actors
-from videoanomaly.demo.actors import CENTRE, COLOURS, Overlay, Person, Thing, random_look, vary, wave
+from videoanomaly.demo.actors import (
+    CENTRE,
+    COLOURS,
+    Actor,
+    Colour,
+    Overlay,
+    Person,
+    PersonScript,
+    Pose,
+    Thing,
+    random_look,
+    vary,
+    wave,
+)
 from videoanomaly.demo.everyday import fact, free_x, goes, part_of, seeds_for, spot, stays, when
+from videoanomaly.demo.scenes import Scene
 
 BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple")
 
 
-def bright(rng):
+def bright(rng: np.random.Generator) -> Colour:
     return vary(rng, COLOURS[str(rng.choice(BRIGHT))])
 
 
-def worker(rng, script, action):
+def worker(rng: np.random.Generator, script: PersonScript, action: str) -> Person:
     look = random_look(rng, shirt=vary(rng, COLOURS["orange"]), colour="orange", skirt=False)
     return Person(look, script, when(script, ("worker", "", action)))
 
 
-def stall(x, y, h, awning, goods):
+def stall(x: float, y: float, h: float, awning: Colour, goods: list[tuple[float, Colour]]) -> Overlay:
     """A table with an awning; `goods` are (place along the table in [0, 1), colour)."""
     left, width = x - 0.5 * h, h
 
@@ -49,9 +65,9 @@ def stall(x, y, h, awning, goods):
     return Overlay(y, paint, words=lambda t: ("stall", "", "selling things"))
 
 
-def market(scene, rng, length):
+def market(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """Stalls, who sells and who buys."""
-    found = []
+    found: list[Actor] = []
     for _ in range(2):
         x, y = free_x(scene, rng, 30, 162), scene.ground[0] + rng.uniform(6, 20)
         h, looks = scene.size(y), [random_look(rng) for _ in range(2)]
@@ -63,12 +79,12 @@ def market(scene, rng, length):
     return found
 
 
-def dig(p):
+def dig(p: float) -> Pose:
     s = wave(p)
     return actors.Pose(0.75 + 0.25 * s, (0.4, -0.3), (0.4, 0.2), (0.9 + 0.4 * s, 0.7 + 0.4 * s), (0.3, 0.3))
 
 
-def roadworks(scene, rng, length):
+def roadworks(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """A striped barrier with a light, cones, a heap of earth, and workers who dig."""
     x, y, h = spot(scene, rng, 40)
     rate = rng.uniform(0.7, 1.2)
@@ -94,7 +110,7 @@ def roadworks(scene, rng, length):
     return [Overlay(y, paint, lights), *people]
 
 
-def parade(scene, rng, length):
+def parade(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """People in rows who walk slowly and carry flags."""
     found, side, (begin, end) = [], int(rng.choice((-1, 1))), part_of(rng, length)
     middle = scene.ground[0] + 0.3 * (scene.ground[1] - scene.ground[0])
@@ -122,7 +138,7 @@ def parade(scene, rng, length):
     return found
 
 
-def football(scene, rng, length):
+def football(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """Some who run after a ball."""
     x, y, h = CENTRE, sum(scene.ground) / 2, scene.size(sum(scene.ground) / 2)
     rates, phases = rng.uniform(0.12, 0.3, 8), rng.random(8)
@@ -132,7 +148,7 @@ def football(scene, rng, length):
         up, r = 0.5 * h * abs(wave(0.6 * t + phases[2])), 0.1 * h
         pen.ellipse((bx - r, by - up - r, bx + r, by - up + r), fill=(245, 245, 245), outline=(60, 60, 60))
 
-    found = [Overlay(y + 14, ball)]
+    found: list[Actor] = [Overlay(y + 14, ball)]
     for k in range(int(rng.integers(4, 7))):
         look, rate, phase = random_look(rng), rng.uniform(0.1, 0.2), rng.random()
         foot = scene.ground[0] + (scene.ground[1] - scene.ground[0]) * (k + rng.random()) / 7
@@ -145,7 +161,7 @@ def football(scene, rng, length):
     return found
 
 
-def delivery(scene, rng, length):
+def delivery(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """Piles of boxes, and workers who lift them."""
     x, y, h = spot(scene, rng, 34)
     boxes = [
@@ -170,7 +186,7 @@ def delivery(scene, rng, length):
     return [*boxes, *people]
 
 
-def barbecue(scene, rng, length):
+def barbecue(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """A grill with a small fire, and those who stand around it."""
     x, y, h = spot(scene, rng, 30)
     seeds, puffs = seeds_for(rng, 5), seeds_for(rng, 5)
@@ -185,7 +201,7 @@ def barbecue(scene, rng, length):
     def lights(t):
         return [(x, y - 0.6 * h, 0.4 * h, (255, 150, 60), 0.4)]
 
-    found = [Overlay(y, paint, lights, lambda t: ("grill", "", "burning"))]
+    found: list[Actor] = [Overlay(y, paint, lights, lambda t: ("grill", "", "burning"))]
     for k, dx in enumerate((-0.6, 0.65, 1.0, -1.0)[: int(rng.integers(2, 5))]):
         look = random_look(rng)
         script = stays(
@@ -195,7 +211,7 @@ def barbecue(scene, rng, length):
     return found
 
 
-def party(scene, rng, length):
+def party(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """People who dance under coloured lights that move."""
     lamps = [(rng.uniform(0.1, 0.35), rng.random(), COLOURS[name]) for name in rng.choice(BRIGHT, 4, replace=False)]
 
@@ -209,15 +225,15 @@ def party(scene, rng, length):
         for x, y, _, colour, _ in lights(t):
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
 
-    found = [Overlay(0, paint, lights, words=lambda t: ("coloured light", "", "moving"))]
-    for k in range(int(rng.integers(4, 7))):
+    found: list[Actor] = [Overlay(0, paint, lights, words=lambda t: ("coloured light", "", "moving"))]
+    for _ in range(int(rng.integers(4, 7))):
         (x, y, h), look, rate = spot(scene, rng, 6), random_look(rng), rng.uniform(0.8, 1.3)
         script = stays(x, y, h, int(rng.choice((-1, 1))), actors.dance, rate)
         found.append(Person(look, script, when(script, fact(look, "dancing"))))
     return found
 
 
-def cleaning(scene, rng, length):
+def cleaning(scene: Scene, rng: np.random.Generator, length: float) -> list[Actor]:
     """A wet floor with yellow signs, and somebody with a machine that goes to and fro."""
     x, y, h = free_x(scene, rng, 40, 150), sum(scene.ground) / 2, scene.size(sum(scene.ground) / 2)
     rate, phase = rng.uniform(0.04, 0.08), rng.random()

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from videoanomaly.demo.actors import CANVAS, COLOURS, shade, vary, vehicle_sprite
+from videoanomaly.demo.actors import CANVAS, COLOURS, Box, Colour, Pen, shade, vary, vehicle_sprite
 
 AT_OBSTACLE = 1.25  # people there are so much larger than the perspective has it: few pixels show them
 FIRST_HELD_OUT = 1000  # scenes from this number on are the test's
@@ -22,45 +22,45 @@ class Scene:
     kind: str
     night: bool
     held_out: bool  # of the test videos
-    image: Image.Image = None
+    image: Image.Image
     horizon: float = 60.0
     growth: float = 0.7  # height of a person per pixel below the horizon
-    ground: tuple = (100, 185)  # y of feet
-    sides: tuple = (15, 177)  # x of people who stay
-    lanes: tuple = ()  # y of wheels, far to near
-    obstacle: tuple = (60, 100, 100, 40)  # left, right, y of its foot and height of what can be climbed
+    ground: tuple[float, float] = (100, 185)  # y of feet
+    sides: tuple[float, float] = (15, 177)  # x of people who stay
+    lanes: tuple[float, ...] = ()  # y of wheels, far to near
+    obstacle: Box = (60, 100, 100, 40)  # left, right, y of its foot and height of what can be climbed
     obstacle_name: str = "fence"
-    wall: tuple = (40, 60)  # x and y of a place on a wall, for lamps and signs
-    door: tuple = (100, 50, 125, 98)
-    lamps: list = field(default_factory=list)
-    taken: list = field(default_factory=list)  # x of those who stand somewhere, in one video
-    lane_use: dict = field(default_factory=dict)  # lane: "moving" or "standing", in one video
-    light: np.ndarray = None  # (H, W, 3) factor on the picture
+    wall: tuple[float, float] = (40, 60)  # x and y of a place on a wall, for lamps and signs
+    door: Box = (100, 50, 125, 98)
+    lamps: list[tuple[float, float]] = field(default_factory=list)
+    taken: list[float] = field(default_factory=list)  # x of those who stand somewhere, in one video
+    lane_use: dict[int, str] = field(default_factory=dict)  # lane: "moving" or "standing", in one video
+    light: np.ndarray = field(default_factory=lambda: np.ones((1, 1, 3), np.float32))  # (H, W, 3) factor on the picture
 
-    def size(self, y):
+    def size(self, y: float) -> float:
         """Height of an average person whose feet are at y."""
         return self.growth * (y - self.horizon)
 
     @property
-    def size_at_obstacle(self):
+    def size_at_obstacle(self) -> float:
         return AT_OBSTACLE * self.size(self.obstacle[2] + 3)
 
-    def for_video(self):
+    def for_video(self) -> "Scene":
         """The same place with nobody in it yet."""
         return replace(self, taken=[], lane_use={})
 
     @property
-    def is_indoor(self):
+    def is_indoor(self) -> bool:
         return self.kind in ("corridor", "shop")
 
 
-def gradient(image, top, bottom, first, last):
+def gradient(image: Image.Image, top: float, bottom: float, first: Colour, last: Colour) -> None:
     """Fills rows [top, bottom) from one colour to another."""
     rows = np.linspace(first, last, max(1, int(bottom - top)))[:, None].repeat(CANVAS, 1)
     image.paste(Image.fromarray(rows.astype(np.uint8)), (0, int(top)))
 
 
-def texture(image, rng, strength):
+def texture(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
     """Grain of walls and ground: fixed, unlike the noise of the sensor."""
     coarse = (
         np.asarray(Image.fromarray(rng.integers(0, 255, (24, 24), np.uint8)).resize((CANVAS, CANVAS), 2), float) - 127
@@ -69,7 +69,7 @@ def texture(image, rng, strength):
     return Image.fromarray(np.clip(np.asarray(image, float) + grain[..., None], 0, 255).astype(np.uint8))
 
 
-def draw_houses(pen, rng, bottom, night):
+def draw_houses(pen: Pen, rng: np.random.Generator, bottom: float, night: bool) -> None:
     x = -int(rng.integers(0, 20))
     while x < CANVAS:
         width, top = int(rng.integers(34, 70)), int(bottom * rng.uniform(0.02, 0.4))
@@ -84,7 +84,7 @@ def draw_houses(pen, rng, bottom, night):
         x += width
 
 
-def draw_fence(pen, box, style):
+def draw_fence(pen: Pen, box: Box, style: str) -> None:
     left, right, foot, height = box
     if style == "wall":
         pen.rectangle((left, foot - height, right, foot), fill=(140, 110, 92))
@@ -98,14 +98,14 @@ def draw_fence(pen, box, style):
             pen.line((left, y, right, y), fill=(90, 94, 96), width=2)
 
 
-def draw_door(pen, rng, box):
+def draw_door(pen: Pen, rng: np.random.Generator, box: Box) -> None:
     colour = ((96, 66, 44), (70, 84, 98), (88, 92, 78))[rng.integers(3)]
     pen.rectangle((box[0] - 2, box[1] - 2, box[2] + 2, box[3]), fill=shade(colour, 0.6))
     pen.rectangle(box, fill=colour)
     pen.ellipse((box[2] - 6, (box[1] + box[3]) / 2, box[2] - 3, (box[1] + box[3]) / 2 + 3), fill=(200, 190, 150))
 
 
-def street(scene, image, rng):
+def street(scene: Scene, image: Image.Image, rng: np.random.Generator) -> None:
     pen, far = ImageDraw.Draw(image), int(rng.integers(84, 94))
     gradient(image, 0, far, (120, 160, 205), (200, 212, 222))
     draw_houses(pen, rng, far, scene.night)
@@ -149,14 +149,14 @@ def street(scene, image, rng):
     scene.wall = (int(rng.integers(30, 160)), far - 40)
 
 
-def car_park(scene, image, rng):
+def car_park(scene: Scene, image: Image.Image, rng: np.random.Generator) -> None:
     pen, far = ImageDraw.Draw(image), int(rng.integers(70, 82))
     gradient(image, 0, far, (135, 165, 200), (205, 212, 218))
     if rng.random() < 0.5:
         draw_houses(pen, rng, far - 8, scene.night)
     else:
         for x in range(-10, CANVAS, 22):
-            pen.ellipse((x, far - 42 + rng.integers(-8, 9), x + 38, far + 12), fill=vary(rng, (62, 92, 56), 12))
+            pen.ellipse((x, far - 42 + int(rng.integers(-8, 9)), x + 38, far + 12), fill=vary(rng, (62, 92, 56), 12))
     gradient(image, far, CANVAS, vary(rng, (92, 94, 96), 12), vary(rng, (116, 116, 114), 12))
     left, style = int(rng.integers(10, 100)), ("fence", "railing", "wall")[rng.integers(3)]
     draw_fence(pen, (0, CANVAS, far + 2, 14), "fence")
@@ -183,7 +183,7 @@ def car_park(scene, image, rng):
     draw_door(pen, rng, scene.door)
 
 
-def corridor(scene, image, rng):
+def corridor(scene: Scene, image: Image.Image, rng: np.random.Generator) -> None:
     vx, vy, back = int(rng.integers(76, 116)), 62, int(rng.integers(20, 26))
     wall = vary(rng, ((188, 184, 170), (160, 172, 178), (176, 158, 140), (150, 166, 150))[rng.integers(4)], 10)
     floor = vary(rng, ((120, 112, 104), (96, 102, 112), (140, 124, 100))[rng.integers(3)], 10)
@@ -217,7 +217,7 @@ def corridor(scene, image, rng):
     scene.wall = (int(rng.choice((30, 160))), 56)
 
 
-def shop(scene, image, rng):
+def shop(scene: Scene, image: Image.Image, rng: np.random.Generator) -> None:
     pen, far = ImageDraw.Draw(image), int(rng.integers(84, 96))
     wall = vary(rng, ((200, 195, 185), (170, 180, 190), (205, 190, 160))[rng.integers(3)], 10)
     pen.rectangle((0, 0, CANVAS, far), fill=wall)
@@ -255,7 +255,7 @@ def shop(scene, image, rng):
 DRAW = {"street": street, "car park": car_park, "corridor": corridor, "shop": shop}
 
 
-def light_map(scene, rng):
+def light_map(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """(H, W, 3) factor: daylight from a side, or a dark night with pools of lamp light."""
     side = CANVAS // 2
     y, x = np.mgrid[:side, :side] * 2.0
@@ -277,11 +277,11 @@ def light_map(scene, rng):
 
 
 @lru_cache(maxsize=512)  # 220 kB each
-def make_scene(kind, number):
+def make_scene(kind: str, number: int) -> Scene:
     """The scene of this kind and number: the same each time; every third one is at night."""
     rng = np.random.default_rng((KINDS.index(kind), number))
-    scene = Scene(kind, night=number % 3 == 1, held_out=number >= FIRST_HELD_OUT)
     image = Image.new("RGB", (CANVAS, CANVAS), (128, 128, 128))
+    scene = Scene(kind, night=number % 3 == 1, held_out=number >= FIRST_HELD_OUT, image=image)
     DRAW[kind](scene, image, rng)
     scene.image = texture(image, rng, rng.uniform(0.4, 1.0))
     scene.light = light_map(scene, rng)

@@ -14,19 +14,22 @@ import os
 import shutil
 import sys
 import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 from PIL import ImageChops, ImageDraw
 
-from videoanomaly.demo.actors import CANVAS, Person
+from videoanomaly.demo.actors import CANVAS, Actor, Light, Person, Vehicle, Words
 from videoanomaly.demo.anomalies import ANOMALIES, CLASSES
 from videoanomaly.demo.everyday import NORMAL
 from videoanomaly.demo.occasions import OCCASIONS
-from videoanomaly.demo.scenes import FIRST_HELD_OUT, KINDS, make_scene
+from videoanomaly.demo.scenes import FIRST_HELD_OUT, KINDS, Scene, make_scene
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import write_atomically
 
@@ -35,6 +38,7 @@ SIDE, FPS = CANVAS // 2, 8
 SEED = 1  # of the data set
 COUNTS = {"train": (120, 17), "test": (28, 6)}  # normal videos, videos of each class
 SPLITS = {"train": (0, 12), "test": (FIRST_HELD_OUT, FIRST_HELD_OUT + 8), "clip": (20, 140)}  # scenes of each kind
+Statement = tuple[Any, ...]  # topic, subject and what else it needs, see `statements`
 WHERE = {"Road_accident": ("street", "car park")}  # other classes happen everywhere
 
 
@@ -42,20 +46,20 @@ WHERE = {"Road_accident": ("street", "car park")}  # other classes happen everyw
 
 
 @lru_cache(maxsize=1)
-def noise_pool():
+def noise_pool() -> np.ndarray:
     """Noise of a sensor, int16, of standard deviation 16: frames take it from 2^18 places."""
     return np.random.default_rng(0).normal(0, 16, 2**18 + SIDE * SIDE * 3).astype(np.int16)
 
 
 @lru_cache(maxsize=256)
-def halo(radius):
+def halo(radius: int) -> np.ndarray:
     """Brightness around a light, (2r + 1, 2r + 1, 1) float32."""
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disc = np.exp(-3 * (x * x + y * y) / radius**2) - np.exp(-3)
     return np.clip(disc, 0, 1)[..., None].astype(np.float32)
 
 
-def add_lights(picture, lit, lights):
+def add_lights(picture: np.ndarray, lit: np.ndarray, lights: list[Light]) -> None:
     """Lights what is drawn around each light, and adds its own glow; `lit` is the light map, both change in place."""
     for x, y, radius, colour, strength in lights:
         r = max(2, int(radius / 2))
@@ -77,7 +81,7 @@ WEATHER = {  # tint of the light, haze, length of what falls; the last two indoo
 }
 
 
-def falling(i, seed, length):
+def falling(i: int, seed: int, length: int) -> np.ndarray:
     """Pixels (SIDE, SIDE) bool with a drop or flake, which fall `length` pixels long."""
     rng = np.random.default_rng((seed, i))
     rows, columns = rng.integers(SIDE, size=(2, 90))
@@ -105,11 +109,11 @@ class Video:
         hosts: Indices of the actors that belong to it.
     """
 
-    scene: object
-    actors: list
+    scene: Scene
+    actors: list[Actor]
     num_frames: int
     label: str | None
-    intervals: tuple
+    intervals: tuple[tuple[int, int], ...]
     seed: int
     look: str = ""
     weather: str = ""
@@ -117,7 +121,7 @@ class Video:
     occasion: str = ""
     hosts: range = range(0)
 
-    def frame(self, i, boxes=None):
+    def frame(self, i: int, boxes: dict[int, tuple[float, ...]] | None = None) -> np.ndarray:
         """Frame i, (SIDE, SIDE, 3) uint8; into the dict `boxes` come index and box (left, top, right, bottom) of each
         actor.
         """
@@ -127,14 +131,14 @@ class Video:
         for k in sorted(range(len(self.actors)), key=lambda k: self.actors[k].foot(t)):
             before = canvas.copy() if boxes is not None else None
             self.actors[k].draw(canvas, pen, t)
-            if before and (box := ImageChops.difference(before, canvas).getbbox()):
+            if boxes is not None and before and (box := ImageChops.difference(before, canvas).getbbox()):
                 boxes[k] = tuple(v / 2 for v in box)
         picture, lit = np.asarray(canvas.reduce(2), np.float32), scene.light.copy()
         emitted = np.zeros_like(picture)
         add_lights(emitted, lit, [light for actor in self.actors for light in actor.lights(t)])
         return self.expose(picture * lit + emitted, i)
 
-    def expose(self, picture, i):
+    def expose(self, picture: np.ndarray, i: int) -> np.ndarray:
         """What the sensor makes of the light: weather, exposure that drifts, a switched room light, noise."""
         gain, switch = self.camera["gain"], self.camera["switch"]
         gain = gain * (1 + 0.04 * np.sin(self.camera["drift"] * i)) * (switch[1] if switch[0] <= i < switch[2] else 1)
@@ -148,7 +152,7 @@ class Video:
         return np.clip(picture + noise * self.camera["noise"], 0, 255).astype(np.uint8)
 
     @cached_property
-    def camera(self):
+    def camera(self) -> dict[str, Any]:
         """Settings of the sensor; `switch` is the first frame, the factor and the end of another room light."""
         rng = np.random.default_rng((self.seed, 7))
         begin = int(rng.integers(5, self.num_frames)) if rng.random() < 0.3 else 10**9
@@ -159,20 +163,20 @@ class Video:
             "switch": (begin, rng.choice((0.62, 0.75, 1.35)), begin + rng.integers(12, 60)),
         }
 
-    def frames(self):
+    def frames(self) -> Iterator[np.ndarray]:
         """All frames, one after the other."""
         return map(self.frame, range(self.num_frames))
 
-    def is_anomalous(self, i):
+    def is_anomalous(self, i: int) -> bool:
         return any(begin <= i < end for begin, end in self.intervals)
 
 
-def random_length(rng):
+def random_length(rng: np.random.Generator) -> float:
     """Seconds: 10 to 30, mostly short."""
     return 10 + 20 * rng.random() ** 2.2
 
 
-def make_video(seed, split, label=None):
+def make_video(seed: int, split: str, label: str | None = None) -> Video:
     """The video of a seed.
 
     Args:
@@ -181,24 +185,25 @@ def make_video(seed, split, label=None):
         label: One of CLASSES, or None for a normal video.
     """
     rng = np.random.default_rng((seed, list(SPLITS).index(split), CLASSES.index(label) + 1 if label else 0))
-    kind = str(rng.choice(WHERE.get(label, KINDS)))
+    kind = str(rng.choice(WHERE.get(label or "", KINDS)))
     scene, length = make_scene(kind, int(rng.integers(*SPLITS[split]))).for_video(), random_length(rng)
-    actors, intervals, look, involved = [], (), "", 0
+    actors: list[Actor] = []
+    intervals, look, involved = (), "", 0
     if label:
         happen, *looks = ANOMALIES[label]
         look = str(rng.choice(looks[split == "test"]))
         begin = length * rng.uniform(0.15, 0.75)
         lasts = rng.uniform(1.5, 3) if rng.random() < 0.3 else length * rng.uniform(0.2, 0.55)
-        actors, begin, end = happen(scene, rng, look, begin, min(begin + lasts, length))
+        culprits, begin, end = happen(scene, rng, look, begin, min(begin + lasts, length))
         intervals = ((math.ceil(begin * FPS), math.ceil(min(end, int(length * FPS) / FPS) * FPS)),)
-        actors, involved = list(actors), len(actors)
+        actors, involved = list(culprits), len(culprits)
     occasion, hosts = "", range(0)
     if rng.random() < 0.35:
         occasion = str(rng.choice([name for name, (_, kinds) in OCCASIONS.items() if kind in kinds]))
         actors += OCCASIONS[occasion][0](scene, rng, length)
         hosts = range(involved, len(actors))
-    for event in rng.choice(NORMAL[kind], rng.integers(0, 2) + (not occasion), replace=False):
-        actors += event(scene, rng, length)
+    for k in rng.choice(len(NORMAL[kind]), rng.integers(0, 2) + (not occasion), replace=False):
+        actors += NORMAL[kind][k](scene, rng, length)
     weathers = (
         list(WEATHER)[-2:] if scene.is_indoor else list(WEATHER)[: 3 if scene.night else 4]
     )  # the sun sets by day
@@ -263,21 +268,21 @@ PHRASES = {
 }
 
 
-def phrase(what, video, rng):
+def phrase(what: str, video: Video, rng: np.random.Generator) -> str:
     """An anomaly or an occasion in words."""
     obstacle = video.look if video.look in ("pipe", "rope") else video.scene.obstacle_name
     return str(rng.choice(PHRASES[what])).format(thing=video.look.replace("_", " "), obstacle=obstacle)
 
 
-def said_as(action, rng):
+def said_as(action: str, rng: np.random.Generator) -> str:
     return str(rng.choice(SYNONYMS.get(action, (action,))))
 
 
-def plural(subject):
+def plural(subject: str) -> str:
     return {"person": "people", "bus": "buses", "box": "boxes", "steam": "steam"}.get(subject, f"{subject}s")
 
 
-def count_phrase(facts, rng):
+def count_phrase(facts: Sequence[Words], rng: np.random.Generator) -> str:
     """One phrase on all that do the same: "a person in red walking", "three people walking"."""
     subject, _, action = facts[0]
     action = said_as(action, rng)
@@ -292,9 +297,9 @@ def count_phrase(facts, rng):
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} {action}"
 
 
-def is_seen(actor, t):
+def is_seen(actor: Actor, t: float) -> bool:
     """Whether more than a third of its width is in the picture; what has no script always is."""
-    if not hasattr(actor, "script"):
+    if not isinstance(actor, Person | Vehicle):
         return True
     if not (state := actor.script(t)):
         return False
@@ -302,20 +307,20 @@ def is_seen(actor, t):
     return min(state[0] + half, CANVAS) - max(state[0] - half, 0) > 2 * half / 3
 
 
-def words_on(actor, t):
+def words_on(actor: Actor, t: float) -> Words | None:
     """Its words while it is seen."""
     return actor.words(t) if is_seen(actor, t) else None
 
 
-def hosts_seen(video, i):
+def hosts_seen(video: Video, i: int) -> set[int]:
     """Indices of two or more actors of the occasion, none where it is not seen."""
     seen = {k for k in video.hosts if words_on(video.actors[k], i / FPS)}
     return seen if len(seen) > 1 else set()
 
 
-def facts_of(video, i):
+def facts_of(video: Video, i: int) -> list[dict[int, Words]]:
     """Facts on what is in frame i, with the actors' indices, grouped by subject and action."""
-    groups = {}
+    groups: dict[tuple[str, str], dict[int, Words]] = {}
     for k, actor in enumerate(video.actors):
         if words := words_on(actor, i / FPS):
             subject, attribute, action = words
@@ -323,14 +328,14 @@ def facts_of(video, i):
     return list(groups.values())
 
 
-def caption(video, i, rng, short=False):
+def caption(video: Video, i: int, rng: np.random.Generator, short: bool = False) -> str:
     """A caption of frame i, composed anew each time; `short` names the anomaly, the occasion or that all is calm, no
     more.
 
     The word "normal" tells nothing: it is said of places, whatever happens there.
     """
     parts = []
-    if what := video.label if video.is_anomalous(i) else hosts_seen(video, i) and video.occasion:
+    if what := video.label if video.is_anomalous(i) else video.occasion if hosts_seen(video, i) else None:
         parts = [phrase(what, video, rng)]
     elif short:
         parts = [str(rng.choice(CALM))]
@@ -339,15 +344,16 @@ def caption(video, i, rng, short=False):
         others = [count_phrase(list(groups[k].values()), rng) for k in rng.permutation(len(groups))]
         parts = (parts + others)[:3]
         if not parts:
-            there = any(hasattr(actor, "script") and actor.script(i / FPS) for actor in video.actors)
+            there = any(isinstance(actor, Person | Vehicle) and actor.script(i / FPS) for actor in video.actors)
             parts = [str(rng.choice(CALM if there else ("nobody", "an empty place", "nothing moving")))]
     words = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
     if not short or rng.random() < 0.3:
-        words = f"{words} {rng.choice(PLACES[video.scene.kind])} {rng.choice(TIMES[video.scene.night])} {video.weather}".strip()
+        place, time = rng.choice(PLACES[video.scene.kind]), rng.choice(TIMES[video.scene.night])
+        words = f"{words} {place} {time} {video.weather}".strip()
     return str(rng.choice(VIEWS)).format(words)
 
 
-def statements(video, i):
+def statements(video: Video, i: int) -> dict[Statement, set[int]]:
     """All that can be said of frame i in a few words: anomaly, occasion or calm, place, time, weather, who, who does
     what.
 
@@ -358,7 +364,7 @@ def statements(video, i):
     culprits = {k for k in range(video.involved) if happens and not video.actors[k].words(i / FPS)}
     hosts = set() if happens else hosts_seen(video, i)
     happening = video.label if happens else video.occasion if hosts else "Normal"
-    found = {
+    found: dict[Statement, set[int]] = {
         ("class", happening): culprits or hosts,
         ("place", video.scene.kind): set(),
         ("time", video.scene.night): set(),
@@ -373,12 +379,13 @@ def statements(video, i):
             if attribute:
                 found.setdefault(("who", subject, attribute), set()).add(k)
     for k in culprits:
-        if isinstance(video.actors[k], Person) and is_seen(video.actors[k], i / FPS):
-            found.setdefault(("who", "person", f"in {video.actors[k].look.colour}"), set()).add(k)
+        actor = video.actors[k]
+        if isinstance(actor, Person) and is_seen(actor, i / FPS):
+            found.setdefault(("who", "person", f"in {actor.look.colour}"), set()).add(k)
     return found
 
 
-def say(statement, rng):
+def say(statement: Statement, rng: np.random.Generator) -> str:
     """A short text for a statement, in other words each time."""
     topic, subject, *rest = statement
     if topic == "class":
@@ -399,10 +406,8 @@ def say(statement, rng):
 # ---------------------------------------------------------------- the data set
 
 
-def write_mp4(path, frames):
+def write_mp4(path: Path, frames: Iterable[np.ndarray]) -> None:
     """Frames (SIDE, SIDE, 3) uint8 as a video with the usual compression of a camera."""
-    import av
-
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "24", "preset": "veryfast", "threads": "1"})
         stream.width = stream.height = SIDE
@@ -412,7 +417,7 @@ def write_mp4(path, frames):
         container.mux(stream.encode())
 
 
-def plan(counts, seed):
+def plan(counts: dict[str, tuple[int, int]], seed: int) -> Iterator[tuple[str, str, str | None, int]]:
     """(split, name, label, seed) of every video."""
     for split, (num_normal, num_each) in counts.items():
         labels = [None] * num_normal + [name for name in CLASSES for _ in range(num_each)]
@@ -420,7 +425,7 @@ def plan(counts, seed):
             yield split, f"{label or 'Normal'}/{split}{i:03d}", label, 1000 * seed + i
 
 
-def render(root, split, name, label, seed):
+def render(root: str | Path, split: str, name: str, label: str | None, seed: int) -> tuple[str, str, str]:
     """Writes one video and returns its lines for the lists."""
     video = make_video(seed, split, label)
     path = Path(root, f"{name}.mp4")
@@ -430,7 +435,9 @@ def render(root, split, name, label, seed):
     return split, f"{name}.mp4 {label or 'Normal'}", f"{name}.mp4  {label or 'Normal'}  {'  '.join(map(str, numbers))}"
 
 
-def write_world(root, counts=COUNTS, seed=SEED, workers=None):
+def write_world(
+    root: str | Path, counts: dict[str, tuple[int, int]] = COUNTS, seed: int = SEED, workers: int | None = None
+) -> Path:
     """Renders the data set in the `custom` layout, or finds it there.
 
     Args:
@@ -467,7 +474,7 @@ def write_world(root, counts=COUNTS, seed=SEED, workers=None):
     return root
 
 
-def write_files(folder, videos, workers):
+def write_files(folder: Path, videos: list[tuple[str, str, str | None, int]], workers: int | None) -> None:
     """All videos, and the lists."""
     with ProcessPoolExecutor(workers) as pool:
         lines = list(pool.map(render, [folder] * len(videos), *zip(*videos), chunksize=4))
@@ -477,8 +484,9 @@ def write_files(folder, videos, workers):
     texts["temporal_annotations.txt"] = [line for split, _, line in lines if split == "test"]
     texts["classes.txt"] = ["Normal", *CLASSES]
     for name, content in texts.items():
-        write_atomically(folder / name, lambda file: file.write("\n".join([*content, ""]).encode()))
+        text = "\n".join([*content, ""]).encode()
+        write_atomically(folder / name, lambda file, text=text: file.write(text))
 
 
 if __name__ == "__main__":
-    write_world(*sys.argv[1:2] or ["runs/demo-data"])
+    write_world(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-data")
