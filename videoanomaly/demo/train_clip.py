@@ -1,8 +1,9 @@
 """Trains the demo's CLIP on rendered frames and composed captions, and writes videoanomaly/demo/clip.npz.
 
-    torchrun --nproc-per-node 2 -m videoanomaly.demo.train_clip --out runs/demo-clip   # one process a core; goes on
-    where it was stopped python -m videoanomaly.demo.train_clip --evaluate   # figures of videoanomaly/demo/clip.npz on
-    the held-out world
+    # one process a core; goes on where it was stopped
+    torchrun --nproc-per-node 2 -m videoanomaly.demo.train_clip --out runs/demo-clip
+    # figures of videoanomaly/demo/clip.npz on the held-out world
+    python -m videoanomaly.demo.train_clip --evaluate
 
 The weights go to the repository in float16, with those rows of the token embedding alone that the captions use: all
 other words are zero. `unpack` writes them as a file that every script takes as --clip.
@@ -14,23 +15,38 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from anomalyclip import ENGINEERED_PROMPT
-from clip_model import CLIP, load, preprocess, tokenize
-from videoanomaly.demo.world import CLASSES, COUNTS, SEED, SIDE, caption, make_video, plan, say, statements
+from clip_model import CLIP, VisionTransformer, load, preprocess, tokenize
+from videoanomaly.demo.world import (
+    CLASSES,
+    COUNTS,
+    SEED,
+    SIDE,
+    Statement,
+    Video,
+    caption,
+    make_video,
+    plan,
+    say,
+    statements,
+)
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.processes import process_group, sum_over_ranks
 from videoanomaly.runtime.torchrun import is_main, rank_and_world
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "embed_dim": 128,
     "image_resolution": SIDE,
     "vision_layers": 4,
@@ -44,10 +60,7 @@ SIZES = {
 }
 WEIGHTS = Path(__file__).with_name("clip.npz")
 BATCH, FRAMES_PER_VIDEO = 128, 4  # frames of the same video are each other's hard negatives
-KEEP, KEEP_UNTIL = (
-    0.5,
-    0.75,
-)  # share of patches looked at, up to which part of the steps: twice the steps in the same time
+KEEP, KEEP_UNTIL = 0.5, 0.75  # share of patches looked at, up to which part of the steps: twice the steps in that time
 PEAKS = (0.02, 1e-3)  # learning rates of Muon and AdamW
 SHORT = 0.3  # share of captions that say no more than the anomaly, or that there is none
 *_, NORMALIZE = preprocess(SIDE).transforms
@@ -56,7 +69,7 @@ SHORT = 0.3  # share of captions that say no more than the anomaly, or that ther
 # ---------------------------------------------------------------- data
 
 
-def pick_frames(video, rng):
+def pick_frames(video: Video, rng: np.random.Generator) -> np.ndarray:
     """FRAMES_PER_VIDEO frames, half of them anomalous where there are some."""
     frames = rng.integers(video.num_frames, size=FRAMES_PER_VIDEO)
     for begin, end in video.intervals:
@@ -64,7 +77,7 @@ def pick_frames(video, rng):
     return frames
 
 
-def augment(frame, where, rng):
+def augment(frame: np.ndarray, where: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Frame and grids of patches (m, g, g), mirrored; the frame with another contrast, coarse as after compression."""
     if rng.random() < 0.5:
         frame, where = frame[:, ::-1], where[..., ::-1]
@@ -76,7 +89,7 @@ def augment(frame, where, rng):
     return frame, where
 
 
-def patches_of(box):
+def patches_of(box: Sequence[float]) -> np.ndarray:
     """Which patches (g, g) a box covers to 30 % of the patch or of the box, whichever is less."""
     left, top, right, bottom = box
     p, start = SIZES["vision_patch_size"], np.arange(0, SIDE, SIZES["vision_patch_size"])
@@ -87,14 +100,19 @@ def patches_of(box):
     return down[:, None] * across > 0.3 * min(p * p, (right - left) * (bottom - top))
 
 
-def make_batch(size, rng):
-    """Frames of three videos with an anomaly to one without.
+class Batch(NamedTuple):
+    """n frames, and the m statements that hold for any of them."""
 
-    Returns:
-        Frames (n, 3, SIDE, SIDE) uint8; tokens of their captions, (n, 77); tokens of the m statements that hold for any
-        of them, (m, 77); `holds` (n, m) bool, which hold for which; `where` (n, P, m) bool, which patches they are
-        about; `is_class` (m,) bool, statements on the class.
-    """
+    frames: Tensor  # (n, 3, SIDE, SIDE) uint8
+    captions: Tensor  # their tokens, (n, 77)
+    statements: Tensor  # their tokens, (m, 77)
+    holds: Tensor  # which hold for which frame, (n, m) bool
+    where: Tensor  # which patches they are about, (n, P, m) bool
+    is_class: Tensor  # statements on the class, (m,) bool
+
+
+def make_batch(size: int, rng: np.random.Generator) -> Batch:
+    """Frames of three videos with an anomaly to one without."""
     items = []
     for _ in range(size // FRAMES_PER_VIDEO):
         label = None if rng.random() < 0.25 else CLASSES[rng.integers(len(CLASSES))]
@@ -108,7 +126,7 @@ def make_batch(size, rng):
         where[k][:, [everything.index(statement) for statement in of_frame]] = (
             torch.from_numpy(place.copy()).flatten(1).T
         )
-    return (
+    return Batch(
         torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2),
         tokenize(list(texts)),
         tokenize([say(statement, rng) for statement in everything]),
@@ -118,7 +136,7 @@ def make_batch(size, rng):
     )
 
 
-def make_item(video, i, rng):
+def make_item(video: Video, i: int, rng: np.random.Generator) -> tuple[np.ndarray, str, list[Statement], np.ndarray]:
     """Frame i, a caption, the statements that hold, and the patches that each is about, (m, g, g) bool."""
     boxes, said = {}, statements(video, i)
     frame = video.frame(i, boxes)
@@ -131,7 +149,7 @@ def make_item(video, i, rng):
     return frame, caption(video, i, rng, short=rng.random() < SHORT), list(said), where
 
 
-def to_input(frames):
+def to_input(frames: Tensor) -> Tensor:
     """(n, 3, SIDE, SIDE) uint8 -> what CLIP's preprocessing gives."""
     return NORMALIZE(frames.float() / 255)
 
@@ -139,12 +157,12 @@ def to_input(frames):
 # ---------------------------------------------------------------- training
 
 
-def cross_entropy(logits, positive):
+def cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
     """Of rows with one or more positives each, which share the target; logits and positive are (n, m)."""
     return F.cross_entropy(logits, positive.float() / positive.sum(dim=-1, keepdim=True))
 
 
-def caption_loss(logits, tokens):
+def caption_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     """CLIP's loss in both directions; equal captions are each other's positives.
 
     Args:
@@ -155,7 +173,7 @@ def caption_loss(logits, tokens):
     return (cross_entropy(logits, equal) + cross_entropy(logits.T, equal)) / 2
 
 
-def find_loss(logits, positive, is_class):
+def find_loss(logits: Tensor, positive: Tensor, is_class: Tensor) -> Tensor:
     """Where does each of m statements hold? Those on classes weigh as much as all others together.
 
     Args:
@@ -164,10 +182,13 @@ def find_loss(logits, positive, is_class):
         is_class: (m,) bool.
     """
     kinds = [kind & positive.any(dim=0) for kind in (is_class, ~is_class)]
-    return sum(cross_entropy(logits.T[kind], positive.T[kind]) for kind in kinds if kind.any()) / 2
+    losses = [cross_entropy(logits.T[kind], positive.T[kind]) for kind in kinds if kind.any()]
+    return sum(losses, start=logits.new_zeros(())) / 2
 
 
-def encode_patches(visual, images, where, keep):
+def encode_patches(
+    visual: VisionTransformer, images: Tensor, where: Tensor, keep: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Features of the images and of a share `keep` of their patches (FLIP, arXiv:2212.00794), of those with actors
     first.
 
@@ -183,7 +204,7 @@ def encode_patches(visual, images, where, keep):
     return x[:, 0], x[:, 1:], idx
 
 
-def batch_loss(model, batch, keep):
+def batch_loss(model: CLIP, batch: Batch, keep: float) -> Tensor:
     """The losses of captions, statements, classes and regions (as RegionCLIP, arXiv:2112.09106), (4,).
 
     The world knows all that holds for an image, so short texts need not be taken for wrong where they are right.
@@ -205,7 +226,7 @@ def batch_loss(model, batch, keep):
     )
 
 
-def orthogonalized(matrix):
+def orthogonalized(matrix: Tensor) -> Tensor:
     """Nearly the orthogonal factor of a matrix, by five Newton-Schulz steps of fifth order."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
@@ -215,7 +236,7 @@ def orthogonalized(matrix):
     return (x.T if matrix.shape[0] > matrix.shape[1] else x) * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
 
 
-def add_over_ranks(tensors):
+def add_over_ranks(tensors: list[Tensor]) -> None:
     """Replaces each by its sum over all processes."""
     flat = sum_over_ranks(torch.cat([tensor.flatten() for tensor in tensors]))
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
@@ -231,11 +252,11 @@ class Muon(torch.optim.Optimizer):
     its share.
     """
 
-    def __init__(self, params, lr):
+    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": 0.02})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  (no closure: nobody has one)
         rank, _, world_size = rank_and_world()
         for group in self.param_groups:
             steps = [torch.zeros_like(p) for p in group["params"]]
@@ -250,18 +271,18 @@ class Muon(torch.optim.Optimizer):
                     )
                     steps[k] = torch.cat([orthogonalized(part) for part in parts])
             add_over_ranks(steps)
-            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(group["params"], steps, alpha=-group["lr"])
+            for p, step in zip(group["params"], steps):
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
 
 
-def make_optimizers(model):
+def make_optimizers(model: CLIP) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for all else."""
     matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "resblocks" in name}
     others = [p for name, p in model.named_parameters() if name not in matrices and p.requires_grad]
     return [Muon(matrices.values(), PEAKS[0]), torch.optim.AdamW(others, PEAKS[1], betas=(0.9, 0.98), weight_decay=0)]
 
 
-def start_positions(model):
+def start_positions(model: CLIP) -> None:
     """Positions of the patches start as sines and cosines of row and column, with which a small ViT learns faster."""
     positions, side = model.visual.positional_embedding, SIDE // SIZES["vision_patch_size"]
     quarter = positions.shape[1] // 4
@@ -272,12 +293,14 @@ def start_positions(model):
     positions.data[1:] = 0.7 * torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], dim=1)
 
 
-def schedule(step, steps):
+def schedule(step: int, steps: int) -> float:
     """Factor of the learning rates: linear warm-up over 20 steps, then a cosine to a hundredth."""
     return min(1, (step + 1) / 20) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def save(path, model, optimizers, step, used, settings):
+def save(
+    path: Path, model: CLIP, optimizers: list[torch.optim.Optimizer], step: int, used: Tensor, settings: dict[str, int]
+) -> None:
     if not is_main():
         return
     state = {
@@ -290,7 +313,9 @@ def save(path, model, optimizers, step, used, settings):
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def resume(path, model, optimizers, settings):
+def resume(
+    path: Path, model: CLIP, optimizers: list[torch.optim.Optimizer], settings: dict[str, int]
+) -> tuple[int, Tensor]:
     """Restores a run; returns the step to go on with, and the tokens used so far, (vocabulary,) bool.
 
     Raises:
@@ -307,7 +332,9 @@ def resume(path, model, optimizers, settings):
     return state["step"], state["used"]
 
 
-def train_step(model, optimizers, batch, factor, keep):
+def train_step(
+    model: CLIP, optimizers: list[torch.optim.Optimizer], batch: Batch, factor: float, keep: float
+) -> Tensor:
     """One step at `factor` times the peak learning rates; the losses, (4,). Of several processes the gradients are
     averaged.
     """
@@ -324,47 +351,55 @@ def train_step(model, optimizers, batch, factor, keep):
     return losses.detach()
 
 
-def train(args, model):
-    """Trains from OUT/last.pt or from the start.
+def train(
+    model: CLIP, folder: str | Path, *, steps: int, seed: int, stop_after: int | None = None
+) -> tuple[bool, Tensor]:
+    """Trains from the folder's last.pt or from the start.
 
     The token embedding stays as it is drawn: the text tower reads fixed random vectors as well, and 49,408 rows cost no
-        time.
+    time.
 
+    Args:
+        model: As it is drawn; it is trained in place.
+        folder: Of last.pt.
+        steps: Of the whole schedule.
+        seed: Of the batches.
+        stop_after: So many steps, to go on later (default: at the end of the schedule).
     Returns:
         Whether it came to the end, and which tokens were used, (vocabulary,) bool.
     """
     model.token_embedding.requires_grad_(False)
-    optimizers, last = make_optimizers(model), Path(args.out, "last.pt")
+    optimizers, last = make_optimizers(model), Path(folder, "last.pt")
     rank, _, world_size = rank_and_world()
-    settings = {"seed": args.seed, "steps": args.steps, "processes": world_size}
+    settings = {"seed": seed, "steps": steps, "processes": world_size}
     first, used = resume(last, model, optimizers, settings)
-    end = min(args.steps, first + args.stop_after) if args.stop_after else args.steps
+    end = min(steps, first + stop_after) if stop_after else steps
     start, recent = time.perf_counter(), []
     model.train()
     for done in range(first + 1, end + 1):
-        rng = np.random.default_rng((args.seed, done, rank))
+        rng = np.random.default_rng((seed, done, rank))
         torch.manual_seed(int(rng.integers(2**31)))  # of the patches that are kept
         batch = make_batch(BATCH // world_size, rng)
-        keep = KEEP if done <= KEEP_UNTIL * args.steps else 1
-        recent.append(train_step(model, optimizers, batch, schedule(done - 1, args.steps), keep))
+        keep = KEEP if done <= KEEP_UNTIL * steps else 1
+        recent.append(train_step(model, optimizers, batch, schedule(done - 1, steps), keep))
         used[torch.cat(batch[1:3]).unique().long()] = True
         if is_main() and (done % 50 == 0 or done == end):
             means, recent = torch.stack(recent).mean(dim=0), []
             print(
-                f"step {done}/{args.steps}  losses {' '.join(f'{loss:.3f}' for loss in means)}  scale "
+                f"step {done}/{steps}  losses {' '.join(f'{loss:.3f}' for loss in means)}  scale "
                 f"{model.logit_scale.exp():.1f}  {(time.perf_counter() - start) / (done - first):.2f} s/step",
                 flush=True,
             )
         if done % 100 == 0 or done == end:
             used = sum_over_ranks(used.int()) > 0
             save(last, model, optimizers, done, used, settings)
-    return end == args.steps, used
+    return end == steps, used
 
 
 # ---------------------------------------------------------------- weights
 
 
-def pack(model, used, path=WEIGHTS):
+def pack(model: CLIP, used: Tensor, path: str | Path = WEIGHTS) -> None:
     """Writes float16 weights, with the used rows of the token embedding alone."""
     state = {name: tensor.half().numpy() for name, tensor in model.state_dict().items()}
     ids = used.nonzero().flatten().numpy()
@@ -372,7 +407,7 @@ def pack(model, used, path=WEIGHTS):
     write_atomically(path, lambda file: np.savez(file, **state))
 
 
-def unpack(target, path=WEIGHTS):
+def unpack(target: str | Path, path: str | Path = WEIGHTS) -> Path:
     """Writes the weights as a state dict that `clip_model.load` reads; returns its path."""
     with np.load(path, allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
@@ -387,17 +422,17 @@ def unpack(target, path=WEIGHTS):
 
 
 @torch.no_grad()
-def encode_frames(model, frames):
-    frames = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-    return F.normalize(torch.cat([model.encode_image(to_input(part)) for part in frames.split(64)]), dim=-1)
+def encode_frames(model: CLIP, frames: list[np.ndarray]) -> Tensor:
+    stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    return F.normalize(torch.cat([model.encode_image(to_input(part)) for part in stacked.split(64)]), dim=-1)
 
 
 @torch.no_grad()
-def encode_texts(model, texts):
+def encode_texts(model: CLIP, texts: list[str]) -> Tensor:
     return F.normalize(model.encode_text(tokenize(texts)), dim=-1)
 
 
-def retrieval(model, seed=98, rounds=8, size=64):
+def retrieval(model: CLIP, seed: int = 98, rounds: int = 8, size: int = 64) -> dict[str, float]:
     """Recall@1 of image -> text and text -> image among `size` frames of different held-out videos."""
     recalls = []
     for k in range(rounds):
@@ -415,11 +450,13 @@ def retrieval(model, seed=98, rounds=8, size=64):
 
 
 @torch.no_grad()
-def zero_shot(model, seed=SEED, stride=4, counts={"test": COUNTS["test"]}):
+def zero_shot(
+    model: CLIP, seed: int = SEED, stride: int = 4, counts: dict[str, tuple[int, int]] | None = None
+) -> dict[str, float]:
     """AUC of "not normal", AUC of each class and their mean, of the prompts alone, on the demo's test videos."""
     texts = encode_texts(model, [ENGINEERED_PROMPT.format(name.replace("_", " ")) for name in ("normal", *CLASSES)])
     probs, truth = [], []
-    for split, _, label, video_seed in plan(counts, seed):
+    for split, _, label, video_seed in plan(counts or {"test": COUNTS["test"]}, seed):
         video = make_video(video_seed, split, label)
         idx = range(0, video.num_frames, stride)
         logits = model.logit_scale.exp() * encode_frames(model, [video.frame(i) for i in idx]) @ texts.T
@@ -434,7 +471,7 @@ def zero_shot(model, seed=SEED, stride=4, counts={"test": COUNTS["test"]}):
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/demo-clip", help="folder of last.pt (default: runs/demo-clip)")
     parser.add_argument("--steps", type=int, default=2000, help=f"steps of {BATCH} frames (default: 2000)")
@@ -452,14 +489,14 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.evaluate:
         torch.manual_seed(args.seed)
         model = CLIP(**SIZES)
         start_positions(model)
         with process_group("cpu"):
-            ended, used = train(args, model)
+            ended, used = train(model, args.out, steps=args.steps, seed=args.seed, stop_after=args.stop_after)
         if not (ended and is_main()):
             return
         pack(model, used, args.weights)
