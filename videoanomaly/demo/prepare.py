@@ -1,4 +1,4 @@
-"""What `train.py --dataset demo` trains on: rendered videos, the demo's CLIP and its features of them, each made once."""
+"""What `train.py --dataset demo` trains on: rendered videos, the demo's CLIP, its features of them, each made once."""
 
 import os
 import subprocess
@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
-def clip_path(root) -> Path:
+def clip_path(root: str | Path) -> Path:
     return Path(root, "clip.pt")
 
 
-def write_dataset(root, clip, device: str) -> None:
+def write_dataset(root: str | Path, clip: str | Path, device: str) -> None:
     """Renders the videos, unpacks the demo's CLIP and extracts the features of `clip`, as far as they are not there.
 
     Args:
