@@ -5,17 +5,17 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-CONTROLS = re.compile(
-    r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]"
-)  # all but the tab; some would end a line of a message
+# all but the tab; some would end a line of a message
+CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
 
 
 class InputError(ValueError):
     """Bad input of the user: one line that names the file, what was found and what was expected."""
 
 
-def run_script(main):
+def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main()` and exits with the status it returns.
 
     An InputError becomes one line and status 2, a failing system or a diverging training one line and status 1; of the
@@ -44,6 +44,7 @@ def as_text(name: str) -> str:
 
 
 def note(text: str) -> None:
+    """One line on stderr."""
     sys.stderr.write(f"{text}\n")  # one write: lines of several threads do not mix
     sys.stderr.flush()
 
@@ -58,7 +59,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str | None):
         super().__init__(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """`argument --x: 0: expected ...` is told as `--x 0: expected ...`."""
         raise InputError(re.sub(r"^argument (\S+?)(/\S+)*: (?=\S+: expected )", r"\1 ", message))
 

@@ -4,16 +4,22 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from videoanomaly.runtime.console import CONTROLS, InputError
 
 LONGEST_LINE = 10**5  # characters; a line of an annotation list has 20 for each interval
 
 
-def write_atomically(path, write):
-    """Calls `write(binary_file)` so that the file at `path` appears complete or not at all."""
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls `write(binary_file)` so that the file at `path` appears complete or not at all.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind, and a file that was there stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
@@ -37,13 +43,17 @@ def write_atomically(path, write):
         os.close(folder)
 
 
-def write_json(path, content) -> None:
+def write_json(path: str | Path, content: object) -> None:
     """Plain values, indented."""
     write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
-def read_lines(path):
-    """Non-blank lines of a text file, as (place for error messages, stripped line)."""
+def read_lines(path: str | Path) -> list[tuple[str, str]]:
+    """Non-blank lines of a text file, as (place for error messages, stripped line).
+
+    Raises:
+        InputError: If the file cannot be read, holds no line, or something that is no plain text.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -63,13 +73,17 @@ def read_lines(path):
     return lines
 
 
-def check_inside(path, folder):
-    """Refuses a file that a symbolic link below a folder leads out of it; the folder itself may be a link."""
+def check_inside(path: str | Path, folder: str | Path) -> None:
+    """Refuses a file that a symbolic link below a folder leads out of it; the folder itself may be a link.
+
+    Raises:
+        InputError: If it is such a file.
+    """
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"{path}: is a link to {os.path.realpath(path)}, expected a file inside {folder}")
 
 
-def remove_temporary_files(paths) -> None:
+def remove_temporary_files(paths: Iterable[Path]) -> None:
     """Those among the paths that `write_atomically` left when it was killed; call it with the folder locked."""
     for path in paths:
         if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):

@@ -6,32 +6,37 @@ Outside torchrun there is one process, and every function does what is right for
 """
 
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.torchrun import rank_and_world
 
+T = TypeVar("T")
+
 
 @contextmanager
-def process_group(device: str, timeout=None):
+def process_group(device: str, timeout: timedelta | None = None) -> Iterator[None]:
     """The processes are connected inside: by gloo on CPUs, by nccl on CUDA. One process alone needs no connection.
 
     Args:
         device: Of this process, see `local_device`.
-        timeout: timedelta after which a process waits no longer for the others (default: PyTorch's, 10 or 30 minutes).
+        timeout: After which a process waits no longer for the others (default: PyTorch's, 10 or 30 minutes).
     """
     if rank_and_world()[2] == 1:
         yield
         return
-    import torch  # here and below, so that a script answers --help without waiting for it
-    import torch.distributed as dist
-
     if torch.device(device).type != "cpu":
         torch.cuda.set_device(device)  # what nccl connects; without it all would take the first
     store, rank, world_size = next(dist.rendezvous("env://"))
-    if (
-        os.environ.get("GROUP_WORLD_SIZE") == "1"
-    ):  # one machine: torchrun restarts with the old store, dead addresses and all
+    # one machine: torchrun restarts with the old store, dead addresses and all
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(
         "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
@@ -48,10 +53,8 @@ def process_group(device: str, timeout=None):
         dist.destroy_process_group()
 
 
-def sum_over_ranks(tensor):
+def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Replaces the tensor by its sum over all processes, in its own precision, and returns it. No gradient passes."""
-    import torch.distributed as dist
-
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(tensor.detach())
     return tensor
@@ -59,32 +62,26 @@ def sum_over_ranks(tensor):
 
 def wait_for_all() -> None:
     """Returns when every process has come here."""
-    import torch.distributed as dist
-
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
 
 
-def gather(value) -> list:
+def gather(value: T) -> list[T]:
     """The values (anything that can be pickled) of all processes, in their order."""
     world_size = rank_and_world()[2]
     if world_size == 1:
         return [value]
-    import torch.distributed as dist
-
-    values = [None] * world_size
+    values: list[Any] = [None] * world_size
     dist.all_gather_object(values, value)
     return values
 
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set in any process."""
-    import torch
-
     return bool(sum_over_ranks(torch.tensor(float(flag))) > 0)
 
 
-def same_for_all(work):
+def same_for_all(work: Callable[[], T]) -> T:
     """What `work()` returns here; an InputError in any process is raised in all, so that none waits for another."""
     if rank_and_world()[2] == 1:
         return work()
@@ -93,33 +90,32 @@ def same_for_all(work):
         result = work()
     except InputError as error:
         message = str(error)
-    for message in filter(None, gather(message)):
-        raise InputError(message)
-    return result
+    for found in filter(None, gather(message)):
+        raise InputError(found)
+    return cast("T", result)
 
 
-def all_gather(x):
-    """The tensors of all processes, (ranks, ...), all of one shape; the gradient of each is the sum over the processes."""
-    import torch
-    import torch.distributed as dist
+class AllGather(torch.autograd.Function):  # torch.distributed.nn.functional.all_gather is deprecated
+    """See `all_gather`."""
 
-    class AllGather(torch.autograd.Function):  # torch.distributed.nn.functional.all_gather is deprecated
-        @staticmethod
-        def forward(ctx, x):
-            parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, x)
-            return torch.stack(parts)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.stack(parts)
 
-        @staticmethod
-        def backward(ctx, grad):
-            return sum_over_ranks(grad.clone(memory_format=torch.contiguous_format))[dist.get_rank()]
-
-    return AllGather.apply(x.contiguous())
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return sum_over_ranks(grad.clone(memory_format=torch.contiguous_format))[dist.get_rank()]
 
 
-def gather_videos(x):
-    """The videos of all processes, (B / ranks, ...) of each -> (B, ...), in the order of one process; gradients go
-    back.
+def all_gather(x: Tensor) -> Tensor:
+    """The tensors of all processes, (...) of each -> (ranks, ...); the gradient of each is the sum over the processes."""
+    return cast("Tensor", AllGather.apply(x.contiguous()))
+
+
+def gather_videos(x: Tensor) -> Tensor:
+    """The videos of all processes, (B / ranks, ...) of each -> (B, ...), in the order of one; gradients go back.
 
     Each process holds its share of a batch as the whole batch is: first half abnormal, second half normal.
     """
@@ -129,9 +125,8 @@ def gather_videos(x):
     return parts.transpose(0, 1).flatten(0, 2)  # (B, ...)
 
 
-def split_model(model, device: str):
-    """The model to call on this process's share of a batch, so that all together do what one process does with the
-    whole.
+def split_model(model: nn.Module, device: str) -> nn.Module:
+    """The model to call on this process's share of a batch, so that all together do what one does with the whole.
 
     Batch normalisation sees the inputs of all processes. Gradients are averaged over the processes, which is the
     gradient of the whole batch if each takes the same loss of all gathered predictions (`gather_videos`).
@@ -139,28 +134,30 @@ def split_model(model, device: str):
     rank, _, world_size = rank_and_world()
     if world_size == 1:
         return model
-    import torch
 
-    def gather_input(module, inputs):
+    def gather_input(module: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
         return all_gather(inputs[0]).flatten(0, 1) if module.training else None
 
-    def keep_own(module, inputs, output):
+    def keep_own(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
         return output.chunk(world_size)[rank] if module.training else None
 
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):  # SyncBatchNorm knows CUDA alone
+        if isinstance(module, nn.BatchNorm1d):  # SyncBatchNorm knows CUDA alone
             module.register_forward_pre_hook(gather_input)
             module.register_forward_hook(keep_own)
     is_cpu = torch.device(device).type == "cpu"
-    return torch.nn.parallel.DistributedDataParallel(
+    # unused: CLIP's temperature takes part with some settings only
+    return nn.parallel.DistributedDataParallel(
         model, device_ids=None if is_cpu else [device], find_unused_parameters=True
-    )  # CLIP's temperature takes part with some settings only
+    )
 
 
-def check_device(name):
-    """The device to run on: the one named, else the first CUDA device, else the CPU."""
-    import torch
+def check_device(name: str | None) -> str:
+    """The device to run on: the one named, else the first CUDA device, else the CPU.
 
+    Raises:
+        InputError: If torch cannot use it.
+    """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)

@@ -5,10 +5,12 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import write_atomically, write_json
@@ -21,7 +23,7 @@ except ImportError:  # Windows: no lock there
 
 
 @contextmanager
-def lock_folder(path: Path):
+def lock_folder(path: Path) -> Iterator[None]:
     """Keeps other runs out of a folder, made if need be; a run that wrote nothing leaves no new folder behind.
 
     Of processes that torchrun started, the main one does this for all.
@@ -52,8 +54,12 @@ def lock_folder(path: Path):
                 path.rmdir()
 
 
-def take_lock(file, path: Path) -> None:
-    """Until the file is closed; nothing where the file system, such as some of clusters, has no locks."""
+def take_lock(file: BinaryIO, path: Path) -> None:
+    """Until the file is closed; nothing where the file system, such as some of clusters, has no locks.
+
+    Raises:
+        InputError: If another process holds it.
+    """
     try:
         if fcntl:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would keep it when we are killed
@@ -83,8 +89,15 @@ def trim_log(log: Path, num_epochs: int) -> None:
     write_atomically(log, lambda file: file.writelines(lines))
 
 
-def report(log: Path, record: dict, epochs: int, config) -> None:
-    """One line on the screen, without the losses that weigh nothing, and one in log.jsonl."""
+def report(log: Path, record: dict, epochs: int, config: object) -> None:
+    """One line on the screen, without the losses that weigh nothing, and one in log.jsonl.
+
+    Args:
+        log: The file log.jsonl.
+        record: Of an epoch: epoch (from 1), losses by name, lr, seconds.
+        epochs: Of the whole training.
+        config: Its attributes lambda_NAME weigh the losses.
+    """
     losses = "  ".join(
         f"{name} {value:.4f}" for name, value in record["losses"].items() if getattr(config, f"lambda_{name}", 1)
     )  # 'total' has no weight of its own

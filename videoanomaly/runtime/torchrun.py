@@ -7,10 +7,11 @@ import os
 
 
 def rank_and_world() -> tuple[int, int, int]:
-    """Number of this process among all, its number on this machine, and how many there are: (0, 0, 1) outside torchrun."""
-    return tuple(
+    """Number of this process, its number on its machine, and how many there are: (0, 0, 1) outside torchrun."""
+    rank, local_rank, world_size = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     )
+    return rank, local_rank, world_size
 
 
 def is_main() -> bool:
