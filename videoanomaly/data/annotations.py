@@ -7,27 +7,48 @@ them.
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import numpy as np
 
-from videoanomaly.data.features import VIDEO_SUFFIXES
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import read_lines
 
+VIDEO_SUFFIXES = {
+    ".3gp",
+    ".asf",
+    ".avi",
+    ".flv",
+    ".m2ts",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ogv",
+    ".ts",
+    ".vob",
+    ".webm",
+    ".wmv",
+}
 FILE_SUFFIXES = VIDEO_SUFFIXES | {".npy"}
 INTEGER = re.compile("-?[0-9]+")
+Intervals = tuple[tuple[int, int], ...]  # of frames, half-open
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Video:
     name: str  # relative path without extension, "Abuse/Abuse028_x264": the key of everything about the video
     label: int  # class in [0, C), -1 for normal
-    intervals: tuple[tuple[int, int], ...] = ()  # anomalous frames, half-open; row 0 of the features is frame 0
-    num_frames: int | None = field(
-        default=None, compare=False
-    )  # as the lists tell, None where they do not; see check_features
+    intervals: Intervals = ()  # anomalous frames, half-open; row 0 of the features is frame 0
+    # as the lists tell, None where they do not; see check_features
+    num_frames: int | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -36,7 +57,7 @@ class VideoLists:
     train: list[Video]
     test: list[Video]
 
-    def to_plain(self):
+    def to_plain(self) -> dict[str, Any]:
         """As dicts, lists, ints and strings, which `torch.load(weights_only=True)` reads back."""
         train, test = (
             [[v.name, v.label, list(map(list, v.intervals))] for v in videos] for videos in (self.train, self.test)
@@ -47,7 +68,7 @@ class VideoLists:
         )
 
     @classmethod
-    def from_plain(cls, plain):
+    def from_plain(cls, plain: Mapping[str, Any]) -> "VideoLists":
         """The inverse of `to_plain`."""
         lengths = plain.get("num_frames", {})
         train, test = (
@@ -57,7 +78,7 @@ class VideoLists:
         return cls(tuple(plain["classes"]), train, test)
 
 
-def frame_labels(video, num_frames):
+def frame_labels(video: Video, num_frames: int) -> np.ndarray:
     """Class of each frame, (num_frames,) int64, -1 for normal; intervals are clipped to the video."""
     labels = np.full(num_frames, -1, dtype=np.int64)
     for start, end in video.intervals:
@@ -65,7 +86,7 @@ def frame_labels(video, num_frames):
     return labels
 
 
-def video_name(where, path):
+def video_name(where: str | Path, path: str) -> str:
     """Name of the video at a listed path. Only known extensions are cut off, for names may hold dots."""
     parts = PurePosixPath(path).parts
     if path.startswith("/") or ".." in parts or not parts:
@@ -75,7 +96,7 @@ def video_name(where, path):
     return name[: -len(suffix)] if suffix.lower() in FILE_SUFFIXES else name
 
 
-def label_of(where, name, classes):
+def label_of(where: str, name: str, classes: Sequence[str]) -> int:
     """Label of a class name: its place in `classes`, -1 for Normal."""
     if name.lower() == "normal":
         return -1
@@ -84,18 +105,19 @@ def label_of(where, name, classes):
     return classes.index(name)
 
 
-def without_normal(names):
+def without_normal(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of the C anomaly classes, in their order."""
     return tuple(name for name in names if name.lower() != "normal")
 
 
-def frame_number(where, text):
+def frame_number(where: str, text: str) -> int:
     """The integer that a field holds; nobody's video has a trillion frames, and Python refuses thousands of digits."""
     if len(text) > 12:
         raise InputError(f"{where}: found the frame number {text[:12]}..., expected at most 12 digits")
     return int(text)
 
 
-def split_numbers(line):
+def split_numbers(line: str) -> tuple[str, list[str]]:
     """The text in front of the integers at the end of a line, and these as strings; the first field is always text."""
     fields = line.split()
     num_numbers = next(
@@ -104,7 +126,7 @@ def split_numbers(line):
     return line.rsplit(None, num_numbers)[0], fields[len(fields) - num_numbers :]
 
 
-def half_open(where, numbers, inclusive):
+def half_open(where: str, numbers: Sequence[int], inclusive: bool) -> Intervals:
     """Pairs of frame numbers as half-open intervals; -1 -1 stands for none."""
     if len(numbers) % 2:
         raise InputError(f"{where}: found {len(numbers)} frame numbers, expected pairs of start and end")
@@ -115,7 +137,7 @@ def half_open(where, numbers, inclusive):
     return tuple((start, end + inclusive) for start, end in pairs)
 
 
-def check_apart(where, intervals):
+def check_apart(where: str, intervals: Intervals) -> None:
     """Refuses intervals that share frames: no published list has any, so one of the numbers is wrong."""
     for (start, end), (next_start, next_end) in zip(sorted(intervals), sorted(intervals)[1:]):
         if next_start < end:
@@ -125,7 +147,7 @@ def check_apart(where, intervals):
             )
 
 
-def read_temporal(path, has_class=True, inclusive=True):
+def read_temporal(path: str | Path, has_class: bool = True, inclusive: bool = True) -> dict[str, tuple[str, Intervals]]:
     """`name [Class] start end [start end ...]`, one video a line, as {name: (place, intervals)}."""
     annotations = {}
     for where, line in read_lines(path):
@@ -141,13 +163,18 @@ def read_temporal(path, has_class=True, inclusive=True):
     return annotations
 
 
-def add_intervals(path, rows, annotations, ignore_others=True):
+def add_intervals(
+    path: str | Path,
+    rows: list[tuple[str, Video]],
+    annotations: Mapping[str, tuple[str, Intervals]],
+    ignore_others: bool = True,
+) -> list[tuple[str, Video]]:
     """(place, test video) rows with the intervals that `path` gives each, by its name or by its file name alone."""
     used, result = set(), []
     file_names = Counter(PurePosixPath(video.name).name for _, video in rows)
     for where, video in rows:
         key = video.name if video.name in annotations else PurePosixPath(video.name).name
-        place, intervals = annotations.get(key, (path, ()))[:2]
+        place, intervals = annotations.get(key, (str(path), ()))
         if intervals and key != video.name and file_names[key] > 1:
             raise InputError(f"{path}: found {key} for two test videos, expected the path of each")
         if (video.label >= 0) != bool(intervals):
@@ -169,13 +196,17 @@ def add_intervals(path, rows, annotations, ignore_others=True):
     return result
 
 
-def read_videos(path, parse, *args):
+def read_videos(path: str | Path, parse: Callable[..., T], *args: Any) -> list[tuple[str, T]]:
     """(place, parse(place, line, ...)) of each line of a list."""
     return [(where, parse(where, line, *args)) for where, line in read_lines(path)]
 
 
-def collect(classes, train, test):
-    """VideoLists of (place, video) rows, checked together."""
+def collect(classes: Iterable[str], train: list[tuple[str, Video]], test: list[tuple[str, Video]]) -> VideoLists:
+    """VideoLists of (place, video) rows, checked together.
+
+    Raises:
+        InputError: If a video occurs twice, or the training videos are all of one kind.
+    """
     places = {}
     for where, video in train + test:
         if video.name in places:
@@ -191,7 +222,7 @@ def collect(classes, train, test):
     return VideoLists(tuple(classes), [video for _, video in train], [video for _, video in test])
 
 
-def read_custom(root):
+def read_custom(root: Path) -> VideoLists:
     """train.txt, test.txt (`path Class`), temporal_annotations.txt (ends inclusive), classes.txt (Normal first)."""
     names = [line for _, line in read_lines(root / "classes.txt")]
     if spaced := [name for name in names if len(name.split()) > 1]:
@@ -206,18 +237,19 @@ def read_custom(root):
     return collect(names[1:], train, add_intervals(temporal, test, read_temporal(temporal), ignore_others=False))
 
 
-def classified_video(where, line, classes):
+def classified_video(where: str, line: str, classes: Sequence[str]) -> Video:
+    """The video of a line `path Class`."""
     fields = line.rsplit(None, 1)  # the path may hold blanks
     if len(fields) < 2:
         raise InputError(f"{where}: found {line!r}, expected 'relative/path.mp4 Class'")
     return Video(video_name(where, fields[0]), label_of(where, fields[1], classes))
 
 
-def read_pairs(path, header):
+def read_pairs(path: str | Path, header: tuple[str, str]) -> Iterator[tuple[str, str, str]]:
     """(place, first, second) of a CSV file with two columns; the header line is optional."""
     for where, line in read_lines(path):
-        fields = tuple(field.strip() for field in line.split(",", 1))
-        if len(fields) < 2:
+        first, comma, second = (part.strip() for part in line.partition(","))
+        if not comma:
             raise InputError(f"{where}: found {line!r}, expected '{','.join(header)}'")
-        if fields != header:
-            yield where, *fields
+        if (first, second) != header:
+            yield where, first, second

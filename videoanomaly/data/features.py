@@ -7,38 +7,26 @@ import json
 import mmap
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from videoanomaly.data.annotations import VIDEO_SUFFIXES as VIDEO_SUFFIXES, Video
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import check_inside
 
-VIDEO_SUFFIXES = {
-    ".3gp",
-    ".asf",
-    ".avi",
-    ".flv",
-    ".m2ts",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".mp4",
-    ".mpeg",
-    ".mpg",
-    ".mts",
-    ".ogv",
-    ".ts",
-    ".vob",
-    ".webm",
-    ".wmv",
-}
 FEATURE_SUBFOLDERS = ("", "features", "Image-Features")
 LENGTH_TOLERANCE = 15  # the field's ground truths and feature files differ by up to so many frames per video
 
 
-def load_array(path, scattered=False):
-    """Memory-mapped array of a .npy file; `scattered` reads no more of the disk than the rows that are asked for."""
+def load_array(path: str | Path, scattered: bool = False) -> np.ndarray:
+    """Memory-mapped array of a .npy file; `scattered` reads no more of the disk than the rows that are asked for.
+
+    Raises:
+        InputError: If the file is no such array.
+    """
     expected = "expected a .npy file with one array of numbers"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -47,23 +35,29 @@ def load_array(path, scattered=False):
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: is an archive of arrays, {expected}")
     if scattered and hasattr(mmap, "MADV_RANDOM"):  # where the system reads megabytes ahead: 100 times faster
-        array.base.madvise(mmap.MADV_RANDOM)
+        base: Any = array.base  # the mmap
+        base.madvise(mmap.MADV_RANDOM)
     return array
 
 
 class LazyArray:
-    """An array (N, crops, D) that is read when it is indexed: by rows, or by (rows, crop) for one crop."""
+    """An array (N, crops, D) that is read when it is indexed: by rows, or by (rows, crop) for one crop.
 
-    def __init__(self, shape, read):
+    Args:
+        shape: (N, crops, D).
+        read: Called with rows, or with rows and crop; gives their features.
+    """
+
+    def __init__(self, shape: tuple[int, ...], read: Callable[..., np.ndarray]):
         self.shape, self.read = shape, read
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> np.ndarray:
         return self.read(*index) if isinstance(index, tuple) else self.read(index)
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)
 
 
@@ -77,21 +71,20 @@ class RowsOnDisk:
         array: The whole file, memory-mapped.
     """
 
-    def __init__(self, path, array):
+    def __init__(self, path: Path, array: np.memmap):
         self.path, self.shape, self.dtype, self.offset = path, array.shape, array.dtype, array.offset
         self.state = self.look(os.stat(path))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: tuple[np.ndarray, int]) -> np.ndarray:
         rows, crop = index
         flat, size = rows.reshape(-1) * self.shape[1] + crop, self.shape[2] * self.dtype.itemsize
-        borders = np.flatnonzero(
-            np.diff(flat, prepend=-2, append=-2) != 1
-        ).tolist()  # of the runs of neighbours in the file
+        # of the runs of neighbours in the file
+        borders = np.flatnonzero(np.diff(flat, prepend=-2, append=-2) != 1).tolist()
         out = np.empty((len(flat), self.shape[2]), self.dtype)
-        content, file = out.view(np.uint8).reshape(-1), os.open(self.path, os.O_RDONLY)
+        content, file = out.view(np.uint8).reshape(-1).data, os.open(self.path, os.O_RDONLY)
         try:
             if hasattr(os, "posix_fadvise"):  # the system reads nothing ahead
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
@@ -104,14 +97,18 @@ class RowsOnDisk:
         return out.reshape(*rows.shape, -1)
 
     @staticmethod
-    def look(status):
+    def look(status: os.stat_result) -> tuple[int, int]:
+        """What a change of the file would change: its size in bytes, and when it was written, ns."""
         return status.st_size, status.st_mtime_ns
 
 
-def stack_crops(arrays):
+Rows = np.ndarray | LazyArray | RowsOnDisk  # features (N, crops, D), in whatever way they are read
+
+
+def stack_crops(arrays: list[np.ndarray]) -> LazyArray:
     """The files of the crops of one video, each (N, D), as one array (N, crops, D)."""
 
-    def read(rows, crop=None):
+    def read(rows: Any, crop: int | None = None) -> np.ndarray:
         return np.stack([array[rows] for array in arrays], axis=-2) if crop is None else arrays[crop][rows]
 
     return LazyArray((len(arrays[0]), len(arrays), arrays[0].shape[1]), read)
@@ -126,22 +123,27 @@ class FeatureFolder:
         crops: Crops per frame where files are (N * crops, D), the crops of a frame in consecutive rows.
     """
 
-    def __init__(self, root, frames_per_feature=None, crops=1):
+    def __init__(self, root: str | Path, frames_per_feature: int | None = None, crops: int = 1):
         self.root = Path(root)
         self.folders = [self.root / sub for sub in FEATURE_SUBFOLDERS]
         self.meta = next((read_meta(f / "meta.json") for f in self.folders if (f / "meta.json").is_file()), None)
-        self.frames_per_feature = frames_per_feature or (self.meta["stride"] if self.meta else 1)
+        self.frames_per_feature: int = frames_per_feature or (self.meta["stride"] if self.meta else 1)
         self.crops = crops
-        self.dim = self.meta["dim"] if self.meta else None  # D; without meta.json known after the first `open`
-        self.scattered = {}  # what `open_scattered` has found, by video
+        # D; without meta.json known after the first `open`
+        self.dim: int | None = self.meta["dim"] if self.meta else None
+        self.scattered: dict[str, RowsOnDisk] = {}  # what `open_scattered` has found, by video
 
     @property
-    def encoder(self):
+    def encoder(self) -> dict | None:
         """What made the features, as meta.json tells; None without one. Unequal means: not to be mixed."""
         return self.meta and {key: value for key, value in self.meta.items() if key not in ("videos", "stride")}
 
-    def open(self, name, scattered=False):
-        """Features of a video, a memory-mapped array (N, crops, D) of float16 or float32 (see `load_array`)."""
+    def open(self, name: str, scattered: bool = False) -> np.ndarray | LazyArray:
+        """Features of a video, a memory-mapped array (N, crops, D) of float16 or float32 (see `load_array`).
+
+        Raises:
+            InputError: If there are none, or other ones than the folder should hold.
+        """
         paths = self.paths(name)
         arrays = [self._open_file(path, scattered) for path in paths]
         if len(arrays) == 1:
@@ -151,23 +153,21 @@ class FeatureFolder:
             raise InputError(f"{paths[0]}: found {sorted(shapes)} in the files of the crops, expected equal (rows, D)")
         return stack_crops([array[:, 0] for array in arrays])
 
-    def open_scattered(self, name):
-        """The same for a few rows here and there: by (row numbers, crop), again and again with no more work than to
-        read them.
-        """
+    def open_scattered(self, name: str) -> Rows:
+        """The same for a few rows here and there: by (row numbers, crop), again and again, at the reading's cost."""
         if name not in self.scattered:
             paths, array = self.paths(name), self.open(name, scattered=True)
-            if not (len(paths) == 1 and array.flags.c_contiguous and hasattr(os, "preadv")):
+            if not (isinstance(array, np.memmap) and array.flags.c_contiguous and hasattr(os, "preadv")):
                 return array  # not kept, for each holds an open file
             self.scattered[name] = RowsOnDisk(paths[0], array)
         return self.scattered[name]
 
-    def num_frames(self, name):
+    def num_frames(self, name: str) -> int:
         """Frames of the video: as meta.json tells, else those that its rows stand for."""
         known = self.meta["videos"].get(name) if self.meta else None
         return known["frames"] if known else len(self.open(name)) * self.frames_per_feature
 
-    def paths(self, name):
+    def paths(self, name: str) -> list[Path]:
         """The file of a video, or its files if each crop has one."""
         for folder in self.folders:
             for stem in dict.fromkeys((name, name.rsplit("/", 1)[-1])):  # RTFM's files lie flat in one folder
@@ -183,7 +183,7 @@ class FeatureFolder:
             f"{name}__0.npy in {' or '.join(map(str, self.folders))}"
         )
 
-    def _open_file(self, path, scattered):
+    def _open_file(self, path: Path, scattered: bool) -> np.ndarray:
         array, D = load_array(path, scattered), self.dim or "D"
         if array.ndim not in (2, 3) or array.dtype not in (np.float16, np.float32) or 0 in array.shape:
             raise InputError(
@@ -195,15 +195,15 @@ class FeatureFolder:
         if array.ndim == 2 and len(array) % self.crops or array.ndim == 3 and self.crops not in (1, array.shape[1]):
             raise InputError(f"{path}: found an array {array.shape}, expected {self.crops} crops per frame")
         self.dim = array.shape[-1]
-        return array if array.ndim == 3 else array.reshape(-1, self.crops, self.dim)  # (N, crops, D)
+        return array if array.ndim == 3 else array.reshape(-1, self.crops, array.shape[-1])  # (N, crops, D)
 
 
-def read_meta(path):
-    """Checked content of the meta.json that extract_features.py writes."""
+def read_meta(path: Path) -> dict[str, Any]:
+    """Checked content of the meta.json that extract_features.py writes; an InputError if it is no such file."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         valid = min(meta["stride"], meta["dim"]) >= 1 and all(v["frames"] >= 1 for v in meta["videos"].values())
-        meta["encoder"], meta["weights_sha256"]  # used by whoever compares encoders
+        _ = meta["encoder"], meta["weights_sha256"]  # used by whoever compares encoders
     except Exception as error:  # other types than expected, a million brackets
         raise InputError(f"{path}: is damaged ({error!r}), expected what extract_features.py writes") from error
     if not valid:
@@ -211,8 +211,14 @@ def read_meta(path):
     return meta
 
 
-def matching_rows(features, name, num_rows, frames_per_feature, scattered=False):
-    """The rows of a video in `features` that show the same frames as `num_rows` rows of `frames_per_feature` frames."""
+def matching_rows(
+    features: FeatureFolder, name: str, num_rows: int, frames_per_feature: int, scattered: bool = False
+) -> LazyArray:
+    """The rows of a video in `features` that show the same frames as `num_rows` rows of `frames_per_feature` frames.
+
+    Raises:
+        InputError: If the two differ in length by a row or more.
+    """
     array = features.open_scattered(name) if scattered else features.open(name)
     found, expected = len(array) * features.frames_per_feature, num_rows * frames_per_feature
     if abs(found - expected) >= max(features.frames_per_feature, frames_per_feature):
@@ -221,11 +227,20 @@ def matching_rows(features, name, num_rows, frames_per_feature, scattered=False)
             "as in the other features; does a row stand for another number of frames?"
         )
     idx = np.minimum(np.arange(num_rows) * frames_per_feature // features.frames_per_feature, len(array) - 1)
-    return LazyArray((num_rows, *array.shape[1:]), lambda rows, *crop: array[(idx[rows], *crop) if crop else idx[rows]])
+
+    def read(rows: Any, *crop: int) -> np.ndarray:
+        index: Any = (idx[rows], *crop) if crop else idx[rows]
+        return array[index]
+
+    return LazyArray((num_rows, *array.shape[1:]), read)
 
 
-def check_length(features, video, path, num_rows):
-    """Frames by which a video's lists and features differ in length, and by which its last anomaly ends behind both."""
+def check_length(features: FeatureFolder, video: Video, path: Path, num_rows: int) -> tuple[int, int]:
+    """Frames by which a video's lists and features differ in length, and by which its last anomaly ends behind both.
+
+    Raises:
+        InputError: If the lengths differ by more than they may.
+    """
     num_frames, known = num_rows * features.frames_per_feature, features.num_frames(video.name)
     found = f"{path}: found {num_rows} rows, of {features.frames_per_feature} frames each"
     if abs(num_frames - known) >= features.frames_per_feature:
@@ -248,14 +263,20 @@ def check_length(features, video, path, num_rows):
     return (difference if difference > rounding else 0), max(last - num_frames, 0)
 
 
-def check_features(features, videos, temporal_features=None):
+def check_features(
+    features: FeatureFolder, videos: Iterable[Video], temporal_features: FeatureFolder | None = None
+) -> None:
     """Looks at the files of every video (headers only), so that what is missing or does not fit shows before any work.
 
     Where annotations and features disagree on the length of a video by up to LENGTH_TOLERANCE, the features are
     trusted: frame 0 is row 0 in both, and what is annotated behind the last frame is cut off. One line on stderr counts
     such videos.
+
+    Raises:
+        InputError: On the first file that is missing or does not fit.
     """
-    names, differing, cut = {}, {}, {}
+    names: dict[Path, str] = {}
+    differing, cut = {}, {}
     for video in videos:
         num_rows, path = len(features.open(video.name)), features.paths(video.name)[0]
         if names.setdefault(path, video.name) != video.name:
@@ -269,9 +290,9 @@ def check_features(features, videos, temporal_features=None):
     note(features.root, cut, "annotated anomalies end behind the last frame and are cut off there,")
 
 
-def note(place, differences, what):
+def note(place: Path, differences: dict[str, int], what: str) -> None:
     """One line on stderr on all videos of {name: frames}."""
-    count, worst = sum(n > 0 for n in differences.values()), max(differences, key=differences.get, default=None)
+    count, worst = sum(n > 0 for n in differences.values()), max(differences, key=differences.__getitem__, default="")
     if count:
         print(
             f"note: {place}: in {count} videos {what} by up to {differences[worst]} frames (in {worst})",

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from videoanomaly.data.annotations import (
     FILE_SUFFIXES,
+    Intervals,
     Video,
+    VideoLists,
     add_intervals,
     collect,
     frame_number,
@@ -45,11 +48,17 @@ LISTS = {
     "annotations.txt": (("annotations.txt",), ("temporal",)),
 }
 RELEASED_LISTS = ("*train*abnormal*.txt", "*train*normal*.txt", "*test*.txt", "*temporal*.txt")
+Files = Mapping[str, Path | None]  # what was found of LISTS
 
 
-def read_released(files, names):
-    """The released code's lists: frames count from `first` of the video's line, both ends are inclusive."""
-    abnormal, normal, test, temporal = (files[pattern] for pattern in RELEASED_LISTS)
+def read_released(paths: Sequence[Path], names: Sequence[str]) -> VideoLists:
+    """The released code's lists: frames count from `first` of the video's line, both ends are inclusive.
+
+    Args:
+        paths: Of the RELEASED_LISTS.
+        names: Classes with Normal, in id order.
+    """
+    abnormal, normal, test, temporal = paths
     train = [
         (where, video) for path in (abnormal, normal) for where, (video, _) in read_videos(path, numbered_video, names)
     ]
@@ -62,7 +71,7 @@ def read_released(files, names):
     return collect(without_normal(names), train, shifted)
 
 
-def numbered_video(where, line, names):
+def numbered_video(where: str, line: str, names: Sequence[str]) -> tuple[Video, int]:
     """Video and number of its first frame from `path first last label_id`."""
     path, *numbers = line.rsplit(None, 3)
     if len(numbers) < 3 or not all(re.fullmatch("[0-9]+", text) for text in numbers):
@@ -76,7 +85,7 @@ def numbered_video(where, line, names):
     return Video(video_name(where, path), label, num_frames=last - first + 1), first
 
 
-def read_class_ids(path):
+def read_class_ids(path: str | Path) -> list[str]:
     """Class names in id order from the `id,name` file of the released code."""
     names = []
     for where, number, name in read_pairs(path, ("id", "name")):
@@ -88,7 +97,7 @@ def read_class_ids(path):
     return names
 
 
-def read_ucfcrime(root, files, classes_csv=None):
+def read_ucfcrime(root: Path, files: Files, classes_csv: str | Path | None = None) -> VideoLists:
     """`Class/video.mp4` lists as distributed; ends are inclusive, as the authors of the method read them."""
     classes = without_normal(DATASETS["ucfcrime"].classes)
     *lists, temporal = require(root, files, "*train*.txt", "*test*.txt", "*temporal*.txt")
@@ -96,7 +105,8 @@ def read_ucfcrime(root, files, classes_csv=None):
     return collect(classes, train, add_intervals(temporal, test, read_temporal(temporal)))
 
 
-def foldered_video(where, path, classes):
+def foldered_video(where: str, path: str, classes: Sequence[str]) -> Video:
+    """The video of a line `Class/video.mp4`."""
     folder, slash, _ = path.partition("/")
     if not slash:
         raise InputError(f"{where}: found {path!r}, expected 'Class/video.mp4'")
@@ -104,12 +114,12 @@ def foldered_video(where, path, classes):
     return Video(video_name(where, path), label_of(where, class_name, classes))
 
 
-def read_xdviolence(root, files, classes_csv=None):
+def read_xdviolence(root: Path, files: Files, classes_csv: str | Path | None = None) -> VideoLists:
     """Names that carry their labels; only videos with at most one anomaly type (paper Sec. 4.1); ends exclusive."""
     classes = without_normal(DATASETS["xdviolence"].classes)
     (temporal,) = require(root, files, "annotations.txt")
     names = [
-        read_lines(files[f"*{word}*.txt"]) if files[f"*{word}*.txt"] else names_in_folders(root, word)
+        read_lines(path) if (path := files[f"*{word}*.txt"]) else names_in_folders(root, word)
         for word in ("train", "test")
     ]
     rows = [[(where, coded_video(where, line, classes)) for where, line in split] for split in names]
@@ -121,7 +131,7 @@ def read_xdviolence(root, files, classes_csv=None):
     return collect(classes, train, add_intervals(temporal, test, annotations))
 
 
-def coded_video(where, path, classes):
+def coded_video(where: str, path: str, classes: Sequence[str]) -> Video | None:
     """The video named `..._label_B1-0-0`; None when it has several anomaly types."""
     name = video_name(where, path)
     match = re.search(r"_label_([A-Z0-9-]+)$", name)
@@ -131,7 +141,7 @@ def coded_video(where, path, classes):
     return Video(name, label_of(where, XD_CODES[codes.pop()], classes)) if len(codes) == 1 else None
 
 
-def names_in_folders(root, word):
+def names_in_folders(root: Path, word: str) -> list[tuple[str, str]]:
     """(folder, name) of the features or videos in the folders `*word*` of a feature root."""
     for base in (root / sub for sub in FEATURE_SUBFOLDERS):
         folders = sorted(folder for folder in base.glob("*") if folder.is_dir() and word in folder.name.lower())
@@ -142,14 +152,14 @@ def names_in_folders(root, word):
             if file.suffix.lower() in FILE_SUFFIXES
         ]
         if names:
-            return [(base, name) for name in dict.fromkeys(re.sub(r"(_i3d|__\d)$", "", name) for name in names)]
+            return [(str(base), name) for name in dict.fromkeys(re.sub(r"(_i3d|__\d)$", "", name) for name in names)]
     raise InputError(
         f"{root}: found no {word} videos, expected a list *{word}*.txt here or in Annotations, or "
         f"features or videos in a folder *{word}* here, in features or in Image-Features"
     )
 
 
-def read_shanghaitech(root, files, classes_csv=None):
+def read_shanghaitech(root: Path, files: Files, classes_csv: str | Path | None = None) -> VideoLists:
     """Names of the weakly supervised split, a 0/1 mask per anomalous test video, classes from `video,class`."""
     lists = require(root, files, "*train*.txt", "*test*.txt")
     if classes_csv is None and not (root / "classes.csv").exists():
@@ -166,11 +176,12 @@ def read_shanghaitech(root, files, classes_csv=None):
     test = [
         (where, replace(video, num_frames=masks[video.name][2] if video.label >= 0 else None)) for where, video in test
     ]
-    return collect(classes, train, add_intervals(folder, test, masks))
+    annotations = {name: (place, intervals) for name, (place, intervals, _) in masks.items()}
+    return collect(classes, train, add_intervals(folder, test, annotations))
 
 
-def digits_video(where, path, classes, named):
-    """The video named `scene_digits`: four digits are anomalous, three normal."""
+def digits_video(where: str, path: str, classes: Sequence[str], named: Mapping[str, str] | None) -> Video:
+    """The video named `scene_digits`: four digits are anomalous, three normal; `named`: class of each, if known."""
     name = video_name(where, path)
     match = re.search(r"_(\d{3,4})$", name)
     if not match:
@@ -183,7 +194,7 @@ def digits_video(where, path, classes, named):
     return Video(name, label_of(where, class_name, classes))
 
 
-def read_mask(folder, name):
+def read_mask(folder: Path, name: str) -> tuple[str, Intervals, int]:
     """The place, the runs of ones and the length of a 0/1 array with one value per frame."""
     path = folder / f"{name}.npy"
     check_inside(path, folder)
@@ -195,7 +206,7 @@ def read_mask(folder, name):
     return str(path), tuple(runs), len(mask)
 
 
-def find_list(root, words, other_words):
+def find_list(root: Path, words: Sequence[str], other_words: Sequence[str]) -> Path | None:
     """The .txt file in root/Annotations (any case), else in root, whose name holds all `words`; None without one."""
     for folder in [f for f in sorted(root.iterdir()) if f.is_dir() and f.name.lower() == "annotations"] + [root]:
         names = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() == ".txt"]
@@ -211,17 +222,19 @@ def find_list(root, words, other_words):
     return None
 
 
-def require(root, files, *patterns):
+def require(root: Path, files: Files, *patterns: str) -> list[Path]:
+    """The lists with these names; an InputError says which are missing."""
     missing = [pattern for pattern in patterns if files[pattern] is None]
     if missing:
         raise InputError(
             f"{root}: found no {', '.join(missing)} here or in Annotations, expected "
             f"{', '.join(patterns)} (or the released code's {', '.join(RELEASED_LISTS)})"
         )
-    return [files[pattern] for pattern in patterns]
+    return [path for pattern in patterns if (path := files[pattern]) is not None]
 
 
-READERS = {  # (root, lists by pattern, classes_csv) -> VideoLists
+# (root, lists by pattern, classes_csv) -> VideoLists
+READERS: dict[str, Callable[[Path, Files, str | Path | None], VideoLists]] = {
     "shanghaitech": read_shanghaitech,
     "ucfcrime": read_ucfcrime,
     "xdviolence": read_xdviolence,
@@ -229,7 +242,7 @@ READERS = {  # (root, lists by pattern, classes_csv) -> VideoLists
 }
 
 
-def load_lists(dataset, root, classes_csv=None):
+def load_lists(dataset: str, root: str | Path, classes_csv: str | Path | None = None) -> VideoLists:
     """Reads the annotation lists of a data set, in the layout that is found below `root`.
 
     Args:
@@ -238,8 +251,6 @@ def load_lists(dataset, root, classes_csv=None):
         root: Folder with the lists, or with a folder Annotations that holds them.
         classes_csv: Class of each ShanghaiTech video (`video,class`; root/classes.csv by default), or the
             class ids of released lists (`id,name`; the authors' by default).
-    Returns:
-        VideoLists.
     Raises:
         InputError: If a list is missing or a line of one makes no sense.
     """
@@ -248,8 +259,8 @@ def load_lists(dataset, root, classes_csv=None):
         raise InputError(f"{root}: is no folder, expected the one with the annotation lists of {known.lists}")
     files = {pattern: find_list(root, *words) for pattern, words in LISTS.items()} if known.classes else {}
     if files.get(RELEASED_LISTS[0]) or files.get(RELEASED_LISTS[1]):
-        require(root, files, *RELEASED_LISTS)
-        return read_released(files, read_class_ids(classes_csv) if classes_csv else known.classes)
+        paths = require(root, files, *RELEASED_LISTS)
+        return read_released(paths, read_class_ids(classes_csv) if classes_csv else known.classes)
     if classes_csv and known.lists != "shanghaitech":
         raise InputError(f"{classes_csv}: found a file of classes, expected none: the lists in {root} name the classes")
     return READERS[known.lists](root, files, classes_csv)

@@ -3,22 +3,29 @@
 Letters: S segments per video, F frames per segment, D feature size, N feature rows of a video.
 """
 
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from videoanomaly.data.features import matching_rows
+from videoanomaly.data.annotations import Video
+from videoanomaly.data.features import FeatureFolder, Rows, matching_rows
 from videoanomaly.runtime.torchrun import rank_and_world
 
 
-def training_rows(num_rows, num_segments, num_frames, rng, released=False):
+def training_rows(
+    num_rows: int, num_segments: int, num_frames: int, rng: np.random.Generator, released: bool = False
+) -> np.ndarray:
     """Rows of a training sample: F consecutive ones at a random place in each of S blocks (paper Sec. 4.1).
 
     Args:
         num_rows: Rows of the video; a video shorter than S * F is repeated from its start.
         num_segments: S.
         num_frames: F.
-        rng: numpy Generator.
+        rng: Where the starts are drawn from.
         released: Blocks as in the released code: for videos of up to about S * F rows they are one row too short,
             so that segments overlap by a row and no start is random.
     Returns:
@@ -36,8 +43,7 @@ def training_rows(num_rows, num_segments, num_frames, rng, released=False):
 
 
 class SegmentDataset:
-    """Training samples for a DataLoader: S segments of F rows of a video; item (video_idx, seed) depends on nothing
-    else.
+    """Training samples for a DataLoader: S segments of F rows of a video; item (video_idx, seed) depends on no more.
 
     Args:
         videos: Training videos.
@@ -49,17 +55,24 @@ class SegmentDataset:
         mean: Give the mean of each segment's rows, (S, 1, D), for models that look at no more.
     """
 
-    def __init__(self, videos, features, num_segments, num_frames, temporal_features=None, released=False, mean=False):
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        features: FeatureFolder,
+        num_segments: int,
+        num_frames: int,
+        temporal_features: FeatureFolder | None = None,
+        released: bool = False,
+        mean: bool = False,
+    ):
         self.videos, self.features, self.temporal_features = videos, features, temporal_features
         self.num_segments, self.num_frames, self.released, self.mean = num_segments, num_frames, released, mean
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, index):
-        """Dict of `features` (S, F, D) float32, `label`, `video_idx`, with second features `temporal_features` (S, F,
-        D2).
-        """
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        """`features` (S, F, D) float32, `label`, `video_idx`, and of second features `temporal_features` (S, F, D2)."""
         video_idx, seed = index
         video, rng = self.videos[video_idx], np.random.default_rng(seed)
         array = self.features.open_scattered(video.name)
@@ -80,10 +93,8 @@ class SegmentDataset:
         return sample
 
 
-def read_rows(array, rows, crop):
+def read_rows(array: Rows, rows: np.ndarray, crop: int) -> Tensor:
     """Rows (S, F) of one crop as a float32 tensor (S, F, D); no other row is read."""
-    import torch
-
     return torch.from_numpy(np.asarray(array[rows, crop], dtype=np.float32))
 
 
@@ -97,9 +108,11 @@ class BalancedBatches:
         batch_size: B, even.
         seed: 0 or more.
         released: Drop the incomplete half-batch of every shuffle, as the released code does.
+    Raises:
+        ValueError: If B is odd or below 2, or the labels are all of one kind.
     """
 
-    def __init__(self, labels, batch_size, seed, released=False):
+    def __init__(self, labels: Sequence[int], batch_size: int, seed: int, released: bool = False):
         if batch_size < 2 or batch_size % 2:
             raise ValueError(f"batch_size must be even and at least 2, half abnormal, half normal, got {batch_size}")
         is_abnormal = np.asarray(labels) >= 0
@@ -108,22 +121,23 @@ class BalancedBatches:
             raise ValueError("labels must hold abnormal (0 or more) and normal (-1) videos, got only one kind")
         self.half, self.seed, self.released, self.epoch = batch_size // 2, seed, released, 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration gives, 0 or more."""
         self.epoch = epoch
 
-    def __len__(self):
+    def __len__(self) -> int:
         longest = max(map(len, self.halves))
         return max(longest // self.half, 1) if self.released else -(-longest // self.half)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        videos = [self._shuffled(idx, rng).reshape(len(self), self.half) for idx in self.halves]
-        videos = np.concatenate(videos, axis=1)  # (batches, B)
+        halves = [self._shuffled(idx, rng).reshape(len(self), self.half) for idx in self.halves]
+        videos = np.concatenate(halves, axis=1)  # (batches, B)
         seeds = np.random.SeedSequence((self.seed, self.epoch, 1)).generate_state(videos.size, np.uint64)
-        for batch, batch_seeds in zip(videos.tolist(), seeds.reshape(videos.shape).tolist()):
-            yield list(zip(batch, batch_seeds))
+        for batch, batch_seeds in zip(videos, seeds.reshape(videos.shape)):
+            yield list(zip(batch.tolist(), batch_seeds.tolist()))
 
-    def _shuffled(self, idx, rng):
+    def _shuffled(self, idx: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Videos of one kind for the whole epoch, shuffle after shuffle."""
         used = max(len(idx) // self.half * self.half, min(len(idx), self.half)) if self.released else len(idx)
         count = len(self) * self.half
@@ -139,18 +153,19 @@ class RestOfEpoch:
         batches: Batch sampler of whole epochs, with `set_epoch(epoch)`.
     """
 
-    def __init__(self, batches):
+    def __init__(self, batches: BalancedBatches):
         self.batches, self.num_seen = batches, 0
 
     def set_epoch(self, epoch: int, num_seen: int) -> None:
+        """Which epoch the next iteration gives, without its first `num_seen` batches."""
         self.batches.set_epoch(epoch)
         self.num_seen = num_seen
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Of a whole epoch."""
         return len(self.batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, _, world_size = rank_and_world()
         for batch in islice(self.batches, self.num_seen, None):
             share = len(batch) // 2 // world_size
