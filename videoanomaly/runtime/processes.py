@@ -110,7 +110,7 @@ class AllGather(torch.autograd.Function):  # torch.distributed.nn.functional.all
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """The tensors of all processes, (...) of each -> (ranks, ...); the gradient of each is the sum over the processes."""
+    """The tensors of all processes, (...) of each -> (ranks, ...); a gradient is the sum over the processes."""
     return cast("Tensor", AllGather.apply(x.contiguous()))
 
 

@@ -10,18 +10,20 @@ to 4:4:4, limited and full range, BT.601 and BT.709, odd sizes, variable frame r
   is cut off does not show it, and gives the frames up to there, as in OpenCV.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
-from videoanomaly.data.features import VIDEO_SUFFIXES
+from videoanomaly.data.annotations import VIDEO_SUFFIXES
 from videoanomaly.runtime.console import InputError
 
 
-def frame_times(found: list, fps: float | None) -> tuple[np.ndarray, float]:
+def frame_times(found: list[float | None], fps: float | None) -> tuple[np.ndarray, float]:
     """When the frames are shown, (N,) float64 ascending seconds, and their mean rate, frames/s to three decimals.
 
     Args:
@@ -47,14 +49,14 @@ TURNS = {
 BROKEN = (av.FFmpegError, OSError, InputError)  # what an unreadable video raises; anything else ends the run
 
 
-def video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The stream that OpenCV reads: the first with pictures."""
+def video_stream(container: InputContainer) -> av.VideoStream:
+    """The stream that OpenCV reads: the first with pictures; an InputError if there is none."""
     if not container.streams.video:
         raise InputError("found no pictures in it, expected a video stream")
     return container.streams.video[0]
 
 
-def decode(stream: av.VideoStream):
+def decode(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Yields every frame, an av.VideoFrame, in the order of showing.
 
     One thread a video: it is as fast for small videos, and with more of them FFmpeg hides errors near the end.
@@ -63,8 +65,9 @@ def decode(stream: av.VideoStream):
         av.FFmpegError: At the first damage that the decoder cannot conceal.
         InputError: If the file ends in the middle of a frame.
     """
-    is_cut_off = False
-    for packet in stream.container.demux(stream):
+    is_cut_off, container = False, stream.container
+    assert isinstance(container, InputContainer), "the stream is one that is written"
+    for packet in container.demux(stream):
         is_cut_off = packet.is_corrupt if packet.size else is_cut_off  # an empty packet only flushes the decoder
         yield from packet.decode()
     if is_cut_off:
@@ -81,7 +84,11 @@ def to_image(frame: av.VideoFrame, reformatter: VideoReformatter) -> Image.Image
 
 
 def find_videos(source: Path) -> dict[str, Path]:
-    """Every video in a folder and its subfolders, or the one file, by its path without extension, with "/"."""
+    """Every video in a folder and its subfolders, or the one file, by its path without extension, with "/".
+
+    Raises:
+        InputError: If there is none, or two have one name.
+    """
     if not source.exists():
         raise InputError(f"--videos {source}: found nothing there, expected a video or a folder of videos")
     root, files = (source.parent, [source]) if source.is_file() else (source, sorted(source.rglob("*")))
@@ -108,12 +115,16 @@ def header_frames(path: Path) -> int:
 
 
 def why_skipped(error: Exception) -> str:
+    """What is wrong with a video that raised this, without its name."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def find_all_videos(sources: list[Path], out: Path) -> dict[str, Path]:
-    """Videos of all sources by name, the path below the folder given, without suffix; what lies below `out` is ours."""
+    """Videos of all sources by name, the path below the folder given, without suffix; what lies below `out` is ours.
 
+    Raises:
+        InputError: As `find_videos`, also if two sources have videos of one name.
+    """
     videos = {}
     for source in sources:
         try:

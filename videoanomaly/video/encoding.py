@@ -6,19 +6,25 @@ Shapes: N frames of a video, D feature size.
 import queue
 import threading
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video.decoding import BROKEN, decode, frame_times, to_image, video_stream
+from videoanomaly.video.preprocessing import ImageEncoder
+
+Read = Callable[[Path], Iterator[Tensor | dict]]  # a video -> what `read_batches` yields
 
 
 def join_batches(batches: list[np.ndarray], num_crops: int) -> np.ndarray:
@@ -27,22 +33,33 @@ def join_batches(batches: list[np.ndarray], num_crops: int) -> np.ndarray:
     return features.reshape(-1, num_crops, features.shape[1]) if num_crops > 1 else features
 
 
-def read_batches(path: Path, to_inputs, stride: int, batch_size: int, pin_memory: bool, times: list | None = None):
+def read_batches(
+    path: Path,
+    to_inputs: Callable[[Image.Image], list[Tensor]],
+    stride: int,
+    batch_size: int,
+    pin_memory: bool,
+    times: list[float | None] | None = None,
+) -> Iterator[Tensor | dict]:
     """Yields the encoder's inputs of a video, (n, 3, n_px, n_px), and at last {"frames": count, "fps": frames/s}.
 
     Frames that go to the encoder as they are have the video's size, (n, 3, H, W); where that changes, a batch ends.
     `times`, if given, gets the second from the start of the file at which each frame is shown, None where it does not
     tell.
+
+    Raises:
+        av.FFmpegError, OSError, InputError: If the video cannot be read, or not to its end.
     """
 
-    def stack(images):
+    def stack(images: list[Tensor]) -> Tensor:
         batch = torch.stack(images)
         return batch.pin_memory() if pin_memory else batch  # so that its way to the GPU is a copy in the background
 
     with av.open(str(path)) as container:
         stream, reformatter = video_stream(container), VideoReformatter()
         start = (container.start_time or 0) / av.time_base
-        images, num_frames = [], 0
+        images: list[Tensor] = []
+        num_frames = 0
         for num_frames, frame in enumerate(decode(stream), start=1):
             if times is not None:
                 times.append(None if frame.time is None else frame.time - start)
@@ -62,22 +79,25 @@ def read_batches(path: Path, to_inputs, stride: int, batch_size: int, pin_memory
 
 
 @contextmanager
-def reading_ahead(videos: dict[str, Path], read, num_workers: int):
+def reading_ahead(
+    videos: dict[str, Path], read: Read, num_workers: int
+) -> Iterator[Callable[[], tuple[str, Tensor | dict | Exception]]]:
     """Reads several videos at once, each in a thread, so that the encoder never waits at the border of two.
 
     Gives a function that returns the next (key, item) of any video; an exception in a thread is an item, too. There are
     at most 3 * num_workers items at a time: two a thread in the queue, and one that each is making.
     """
-    items, stop = queue.Queue(2 * num_workers), threading.Event()
+    items: queue.Queue[tuple[str, Tensor | dict | Exception]] = queue.Queue(2 * num_workers)
+    stop = threading.Event()
 
-    def put(*item):
+    def put(key: str, item: Tensor | dict | Exception) -> None:
         while not stop.is_set():
             try:
-                return items.put(item, timeout=0.1)
+                return items.put((key, item), timeout=0.1)
             except queue.Full:
                 pass
 
-    def work(key, path):
+    def work(key: str, path: Path) -> None:
         try:
             for item in read(path):
                 put(key, item)
@@ -86,8 +106,7 @@ def reading_ahead(videos: dict[str, Path], read, num_workers: int):
         except Exception as error:
             put(key, error)
 
-    # one torch thread each: with more, they and the encoder wait for each other (preprocessing took 5 times the CPU
-    # time)
+    # one torch thread each: with more, they and the encoder wait for each other (preprocessing took 5 times as long)
     pool = ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         for key, path in videos.items():
@@ -99,6 +118,7 @@ def reading_ahead(videos: dict[str, Path], read, num_workers: int):
 
 
 def to_float16(features: Tensor, description: str) -> np.ndarray:
+    """Features as feature files hold them; an InputError, which names the encoder, where they do not fit in."""
     array = features.detach().cpu().half().numpy()
     if not np.isfinite(array).all():
         raise InputError(
@@ -108,13 +128,19 @@ def to_float16(features: Tensor, description: str) -> np.ndarray:
 
 
 def encode_videos(
-    videos: dict[str, Path], encoder, description: str, read, num_workers: int, num_crops: int, bar: tqdm
-):
+    videos: dict[str, Path],
+    encoder: ImageEncoder,
+    description: str,
+    read: Read,
+    num_workers: int,
+    num_crops: int,
+    bar: tqdm,
+) -> Iterator[tuple[str, np.ndarray | None, Any]]:
     """Yields (key, float16 features or None, what `read` gave at last) of each video, in the order in which they end.
 
-    An unreadable video has no features; what it gives at last is the exception.
+    An unreadable video has no features; what it gives at last is the exception. Of another video that is a dict.
     """
-    batches = defaultdict(list)
+    batches: defaultdict[str, list[np.ndarray]] = defaultdict(list)
     with reading_ahead(videos, read, num_workers) as next_item:
         num_open = len(videos)
         while num_open:
@@ -124,26 +150,27 @@ def encode_videos(
                 bar.update(len(item) // num_crops)
                 continue
             num_open -= 1
-            done = batches.pop(key, None)
+            done = batches.pop(key, [])
             if isinstance(item, Exception) and not isinstance(item, BROKEN):
                 raise item
             yield key, None if isinstance(item, BROKEN) else join_batches(done, num_crops), item
 
 
-def read_timed(path: Path, **how):
-    """As extract_features.read_batches, and at last also "times" and their "fps"."""
-    from torch import Tensor
-
-    found = []
+def read_timed(path: Path, **how: Any) -> Iterator[Tensor | dict]:
+    """As `read_batches`, with its further arguments, and at last also "times" (N,), seconds, and their "fps"."""
+    found: list[float | None] = []
+    last: dict = {}
     for item in read_batches(path, times=found, **how):
         if isinstance(item, Tensor):
             yield item
-    times, fps = frame_times(found, item["fps"])
+        else:
+            last = item
+    times, fps = frame_times(found, last["fps"])
     yield {"frames": len(times), "fps": fps, "times": times}
 
 
 def interpolate(features: np.ndarray, stride: int, spacing: int, num_frames: int) -> np.ndarray:
-    """Features of every stride-th frame -> those of every spacing-th, linear in between, float16.
+    """Features of every stride-th of N frames, (rows, ...), -> those of every spacing-th, linear in between, float16.
 
     The model keeps the spacing that it was trained with, and so its notion of speed.
     """

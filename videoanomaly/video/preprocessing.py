@@ -1,10 +1,30 @@
 """A frame -> the encoder's inputs: JPEG in between, crops, resizing."""
 
 import io
+from collections.abc import Callable
+from typing import Protocol
 
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+
+Preprocess = Callable[[Image.Image], Tensor]  # a picture -> the encoder's input, (3, n_px, n_px)
+
+
+class ImageEncoder(Protocol):
+    """What makes features of pictures: CLIP, or an object of the user's."""
+
+    @property
+    def dim(self) -> int:
+        """Size of a feature, D."""
+        ...
+
+    @property
+    def preprocess(self) -> Preprocess: ...
+
+    def encode(self, images: Tensor, /) -> Tensor:
+        """Preprocessed pictures (n, 3, n_px, n_px) -> (n, D)."""
+        ...
 
 
 def jpeg_round_trip(image: Image.Image, quality: int) -> Image.Image:
@@ -36,8 +56,16 @@ def cut_crops(image: Image.Image, num_crops: int, n_px: int) -> list[Image.Image
     return (crops + [ImageOps.mirror(crop) for crop in crops])[:num_crops]
 
 
-def prepare(image: Image.Image, preprocess, num_crops: int, jpeg: int | None, n_px: int) -> list[Tensor]:
-    """A frame -> the encoder's input for each of its crops, (3, n_px, n_px)."""
+def prepare(image: Image.Image, preprocess: Preprocess, num_crops: int, jpeg: int | None, n_px: int) -> list[Tensor]:
+    """A frame -> the encoder's input for each of its crops, (3, n_px, n_px).
+
+    Args:
+        image: The frame.
+        preprocess: Of the encoder.
+        num_crops: 1: the whole frame; 5 or 10: see `cut_crops`.
+        jpeg: Quality of a JPEG file in between, in [1, 100]; None or 0: none.
+        n_px: Side of the encoder's input, pixels.
+    """
     image = jpeg_round_trip(image, jpeg) if jpeg else image
     crops = cut_crops(image, num_crops, n_px) if num_crops > 1 else [image]
     return [preprocess(crop) for crop in crops]
@@ -53,7 +81,6 @@ def resize_like_pil(frames: Tensor, n_px: int) -> Tensor:
     frames = frames.float()
     for size in ((H, width), (height, width)):
         if frames.shape[-2:] != size:
-            frames = (
-                F.interpolate(frames, size, mode="bicubic", antialias=True).clamp(0, 255).round()
-            )  # bicubic overshoots
+            frames = F.interpolate(frames, size, mode="bicubic", antialias=True)
+            frames = frames.clamp(0, 255).round()  # bicubic overshoots
     return frames
