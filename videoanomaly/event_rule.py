@@ -5,17 +5,20 @@ once more, so that its slider works without Python, and a test compares the two.
 events, C anomaly classes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 
-def highest_classes(means: np.ndarray, classes: tuple[str, ...]) -> list[dict]:
+def highest_classes(means: np.ndarray, classes: Sequence[str]) -> list[dict]:
     """The three classes of highest mean p_class, (C,), best first."""
     return [{"class": classes[c], "p_class": float(means[c])} for c in np.argsort(-means, kind="stable")[:3]]
 
 
 class Event(NamedTuple):
+    """Of a stream."""
+
     start: int  # row
     end: int  # row behind the last
     p_A: float  # mean, closed gaps included
@@ -23,7 +26,7 @@ class Event(NamedTuple):
 
 
 class EventRule:
-    """metrics.cut_events for rows that come one by one: an event has ended when no later row can change it.
+    """`cut_events` for rows that come one by one: an event has ended when no later row can change it.
 
     Args:
         rate: Rows per second.
@@ -37,7 +40,10 @@ class EventRule:
         self.forget()
 
     def forget(self) -> None:
-        self.start = self.end = self.run = None  # rows: of the event so far, of the current run of rows above high / 2
+        """As if no row had come yet."""
+        self.start: int | None = None  # row, of the event so far
+        self.run: int | None = None  # first row of the current run of rows above high / 2
+        self.end = 0  # row behind the last of the event so far
         self.reached = self.begun = False  # the run reached high; the event was told
         self.total = self.later = self.nothing  # sums of p_A and p_class: of the event, of what is behind it
 
@@ -49,23 +55,25 @@ class EventRule:
             self.reached |= bool(p_A >= self.high)
         else:
             self.run, self.reached = None, False
-        if self.reached:
-            return self.extend(row)
+        if self.run is not None and self.reached:
+            return self.extend(row, self.run)
         if self.run is None and self.start is None:
             self.later = self.nothing
         elif self.run is None and row + 1 - self.end > self.merge_gap:
             return self.finish()
 
-    def extend(self, row: int) -> tuple[str, Event] | None:
-        self.start = self.run if self.start is None else self.start
+    def extend(self, row: int, run: int) -> tuple[str, Event] | None:
+        """The event reaches up to this row; its first one is that of the run, if there is no event yet."""
+        start = self.start = run if self.start is None else self.start
         self.total, self.later, self.end = self.total + self.later, self.nothing, row + 1
-        if not self.begun and self.end - self.start >= self.min_length:
+        if not self.begun and self.end - start >= self.min_length:
             self.begun = True
-            return "begin", self.event()
+            event = self.event()
+            return event and ("begin", event)
 
     def event(self) -> Event | None:
         """The one that is open, None without."""
-        if self.begun:
+        if self.begun and self.start is not None:
             p_A, *p_class = self.total / (self.end - self.start)
             return Event(self.start, self.end, float(p_A), np.array(p_class))
 
@@ -81,6 +89,8 @@ MIN_LENGTH = 1.0  # seconds
 
 
 class Events(NamedTuple):
+    """In whole videos."""
+
     intervals: np.ndarray  # (E, 2), frames, half-open
     scores: np.ndarray  # (E,)
 
@@ -91,10 +101,8 @@ def runs(mask: np.ndarray) -> np.ndarray:
     return np.flatnonzero(padded[1:] != padded[:-1]).reshape(-1, 2)
 
 
-def join_videos(curves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves of all videos as one, -inf behind each, which no event reaches over: (frames + V,), and where each starts
-    (V,).
-    """
+def join_videos(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves of V videos as one, -inf behind each, which no event spans, (frames + V,), and where each starts, (V,)."""
     sizes = [len(p) + 1 for p in curves]
     return np.concatenate([part for p in curves for part in (p, [-np.inf])]).astype(float), np.cumsum([0, *sizes[:-1]])
 
@@ -106,8 +114,13 @@ def find_runs(p: np.ndarray, high: float, low: float) -> np.ndarray:
 
 
 def close_gaps(p: np.ndarray, found: np.ndarray, starts: np.ndarray, most: np.ndarray) -> Events:
-    """Runs of a video at most `most` frames apart (one number per video) become one event each; p as join_videos gives
-    it.
+    """Runs of a video at most `most` frames apart (one number per video) become one event each.
+
+    Args:
+        p: As `join_videos` gives it, with `starts`.
+        found: The runs, (E, 2), ascending.
+        starts: Where each video starts, (V,).
+        most: Of each video, (V,).
     """
     video_idx = np.searchsorted(starts, found[:, 0], side="right") - 1
     apart = (found[1:, 0] - found[:-1, 1] > most[video_idx[1:]]) | (video_idx[1:] != video_idx[:-1])
@@ -144,8 +157,10 @@ def cut_events(
     The score of an event is its mean probability, closed gaps included.
 
     Args:
-        p: (N,). fps: Frames per second. high, low: Thresholds, low is high / 2 if not given. merge_gap, min_length:
-            Seconds.
+        p: (N,).
+        fps: Frames per second.
+        high, low: Thresholds, low is high / 2 if not given.
+        merge_gap, min_length: Seconds.
     """
     p, starts = join_videos([p])
     return cut_joined(p, starts, np.array([fps]), high, high / 2 if low is None else low, merge_gap, min_length)

@@ -4,10 +4,14 @@ Shapes: N frames, C anomaly classes; p_A (N,), p_class (N, C), labels (N,) with 
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+from PIL import Image
 
 from videoanomaly.runtime.files import write_atomically
 
@@ -18,15 +22,28 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend th
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":")
 TRUTH = "#8C8C8C"
+Curve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, float]]  # (positive, scores) -> x, y, area
 
 
-def save(figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """As PNG; the figure is closed."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
     plt.close(figure)
 
 
-def class_curves(path: Path, curve, p_A, p_class, labels, classes, *, title: str, xlabel: str, ylabel: str) -> None:
-    """One line for anomalous against normal and one per class that occurs; curve(positive, scores) -> x, y, area."""
+def class_curves(
+    path: Path,
+    curve: Curve,
+    p_A: np.ndarray,
+    p_class: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """One line for anomalous against normal and one per class that occurs."""
     figure, axes = plt.subplots(figsize=(8.5, 5.5), layout="constrained")
     cases = [("any anomaly", labels >= 0, p_A)]
     cases += [(name, labels == c, p_class[:, c]) for c, name in enumerate(classes)]
@@ -43,9 +60,7 @@ def class_curves(path: Path, curve, p_A, p_class, labels, classes, *, title: str
 
 
 def counts_at_levels(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts at each distinct score of a positive frame from the highest: true positives, false ones above it and with
-    it.
-    """
+    """Counts at each score of a positive frame from the highest: true positives, false ones above it and with it."""
     levels, gain = np.unique(scores[positive], return_counts=True)
     negatives = np.sort(scores[~positive])
     above, false = (len(negatives) - np.searchsorted(negatives, levels[::-1], side) for side in ("right", "left"))
@@ -68,14 +83,13 @@ def pr_curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def visible(x: np.ndarray, y: np.ndarray, steps: int = 2000) -> np.ndarray:
-    """Which points of a curve in [0, 1] x [0, 1] a picture of so many dots shows: first and last in each dot, (points,)
-    bool.
-    """
+    """Which points of a curve in [0, 1]^2 a picture of so many dots shows: first and last in each, (points,) bool."""
     moves = np.diff(np.round(x * steps) * (steps + 1) + np.round(y * steps)) != 0
     return np.append(True, moves) | np.append(moves, True)
 
 
-def roc_curves(path: Path, p_A, p_class, labels, classes) -> None:
+def roc_curves(path: Path, p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+    """ROC curves by frame."""
     class_curves(
         path,
         roc_curve,
@@ -89,7 +103,8 @@ def roc_curves(path: Path, p_A, p_class, labels, classes) -> None:
     )
 
 
-def pr_curves(path: Path, p_A, p_class, labels, classes) -> None:
+def pr_curves(path: Path, p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Precision over recall by frame."""
     class_curves(
         path,
         pr_curve,
@@ -103,13 +118,19 @@ def pr_curves(path: Path, p_A, p_class, labels, classes) -> None:
     )
 
 
-def class_bars(path: Path, per_class: dict, intervals: dict, key: str) -> None:
-    """One bar per class that occurs, in per cent, with its 95% interval from the bootstrap over videos."""
+def class_bars(path: Path, per_class: dict[str, dict], intervals: dict[str, dict], key: str) -> None:
+    """One bar per class that occurs, in per cent, with its 95% interval from the bootstrap over videos.
+
+    Args:
+        path: The file.
+        per_class: By name, as `anomalyclip.metrics` gives it.
+        intervals: By name, as `metrics.bootstrap_metrics` gives it.
+        key: AUC or AP.
+    """
     names = [name for name, values in per_class.items() if values[key] is not None]
     values = np.array([100 * per_class[name][key] for name in names])
-    ends = np.array([100 * np.array(intervals[name][key] or [per_class[name][key]] * 2) for name in names]).reshape(
-        -1, 2
-    )
+    ends = [100 * np.array(intervals[name][key] or [per_class[name][key]] * 2) for name in names]
+    ends = np.array(ends).reshape(-1, 2)
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.35 * max(len(names), 1)), layout="constrained")
     errors = np.maximum(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0)
     axes.barh(names, values, xerr=errors, color=COLOURS[5], ecolor="black", capsize=3)
@@ -125,7 +146,15 @@ def class_bars(path: Path, per_class: dict, intervals: dict, key: str) -> None:
     save(figure, path)
 
 
-def row_bars(path: Path, labels: list[str], values: dict, paper: dict, *, title: str, paper_label: str) -> None:
+def row_bars(
+    path: Path,
+    labels: list[str],
+    values: dict[str, list[list[float]]],
+    paper: dict[str, Sequence[float | None]],
+    *,
+    title: str,
+    paper_label: str,
+) -> None:
     """A panel per metric, in it a bar per row of a table, in per cent.
 
     Args:
@@ -173,9 +202,8 @@ def recognition_bars(path: Path, runs: dict[str, dict]) -> None:
     row_bars(path, labels, values, {}, title="Recognition of classes", paper_label="")
 
 
-def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.ndarray, classes) -> None:
-    """How far frames lie along each direction, from the origin of CLIP's space and from the normality prototype (Fig.
-    2a).
+def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+    """How far frames lie along each direction, from the origin of CLIP's space and from the prototype (Fig. 2a).
 
     Args:
         before: Lengths along the directions that start at the origin, (N, C).
@@ -207,13 +235,13 @@ def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.nd
     save(figure, path)
 
 
-def draw_lengths(axes, bins: np.ndarray, groups: dict) -> None:
+def draw_lengths(axes: Axes, bins: np.ndarray, groups: dict[str, tuple[np.ndarray, str]]) -> None:
     """Densities of {name: (lengths, colour)}, normal frames first and those of the direction's class last, if any."""
     for name, (lengths, colour) in groups.items():
         if len(lengths):
             axes.hist(
                 lengths,
-                bins,
+                bins.tolist(),
                 density=True,
                 histtype="stepfilled" if colour == TRUTH else "step",
                 color=colour,
@@ -229,8 +257,8 @@ def draw_lengths(axes, bins: np.ndarray, groups: dict) -> None:
     axes.set_yticks([])
 
 
-def reliability(path: Path, p_A, labels, num_bins: int = 10) -> None:
-    """How often frames of a given p_A are anomalous, and how many there are; on the diagonal scores are probabilities."""
+def reliability(path: Path, p_A: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> None:
+    """How often frames of a given p_A are anomalous, and how many there are; on the diagonal, as often as p_A says."""
     bins = np.minimum((p_A * num_bins).astype(int), num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
     filled = counts > 0
@@ -259,7 +287,9 @@ def predicted_labels(p_A: np.ndarray, p_class: np.ndarray) -> np.ndarray:
     return np.where(p_A < 0.5, -1, p_class.argmax(axis=1))
 
 
-def confusion_matrix(path: Path, p_A, p_class, labels, classes) -> None:
+def confusion_matrix(
+    path: Path, p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> None:
     """Rows are true, columns predicted labels; shades and numbers are per cent of the row."""
     names = ["Normal", *classes]
     counts = np.zeros((len(names), len(names)), np.int64)
@@ -287,17 +317,27 @@ def confusion_matrix(path: Path, p_A, p_class, labels, classes) -> None:
     save(figure, path)
 
 
-def timeline(path: Path, name: str, p_A, p_class, labels, classes, pictures=()) -> None:
-    """p_A over the frames of one video, the truth shaded, predicted classes as a strip below, key frames above (Fig.
-    3).
+def timeline(
+    path: Path,
+    name: str,
+    p_A: np.ndarray,
+    p_class: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    pictures: Sequence[tuple[int, Image.Image]] = (),
+) -> None:
+    """p_A over the frames of a video, the truth shaded, predicted classes in a strip below, key frames above (Fig. 3).
 
     Args:
-        pictures: (frame number, PIL image) pairs in ascending order.
+        path: The file.
+        name: Of the video, for the title.
+        p_A, p_class, labels: (N,), (N, C), (N,).
+        classes: C names.
+        pictures: (frame number, picture), ascending.
     """
     figure = plt.figure(figsize=(9, 4.6 if pictures else 3.2), layout="constrained")
-    *top, bottom = np.atleast_1d(
-        figure.subfigures(2, 1, height_ratios=(1.2, 3.2)) if pictures else figure.subfigures(1, 1)
-    )
+    ratios = (1.2, 3.2) if pictures else (1,)
+    *top, bottom = figure.subfigures(len(ratios), 1, squeeze=False, height_ratios=ratios).flat
     for axes, (i, image) in zip(top[0].subplots(1, len(pictures), squeeze=False)[0] if pictures else (), pictures):
         axes.imshow(image)
         axes.set(xticks=[], yticks=[])
@@ -307,7 +347,7 @@ def timeline(path: Path, name: str, p_A, p_class, labels, classes, pictures=()) 
     edges = np.flatnonzero(np.diff(np.concatenate([[-1], labels, [-1]])))
     for start, end in zip(edges[:-1], edges[1:]):
         if labels[start] >= 0:
-            axes.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {classes[labels[start]]}")
+            axes.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {classes[int(labels[start])]}")
     axes.set(title=name, ylabel="anomaly probability", ylim=(-0.02, 1.02), xlim=(0, len(labels)))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
     bottom.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
@@ -316,7 +356,7 @@ def timeline(path: Path, name: str, p_A, p_class, labels, classes, pictures=()) 
     save(figure, path)
 
 
-def draw_strip(axes, predicted: np.ndarray, classes, figure) -> None:
+def draw_strip(axes: Axes, predicted: np.ndarray, classes: Sequence[str], figure: FigureBase) -> None:
     """A band coloured by the predicted class, white where normal, with its own legend."""
     looks = list(itertools.product(("", "//", ".."), COLOURS))
     found = sorted(set(predicted[predicted >= 0]))

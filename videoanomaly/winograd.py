@@ -10,11 +10,13 @@ Shapes: n videos, S segments, F frames of a segment, I inputs and O outputs of a
 tiles.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from anomalyclip import AxisAttention, ConvFeedForward
@@ -36,10 +38,10 @@ def kernel_gradient(grad: Tensor) -> Tensor:
 
 def transform_input(x: Tensor) -> Tensor:
     """(n, S, F, I) -> (16, P, I)."""
-    n, S, F_, I = x.shape
+    n, S, F_, inputs = x.shape
     x = F.pad(x, (0, 0, 1, 1, 1, 1))
     rows = [x[:, i : i + S : 2] for i in range(4)]  # each (n, S / 2, F + 2, I)
-    tiles = x.new_empty(4, 4, n, S // 2, F_ // 2, I)
+    tiles = x.new_empty(4, 4, n, S // 2, F_ // 2, inputs)
     for out, row in zip(tiles, (rows[0] - rows[2], rows[1] + rows[2], rows[2] - rows[1], rows[1] - rows[3])):
         columns = [row[:, :, j : j + F_ : 2] for j in range(4)]
         torch.sub(columns[0], columns[2], out=out[0])
@@ -49,7 +51,7 @@ def transform_input(x: Tensor) -> Tensor:
     return tiles.flatten(0, 1).flatten(1, 3)
 
 
-def transform_output(tiles: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def transform_output(tiles: Tensor, shape: Sequence[int]) -> Tensor:
     """(16, P, O) and (n, S, F) -> (n, S, F, O)."""
     n, S, F_ = shape
     tiles = tiles.unflatten(0, (4, 4)).unflatten(2, (n, S // 2, F_ // 2))  # (4, 4, n, S / 2, F / 2, O)
@@ -62,9 +64,9 @@ def transform_output(tiles: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 def transform_gradient(grad: Tensor) -> Tensor:
     """The transpose of `transform_output`: (n, S, F, O) -> (16, P, O)."""
-    n, S, F_, O = grad.shape
-    grad = grad.view(n, S // 2, 2, F_ // 2, 2, O)
-    tiles = grad.new_empty(4, 4, n, S // 2, F_ // 2, O)
+    n, S, F_, outputs = grad.shape
+    grad = grad.view(n, S // 2, 2, F_ // 2, 2, outputs)
+    tiles = grad.new_empty(4, 4, n, S // 2, F_ // 2, outputs)
     upper, lower = grad[:, :, 0], grad[:, :, 1]
     for out, row in zip(tiles, (upper, upper + lower, upper - lower, -lower)):
         left, right = row[:, :, :, 0], row[:, :, :, 1]
@@ -75,7 +77,7 @@ def transform_gradient(grad: Tensor) -> Tensor:
     return tiles.flatten(0, 1).flatten(1, 3)
 
 
-def convolve(tiles: Tensor, kernel: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def convolve(tiles: Tensor, kernel: Tensor, shape: Sequence[int]) -> Tensor:
     """Transformed input (16, P, I) and kernel (16, I, O) -> (n, S, F, O)."""
     return transform_output(torch.bmm(tiles, kernel), shape)
 
@@ -84,7 +86,7 @@ class FeedForward(torch.autograd.Function):
     """Convolution, leaky ReLU, convolution: what ConvFeedForward does behind its norm, (B, S, F, E) -> (B, S, F, E)."""
 
     @staticmethod
-    def forward(ctx, x, weight_1, bias_1, weight_2, bias_2):
+    def forward(ctx: Any, x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight_1, bias_1, weight_2)
         kernel_1, kernel_2 = transform_kernel(weight_1), transform_kernel(weight_2)
         out = torch.empty_like(x)
@@ -94,7 +96,7 @@ class FeedForward(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, weight_1, bias_1, weight_2 = ctx.saved_tensors
         kernel_1 = transform_kernel(weight_1)
         back_1, back_2 = (transform_kernel(weight.flip(2, 3).transpose(0, 1)) for weight in (weight_1, weight_2))
@@ -113,8 +115,8 @@ class FeedForward(torch.autograd.Function):
         return grad_x, kernel_gradient(grad_1), grad_bias_1, kernel_gradient(grad_2), grad_bias_2
 
 
-def split(x: Tensor):
-    """Parts of a few videos."""
+def split(x: Tensor) -> tuple[Tensor, ...]:
+    """Parts of a few videos, of (B, S, F, ...)."""
     return x.split(max(1, POSITIONS // (x.shape[1] * x.shape[2])))
 
 
@@ -140,8 +142,8 @@ def feed_forward(module: ConvFeedForward, x: Tensor) -> Tensor:
     )
 
 
-def accelerate(model) -> None:
-    """Lets an AnomalyCLIP work this way where it is on a CPU; its parameters, and what it computes, stay what they are."""
+def accelerate(model: nn.Module) -> None:
+    """Lets an AnomalyCLIP work this way where it is on a CPU; its parameters and what it computes stay as they are."""
     for module in model.modules():
         if isinstance(module, AxisAttention):
             module.forward = partial(attend, module)
