@@ -12,9 +12,10 @@ prompt, W width of the text tower, J passes over a video, N feature rows of a vi
 
 import copy
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ ENGINEERED_PROMPT = "a video from a CCTV camera of a {}"  # Sec. 4.2 and Table 7
 CHECKPOINT_FORMAT = 1
 
 
-def option(default, help: str, choices: tuple[str, ...] | None = None):
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A config field with the text and the choices that the command line shows."""
     return field(default=default, metadata={"help": help, "choices": choices})
 
@@ -77,7 +78,7 @@ class AnomalyCLIPConfig:
     lambda_dir_top_normal: float = option(0.0, "weight of Eq. 16 (Table 14): top-K segments of normal videos")
     variant: str = option("paper", "where paper and released code differ, follow this one", ("paper", "released"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.classes, str) or not self.classes or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be a sequence of one or more different names, got {self.classes!r}")
         self.classes = tuple(self.classes)
@@ -108,7 +109,7 @@ class AnomalyCLIPConfig:
 
 
 class ChannelNorm(nn.Module):
-    """Normalises the last axis; unlike LayerNorm it adds eps to the standard deviation, as the axial transformer does."""
+    """Normalises the last axis; unlike LayerNorm it adds eps to the standard deviation, as axial transformers do."""
 
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__()
@@ -137,9 +138,8 @@ class AxisAttention(nn.Module):
         lead = x.shape[:2]
         x = self.norm(x).flatten(0, 1)  # (B * other axis, T, E)
         q, k, v = self.to_q(x), *self.to_kv(x).chunk(2, dim=-1)
-        q, k, v = (
-            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
-        )  # (B *, heads, T, E / heads)
+        # each (B *, heads, T, E / heads)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B *, T, E)
         return self.to_out(x).unflatten(0, lead)
 
@@ -226,7 +226,7 @@ class NonLocal(nn.Module):
         super().__init__()
         self.theta, self.phi, self.g = (nn.Conv1d(dim, dim // 2, 1) for _ in range(3))
         self.out = nn.Sequential(nn.Conv1d(dim // 2, dim, 1), norm(dim))
-        nn.init.zeros_(self.out[1].weight)
+        nn.init.zeros_(self.out[1].get_parameter("weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.theta(x).transpose(1, 2) @ self.phi(x) / x.shape[-1]  # (B, T, T)
@@ -283,12 +283,11 @@ class TemporalModel(nn.Module):
 # ---- Directions (Eq. 2) ----
 
 
-def causal_attention(attn: nn.Module, x: Tensor) -> Tensor:
-    """Self-attention of a text-tower block by its parameter names, which all CLIP implementations share."""
+def causal_attention(attn: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """Self-attention of a text-tower block, (n, L, W) -> the same, by the parameter names that all CLIPs share."""
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)  # (n, L, 3W)
-    q, k, v = (
-        t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, dim=-1)
-    )  # (n, heads, L, W / heads)
+    # each (n, heads, L, W / heads)
+    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
     x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return attn.out_proj(x.transpose(1, 2).flatten(2))  # (n, L, W)
 
@@ -302,33 +301,40 @@ class PromptLearner(nn.Module):
     Args:
         clip: A CLIP with OpenAI's parameter names: this project's, OpenAI's or open_clip's.
         tokenize: Maps a list of n texts to token ids, (n, context length), EOT being the largest id of a row.
+    Raises:
+        ValueError: If a prompt has more tokens than the text tower has positions.
     """
+
+    prefix: Tensor  # (C, 1, W)
+    suffix: Tensor  # (C, L - 1 - num_ctx, W)
+    eot_idx: Tensor  # (C,)
+    positions: Tensor  # (L, W)
+    ctx: nn.Parameter | None  # (num_ctx, W) or (C + 1, num_ctx, W)
 
     def __init__(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor]):
         super().__init__()
+        parts: Any = clip  # whose attributes the names tell, and no type
         learned = config.directions != "engineered"
         num_ctx = config.num_ctx if learned else 0
         names = [name.replace("_", " ") for name in config.classes]
         tokens = tokenize([f"{name}." if learned else ENGINEERED_PROMPT.format(name) for name in names])
         eot_idx = tokens.long().argmax(dim=-1) + num_ctx  # (C,)
-        if int(eot_idx.max()) >= len(clip.positional_embedding):
+        if int(eot_idx.max()) >= len(parts.positional_embedding):
             raise ValueError(
                 f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {num_ctx} of them context vectors; "
-                f"the text tower has {len(clip.positional_embedding)} positions"
+                f"the text tower has {len(parts.positional_embedding)} positions"
             )
         with torch.no_grad():
-            embeddings = clip.token_embedding(tokens.to(clip.token_embedding.weight.device)).float()  # (C, 77, W)
+            embeddings = parts.token_embedding(tokens.to(parts.token_embedding.weight.device)).float()  # (C, 77, W)
         num_suffix = int(eot_idx.max()) - num_ctx
-        self.register_buffer("prefix", embeddings[:, :1].clone(), persistent=False)  # (C, 1, W)
-        self.register_buffer(
-            "suffix", embeddings[:, 1 : 1 + num_suffix].clone(), persistent=False
-        )  # (C, L - 1 - num_ctx, W)
+        self.register_buffer("prefix", embeddings[:, :1].clone(), persistent=False)
+        self.register_buffer("suffix", embeddings[:, 1 : 1 + num_suffix].clone(), persistent=False)
         self.register_buffer("eot_idx", eot_idx.to(embeddings.device), persistent=False)
-        positions = clip.positional_embedding.detach()[: int(eot_idx.max()) + 1]
-        self.register_buffer("positions", positions.float().clone(), persistent=False)  # (L, W)
-        tower = {"blocks": clip.transformer.resblocks, "ln_final": clip.ln_final}
+        positions = parts.positional_embedding.detach()[: int(eot_idx.max()) + 1]
+        self.register_buffer("positions", positions.float().clone(), persistent=False)
+        tower = {"blocks": parts.transformer.resblocks, "ln_final": parts.ln_final}
         self.text_tower = nn.ModuleDict(copy.deepcopy(tower)).float().requires_grad_(False)
-        projection = clip.text_projection.detach().float().clone()  # (W, D)
+        projection = parts.text_projection.detach().float().clone()  # (W, D)
         self.text_projection = nn.Parameter(projection, requires_grad=config.directions == "finetune")
         self.ctx = None
         if (
@@ -340,11 +346,12 @@ class PromptLearner(nn.Module):
     def forward(self) -> Tensor:
         """Text features of the anomaly classes, (C, D), not normalised."""
         C = len(self.prefix)
+        blocks: Any = self.text_tower["blocks"]
         parts = [self.prefix, self.suffix]
         if self.ctx is not None:
             parts.insert(1, self.ctx.expand(C, -1, -1) if self.ctx.ndim == 2 else self.ctx[:C])
         x = torch.cat(parts, dim=1) + self.positions  # (C, L, W)
-        for block in self.text_tower["blocks"]:
+        for block in blocks:
             x = x + causal_attention(block.attn, block.ln_1(x))
             x = x + block.mlp(block.ln_2(x))
         x = self.text_tower["ln_final"](x)
@@ -354,7 +361,7 @@ class PromptLearner(nn.Module):
 # ---- MIL selection (Sec. 3.4, App. A) ----
 
 
-def draw_segment_mask(num_videos: int, config: AnomalyCLIPConfig, device) -> Tensor:
+def draw_segment_mask(num_videos: int, config: AnomalyCLIPConfig, device: torch.device | str) -> Tensor:
     """Which segments may be selected, (B, S) bool, drawn from torch's global generator.
 
     The paper's variant hides the given share of each video's segments, rounded down to whole ones (22 of 32), but
@@ -396,7 +403,17 @@ class Prediction(NamedTuple):
     magnitude: Tensor | None  # length of the features that the Selector saw, where segments are ranked by it: (B, S, F)
 
     def half(self, part: slice) -> "Prediction":
-        return Prediction(*(None if t is None else t[part] for t in self))
+        """Of some of the videos."""
+        magnitude = None if self.magnitude is None else self.magnitude[part]
+        return Prediction(self.likelihood[part], self.class_logits[part], self.anomaly_logits[part], magnitude)
+
+
+class Rows(Protocol):
+    """Features of a video, (N, D) or (N, crops, D): a tensor, an array, or what reads a file when it is indexed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 class VideoModel(nn.Module):
@@ -405,7 +422,15 @@ class VideoModel(nn.Module):
     Its buffer `directions`, if it has one, is finished by `finish_directions`, once the training ends.
     """
 
-    def train(self, mode: bool = True) -> "VideoModel":
+    NAME: str
+    config: AnomalyCLIPConfig
+    prototype: Tensor  # (D,)
+    directions: Tensor  # one row for each class at least; some models have none
+
+    def finish_directions(self) -> None:
+        """Computes what inference needs of prompts; nothing without them."""
+
+    def train(self, mode: bool = True) -> Self:
         """As in PyTorch; leaving training mode also computes the directions once, for all that follows."""
         super().train(mode)
         if not mode:
@@ -413,7 +438,9 @@ class VideoModel(nn.Module):
         return self
 
     @torch.inference_mode()
-    def predict(self, features, temporal_features=None, *, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    def predict(
+        self, features: Rows, temporal_features: Rows | None = None, *, batch_size: int = 16
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities for a whole video of any length (Sec. 3.3 and 4.1).
 
         The video, repeated from its start up to a multiple of S * F rows, is cut into S blocks of J * F rows; pass j
@@ -437,7 +464,10 @@ class VideoModel(nn.Module):
         finally:
             self.train()
 
-    def predict_passes(self, features, temporal_features, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def predict_passes(
+        self, features: Rows, temporal_features: Rows | None, batch_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`predict` of a model that is in evaluation mode."""
         if (num_rows := len(features)) == 0:
             raise ValueError("features hold no rows")
         if hasattr(self, "directions") and not self.directions.any():
@@ -456,7 +486,7 @@ class VideoModel(nn.Module):
             p_class[rows[kept]] = per_class[kept]
         return p_A, p_class
 
-    def read_rows(self, source, rows: np.ndarray) -> Tensor:
+    def read_rows(self, source: Rows, rows: np.ndarray) -> Tensor:
         """Rows (J, S, F) of a video -> (crops, J, S, F, D) float32 on the model's device."""
         index = rows.reshape(-1)
         x = torch.as_tensor(
@@ -466,12 +496,13 @@ class VideoModel(nn.Module):
         return x.movedim(3, 0)
 
     def probabilities(self, *segments: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """p_A (J, S, F) and p_{A,c} (J, S, F, C) of one or two kinds of features (crops, J, S, F, D), means over crops."""
+        """p_A (J, S, F) and p_{A,c} (J, S, F, C) of one or two kinds of features (crops, J, S, F, D), crops' means."""
         num_crops, num_passes = max(len(x) for x in segments), segments[0].shape[1]
         prediction = self(*(x.expand(num_crops, *x.shape[1:]).flatten(0, 1) for x in segments))
         p_A = prediction.anomaly_logits.sigmoid()
         p_class = p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
-        return tuple(p.unflatten(0, (-1, num_passes)).mean(0).cpu().numpy() for p in (p_A, p_class))
+        p_A, p_class = (p.unflatten(0, (-1, num_passes)).mean(0).cpu().numpy() for p in (p_A, p_class))
+        return p_A, p_class
 
     # -- checkpoints: tensors and plain values only --
 
@@ -493,12 +524,12 @@ class VideoModel(nn.Module):
         if own != found:
             differ = sorted(k for k in own.keys() | found.keys() if own.get(k) != found.get(k))
             raise ValueError(
-                f"state does not fit the model at {' '.join(differ[0].split())}: found {found.get(differ[0], 'nothing')}, "
-                f"expected {own.get(differ[0], 'nothing')} ({len(differ)} such)"
+                f"state does not fit the model at {' '.join(differ[0].split())}: found "
+                f"{found.get(differ[0], 'nothing')}, expected {own.get(differ[0], 'nothing')} ({len(differ)} such)"
             )
         self.load_state_dict(state, strict=False)
 
-    def checkpoint(self) -> dict:
+    def checkpoint(self) -> dict[str, Any]:
         """The model as a plain dict; `from_checkpoint` reads it, and training adds its own entries."""
         return {
             "format": CHECKPOINT_FORMAT,
@@ -508,12 +539,13 @@ class VideoModel(nn.Module):
         }
 
     @classmethod
-    def from_checkpoint(cls, path, device="cpu") -> "VideoModel":
+    def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
         """A model ready for `predict`, from a file that train.py wrote; needs no CLIP. Raises as `read_checkpoint`."""
         return cls.from_dict(read_checkpoint(path)).to(device).eval()
 
     @classmethod
-    def from_dict(cls, checkpoint: dict) -> "VideoModel":
+    def from_dict(cls, checkpoint: dict[str, Any]) -> Self:
+        """A model in training mode, from what `checkpoint` gave; a ValueError if that is of another version."""
         try:
             model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
         except TypeError as error:
@@ -534,9 +566,14 @@ class AnomalyCLIP(VideoModel):
         tokenize: CLIP's tokenizer, a list of n texts -> ids (n, context length).
         prototype: Normality prototype m (Eq. 1), (D,): mean feature of all frames of normal training videos.
         temporal_prototype: The same for the Temporal model's own features, if it has any.
+    Raises:
+        ValueError: If CLIP's text features have another width than the video features.
     """
 
     NAME = "anomalyclip"
+    temporal_prototype: Tensor  # (temporal_feature_dim or D,)
+    prompt_learner: PromptLearner | None
+    free_directions: nn.Parameter | None  # (C, D)
 
     def __init__(
         self,
@@ -549,6 +586,7 @@ class AnomalyCLIP(VideoModel):
     ):
         super().__init__()
         self.config = config
+        parts: Any = clip  # whose attributes the names tell, and no type
         C, D = len(config.classes), config.feature_dim
         temporal_dim = config.temporal_feature_dim or D
         self.register_buffer("prototype", torch.zeros(D) if prototype is None else prototype.float().clone())
@@ -561,16 +599,17 @@ class AnomalyCLIP(VideoModel):
         if config.directions == "direct":  # points around m; only where they lie from m matters
             self.free_directions = nn.Parameter(0.02 * torch.randn(C, D))
         elif clip is not None:
-            if clip.text_projection.shape[1] != D:
+            if parts.text_projection.shape[1] != D:
                 raise ValueError(
-                    f"CLIP's text features have {clip.text_projection.shape[1]} values, the video features {D}; "
+                    f"CLIP's text features have {parts.text_projection.shape[1]} values, the video features {D}; "
                     "use features of the same CLIP, or directions='direct'"
                 )
+            assert tokenize is not None, "clip comes with its tokenize"
             self.prompt_learner = PromptLearner(config, clip, tokenize)
         # CLIP's temperature. It takes part with likelihood="cosine" only, but is one of the published 10.4 M
         # parameters.
         self.logit_scale = nn.Parameter(
-            torch.tensor(math.log(1 / 0.07)) if clip is None else clip.logit_scale.detach().float().clone()
+            torch.tensor(math.log(1 / 0.07)) if clip is None else parts.logit_scale.detach().float().clone()
         )
         self.batch_norm = nn.BatchNorm1d(C, affine=False)
         input_dim = {"features": temporal_dim, "similarity": C, "both": C + temporal_dim}[config.temporal_input]
@@ -606,9 +645,7 @@ class AnomalyCLIP(VideoModel):
         return Prediction(likelihood, class_logits.float(), anomaly_logits.float(), magnitude)
 
     def class_directions(self) -> Tensor:
-        """Directions d_c of the classes (Eq. 2), (C, D); in CLIP's own space, where nothing is re-centred, text
-        features.
-        """
+        """Directions d_c of the classes (Eq. 2), (C, D); in CLIP's own space, without re-centring, text features."""
         if self.free_directions is not None:
             return self.free_directions
         if self.prompt_learner is None:
@@ -616,6 +653,7 @@ class AnomalyCLIP(VideoModel):
         return self.recentre(self.prompt_learner(), self.prototype)
 
     def recentre(self, x: Tensor, prototype: Tensor) -> Tensor:
+        """Features (..., D) from the prototype (D,), which is no origin in CLIP's own space."""
         return x if self.config.likelihood == "cosine" else x - prototype
 
     def select(self, x: Tensor, directions: Tensor) -> Tensor:
@@ -634,6 +672,8 @@ class AnomalyCLIP(VideoModel):
             prediction: Of a batch whose first half is abnormal and whose second half is normal.
             labels: Classes of the abnormal half, (B / 2,), int64 in [0, C).
             segment_mask: Segments that may be selected, (B, S) bool; drawn at random if not given.
+        Raises:
+            ValueError: If the labels are not as many as half the videos.
         """
         half = len(labels)
         if prediction.anomaly_logits.shape[0] != 2 * half:
@@ -645,11 +685,12 @@ class AnomalyCLIP(VideoModel):
             segment_mask = draw_segment_mask(2 * half, self.config, labels.device)
         losses = self.abnormal_losses(prediction.half(slice(half)), labels, segment_mask[:half])
         losses |= self.normal_losses(prediction.half(slice(half, None)), segment_mask[half:])
-        losses["total"] = sum(getattr(self.config, f"lambda_{name}") * loss for name, loss in losses.items())
-        return losses
+        total: Any = sum(getattr(self.config, f"lambda_{name}") * loss for name, loss in losses.items())
+        return losses | {"total": total}
 
     # in these three B counts the videos of one half
     def abnormal_losses(self, prediction: Prediction, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Of videos with labels (B,) and segments that may be selected (B, S)."""
         own = labels.view(-1, 1, 1, 1).expand(*prediction.likelihood.shape[:3], 1)
         own_likelihood = prediction.likelihood.gather(-1, own).squeeze(-1)  # (B, S, F)
         log_p_own = prediction.class_logits.log_softmax(-1).gather(-1, own).squeeze(-1)  # (B, S, F)
@@ -666,6 +707,7 @@ class AnomalyCLIP(VideoModel):
         }
 
     def normal_losses(self, prediction: Prediction, mask: Tensor) -> dict[str, Tensor]:
+        """Of videos with segments that may be selected (B, S)."""
         likelihood = prediction.likelihood
         top = self.rank(prediction, likelihood.sum(-1), mask, largest=True)
         per_frame = likelihood.amax(-1) if self.config.variant == "released" else likelihood.mean(-1)  # (B, S, F)
@@ -678,8 +720,9 @@ class AnomalyCLIP(VideoModel):
         }
 
     def rank(self, prediction: Prediction, likelihood: Tensor, mask: Tensor, *, largest: bool) -> Tensor:
-        """Selected segments, (B, K): a segment's likelihood is the sum over its frames (Eq. 5)."""
+        """Selected segments, (B, K): a segment's likelihood is the sum over its frames (Eq. 5), of (B, S, F)."""
         per_frame = prediction.magnitude if self.config.selection == "magnitude" else likelihood
+        assert per_frame is not None, "forward gives the magnitude where segments are ranked by it"
         return select_segments(per_frame.sum(dim=2), mask, self.config.topk, largest=largest)
 
     def smoothness(self, p_A: Tensor) -> Tensor:
@@ -694,18 +737,18 @@ class AnomalyCLIP(VideoModel):
 
     @torch.no_grad()
     def finish_directions(self) -> None:
+        """Keeps the directions for inference; a model that came with finished ones alone keeps those."""
         if self.free_directions is not None or self.prompt_learner is not None:
             self.directions.copy_(self.class_directions())
 
 
-def read_checkpoint(path, *needed: str) -> dict:
-    """The dict that train.py saved, tensors on the CPU; nothing in the file is executed. It must have the entries
-    `needed`, too.
+def read_checkpoint(path: str | os.PathLike[str], *needed: str) -> dict[str, Any]:
+    """The dict that train.py saved, tensors on the CPU, with the entries `needed`; nothing in the file is executed.
 
     Raises:
         ValueError: If the file is not such a checkpoint, or one of a newer format.
     """
-    needed = {"format", "config", "model", *needed}
+    entries = {"format", "config", "model", *needed}
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -714,8 +757,10 @@ def read_checkpoint(path, *needed: str) -> dict:
         raise ValueError(
             f"{path}: found {type(error).__name__} on reading, expected a checkpoint of train.py"
         ) from error
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        raise ValueError(f"{path}: found a file without {', '.join(sorted(needed))}, expected a checkpoint of train.py")
+    if not isinstance(checkpoint, dict) or not entries <= checkpoint.keys():
+        raise ValueError(
+            f"{path}: found a file without {', '.join(sorted(entries))}, expected a checkpoint of train.py"
+        )
     if checkpoint["format"] > CHECKPOINT_FORMAT:
         raise ValueError(
             f"{path}: found checkpoint format {checkpoint['format']} of a newer version, expected {CHECKPOINT_FORMAT}"
@@ -723,7 +768,7 @@ def read_checkpoint(path, *needed: str) -> dict:
     return checkpoint
 
 
-def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size: int):
+def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size: int) -> Iterator[np.ndarray]:
     """Yields the row numbers (up to batch_size, S, F) of the passes over a video; numbers from N on are padding."""
     num_passes = -(-num_rows // (num_segments * num_frames))
     grid = np.arange(num_segments * num_passes * num_frames).reshape(num_segments, num_passes, num_frames)
@@ -736,8 +781,11 @@ def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size
 
 
 def auc_ap(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
-    """Area under ROC and average precision of one score, as scikit-learn's; None where only one kind of frame is
-    present.
+    """Area under ROC and average precision of one score, as scikit-learn's; None with one kind of frame alone.
+
+    Args:
+        scores: (N,), finite.
+        positive: (N,) bool.
     """
     if positive.all() or not positive.any():
         return {"AUC": None, "AP": None}
@@ -752,23 +800,26 @@ def auc_ap(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
     }
 
 
-def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict:
+def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
     """Frame-level metrics over all frames of all videos, in [0, 1].
 
     AUC and AP tell anomalous from normal frames by p_A. Per class, frames of the class are positive, all others,
     anomalous or not, negative, and the score is p_class; mAUC and mAP are means over the classes that occur.
 
     Args:
-        p_A: (N,). p_class: (N, C). labels: (N,), -1 for normal frames, else the class. classes: C names.
+        p_A: (N,).
+        p_class: (N, C).
+        labels: (N,), -1 for normal frames, else the class.
+        classes: C names.
     Returns:
         AUC, AP, mAUC, mAP, frames, anomalous_frames, and per_class[name] with AUC, AP, frames. A value that does not
         exist, as of a class without frames, is None.
     """
-    per_class = {
+    per_class: dict[str, dict] = {
         name: auc_ap(p_class[:, c], labels == c) | {"frames": int((labels == c).sum())}
         for c, name in enumerate(classes)
     }
-    result = auc_ap(p_A, labels >= 0)
+    result: dict[str, Any] = dict(auc_ap(p_A, labels >= 0))
     for key in ("AUC", "AP"):
         present = [values[key] for values in per_class.values() if values[key] is not None]
         result[f"m{key}"] = float(np.mean(present)) if present else None

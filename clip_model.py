@@ -24,12 +24,16 @@ from contextlib import contextmanager
 from functools import lru_cache
 from operator import methodcaller
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ftfy
 import regex
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torchvision.transforms import Compose
 
 
 class QuickGELU(nn.Module):
@@ -56,9 +60,8 @@ class Attention(nn.MultiheadAttention):
         weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
         q = F.linear(x if idx is None else pick(x, idx), weight[:width], bias[:width])  # (n, L or 1, width)
         k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)  # each (n, L, width)
-        q, k, v = (
-            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
-        )  # (n, heads, L, head width)
+        # each (n, heads, L, head width)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         mask = None  # or where the one query of a causal sequence may look, (n, 1, 1, L)
         if self.causal and idx is not None:
             mask = torch.arange(x.shape[1], device=x.device) <= idx[:, None, None, None]
@@ -67,6 +70,8 @@ class Attention(nn.MultiheadAttention):
 
 
 class ResidualAttentionBlock(nn.Module):
+    """Attention, then an MLP of four times the width, each behind a LayerNorm and added to its input."""
+
     def __init__(self, *, width: int, heads: int, causal: bool, quick_gelu: bool):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
@@ -81,6 +86,7 @@ class ResidualAttentionBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, idx: Tensor | None = None) -> Tensor:
+        """(n, L, width) -> (n, L, width); with `idx` (n,), position idx[i] of sequence i, (n, 1, width)."""
         x = (x if idx is None else pick(x, idx)) + self.attn(self.ln_1(x), idx)
         return x + self.mlp(self.ln_2(x))
 
@@ -97,10 +103,10 @@ class Transformer(nn.Module):
             )
         )
         for block in self.resblocks:  # as OpenAI's text tower: the 2 * layers summands of the stream are scaled down
-            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
-            nn.init.normal_(block.attn.out_proj.weight, std=(2 * layers * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=(2 * layers * width) ** -0.5)
+            nn.init.normal_(block.get_parameter("attn.in_proj_weight"), std=width**-0.5)
+            nn.init.normal_(block.get_parameter("attn.out_proj.weight"), std=(2 * layers * width) ** -0.5)
+            nn.init.normal_(block.get_parameter("mlp.c_fc.weight"), std=(2 * width) ** -0.5)
+            nn.init.normal_(block.get_parameter("mlp.c_proj.weight"), std=(2 * layers * width) ** -0.5)
 
     def forward(self, x: Tensor, idx: Tensor | None = None) -> Tensor:
         """(n, L, width) -> (n, L, width); with `idx` (n,), position idx[i] of sequence i, (n, width).
@@ -114,6 +120,8 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
+    """The image tower: patches, a class token in front of them, and what the class token becomes."""
+
     def __init__(
         self,
         *,
@@ -137,6 +145,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, output_dim))
 
     def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, input_resolution, input_resolution) -> (n, output_dim)."""
         x = self.conv1(images).flatten(2).transpose(1, 2)  # (n, P, width)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)  # (n, 1 + P, width)
         class_token = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -198,15 +207,18 @@ class CLIP(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Features (n, embed_dim), not normalised, of images (n, 3, input_resolution, input_resolution)."""
+        """Features (n, embed_dim), not normalised, of images (n, 3, input_resolution, input_resolution).
+
+        Raises:
+            ValueError: If the images have another size.
+        """
         side = self.visual.input_resolution
         if images.shape[1:] != (3, side, side):
             raise ValueError(f"images must be (n, 3, {side}, {side}) for this CLIP, got {tuple(images.shape)}")
         if images.device.type != "cpu":
             return self.visual(images)
-        few = max(
-            1, 2**20 // self.visual.positional_embedding.numel()
-        )  # so the MLP's 4 * width fit into the cache: 16 MiB
+        # so that the MLP's 4 * width fit into the cache: 16 MiB
+        few = max(1, 2**20 // self.visual.positional_embedding.numel())
         return torch.cat([self.visual(part) for part in images.split(few)])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -272,7 +284,7 @@ def _word_ids(word: str) -> tuple[int, ...]:
     ids = [byte_ids[byte] for byte in word.encode("utf-8")]
     ids[-1] += 256
     while pairs := [pair for pair in zip(ids, ids[1:]) if pair in merges]:
-        best, i = min(pairs, key=merges.get), 0
+        best, i = min(pairs, key=merges.__getitem__), 0
         while i < len(ids):
             if tuple(ids[i : i + 2]) == best:
                 ids[i : i + 2] = [merges[best]]
@@ -305,7 +317,7 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     return rows
 
 
-def preprocess(n_px: int):
+def preprocess(n_px: int) -> "Compose":
     """OpenAI's transform of a PIL image to a float32 tensor (3, n_px, n_px): shorter side resized, centre cropped."""
     from torchvision import transforms as T
 
@@ -347,7 +359,7 @@ def _fetch(name: str) -> Path:
     part = path.with_name(f".{filename}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(_URLS[name], part, hash_prefix=sha256, progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(_URLS[name], str(part), hash_prefix=sha256, progress=sys.stderr.isatty())
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -359,7 +371,7 @@ def _fetch(name: str) -> Path:
 
 
 @contextmanager
-def _named_errors(path: Path):
+def _named_errors(path: Path) -> Iterator[None]:
     """Turns whatever a file makes its parser raise into one line: a hostile file can cause any exception."""
     try:
         yield
@@ -407,13 +419,14 @@ class TensorUnpickler(pickle._Unpickler):  # the one in C lets a file choose how
     """Reads data.pkl of a torch archive: tensors, and inert objects for an archive's own classes."""
 
     def __init__(self, archive: zipfile.ZipFile):
+        assert archive.filename is not None, "an archive in memory has no size to compare with"
         size = os.stat(archive.filename).st_size
         if sum(member.file_size for member in archive.infolist()) > _MOST_UNPACKED * size:
             raise WeightsError(f"unpacks to more than {_MOST_UNPACKED} times its size")
         self.archive, self.root, self.storages = archive, archive.namelist()[0].split("/")[0], {}
         super().__init__(archive.open(f"{self.root}/data.pkl"))
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
             return type("_Inert", (_Inert,), {})  # a new class each time, so that no file can change it for another
         if f"{module}.{name}" not in ARCHIVE_GLOBALS:
@@ -441,7 +454,7 @@ def _tensors_of(module: _Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]
             yield from _tensors_of(value, f"{prefix}{name}.")
 
 
-def _read_torch(path: Path) -> dict:
+def _read_torch(path: Path) -> dict[str, Any]:
     """What `torch.save` or `torch.jit.save` wrote: tensors and plain values, nothing else."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -542,7 +555,11 @@ def _sizes_of(state: dict[str, Tensor]) -> dict[str, int]:
 
 
 def build(state: dict[str, Tensor], settings: dict) -> CLIP:
-    """A CLIP from a state dict with OpenAI's names; `settings` are arguments of `CLIP` that the sizes do not tell."""
+    """A CLIP from a state dict with OpenAI's names; `settings` are arguments of `CLIP` that the sizes do not tell.
+
+    Raises:
+        WeightsError: If the tensors are not those of such a CLIP.
+    """
     with torch.device("meta"):  # neither memory nor initialisation
         model = CLIP(**{**_sizes_of(state), **settings})
     expected = model.state_dict()
@@ -588,9 +605,9 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", quick_gel
     Raises:
         WeightsError: If the weights cannot be fetched, found, read or used.
     """
-    path = _fetch(name_or_path) if name_or_path in _URLS else _find_file(Path(name_or_path))
+    path = _fetch(str(name_or_path)) if name_or_path in _URLS else _find_file(Path(name_or_path))
     with _named_errors(path):
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        content: dict[str, Any] = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
         state = {
             name.removeprefix("module.").removeprefix("text."): tensor  # of DataParallel, of open_clip's towers
             for name, tensor in content.get("state_dict", content).items()
