@@ -6,7 +6,12 @@ that does not exist is None. Intervals of frames are half-open. V is the number 
 events.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from videoanomaly.event_rule import (
     MERGE_GAP,
@@ -26,49 +31,75 @@ NMS_IOU = 0.6  # as VadCLIP's
 IOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
 FALSE_ALARMS_PER_HOUR = 1.0
 NUM_CANDIDATES = 200  # thresholds tried, at most
+Rates = float | Sequence[float] | np.ndarray  # frames per second: one number, or one per video
 
 
-def sums_by_level(level: np.ndarray, video_idx: np.ndarray, num_levels: int, weights):
+class Scored(Protocol):
+    """A video whose p_A alone is read."""
+
+    @property
+    def p_A(self) -> np.ndarray: ...  # (N,)
+
+
+class Labelled(Scored, Protocol):
+    """A video of `scores`."""
+
+    @property
+    def p_class(self) -> np.ndarray | None: ...  # (N, C); None where a rule knows no classes
+
+    @property
+    def labels(self) -> np.ndarray: ...  # (N,)
+
+
+def class_curve(scores: Labelled, c: int) -> np.ndarray:
+    """p_class of one class, (N,)."""
+    assert scores.p_class is not None, "a rule without classes has no curve of one"
+    return scores.p_class[:, c]
+
+
+def sums_by_level(
+    level: np.ndarray, video_idx: np.ndarray, num_levels: int, weights: Tensor
+) -> Callable[[int, int], Tensor]:
     """Function of (a, b): summed weights (V, R) of the items at each of the levels a to b - 1, (b - a, R) float64.
 
     Args:
-        level: Of each item, (items,), in [0, num_levels); those beyond are left out. video_idx: Of each item, (items,).
+        level: Of each item, (items,), in [0, num_levels); those beyond are left out.
+        video_idx: Of each item, (items,).
+        num_levels: At least 0.
+        weights: Of each video, (V, R).
     """
-    import torch
-
     order = np.argsort(level, kind="stable")
-    ends = np.searchsorted(level[order], np.arange(num_levels + 1))
-    items, ends = torch.from_numpy(video_idx[order]), torch.from_numpy(ends)
+    items = torch.from_numpy(video_idx[order])
+    ends = torch.from_numpy(np.searchsorted(level[order], np.arange(num_levels + 1)))
 
-    def between(a: int, b: int):
+    def between(a: int, b: int) -> Tensor:
         first, last = ends[a], ends[b]
         return torch.nn.functional.embedding_bag(items[first:last], weights, ends[a:b] - first, mode="sum").double()
 
     return between
 
 
-def weighted_auc_ap(p: np.ndarray, positive: np.ndarray, video_idx: np.ndarray, weights: np.ndarray):
+def weighted_auc_ap(
+    p: np.ndarray, positive: np.ndarray, video_idx: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """AUC and AP for many weightings of the videos at once, equal to scikit-learn's with sample_weight.
 
     Scores are sorted once. Both metrics need the frames above (and level with) a positive frame alone, so a level is a
     distinct positive score. All weightings run down the levels together, a few levels at a time, so that they stay in
-    the cache.
+    the cache, at whose speed torch's embedding_bag adds rows of a matrix.
 
     Args:
-        p: Scores, (N,). positive: (N,), bool. video_idx: Video of each frame, (N,), in [0, V).
+        p: Scores, (N,).
+        positive: (N,), bool.
+        video_idx: Video of each frame, (N,), in [0, V).
         weights: Times that each draw holds each video, (R, V), whole numbers.
     Returns:
         AUC (R,) and AP (R,); NaN where a draw has no positive or no negative frame.
     """
-    import torch  # its embedding_bag adds rows of a matrix at the speed of the cache
-
     num_draws, num_videos = weights.shape
-    exact = (
-        np.float32 if (weights @ np.bincount(video_idx, minlength=num_videos)).max(initial=0) < 2**24 else np.float64
-    )
-    by_video = torch.from_numpy(
-        np.ascontiguousarray(weights.T, dtype=exact)
-    )  # (V, R); holds the frames of any draw exactly
+    most = (weights @ np.bincount(video_idx, minlength=num_videos)).max(initial=0)
+    exact = np.float32 if most < 2**24 else np.float64  # holds the frames of any draw exactly
+    by_video = torch.from_numpy(np.ascontiguousarray(weights.T, dtype=exact))  # (V, R)
     levels, level = np.unique(p[positive], return_inverse=True)  # ascending
     rank = np.searchsorted(levels, p[~positive], side="right")  # levels at or below each negative
     tied = (rank > 0) & (levels[np.maximum(rank, 1) - 1] == p[~positive]) if len(levels) else rank > 0
@@ -89,9 +120,8 @@ def weighted_auc_ap(p: np.ndarray, positive: np.ndarray, video_idx: np.ndarray, 
         hits, alarms = true[-1], false[-1]
         wins = wins + (gain * (num_negatives - false)).sum(0) + (gain * ties(a, b)).sum(0) / 2
         area = area + (gain * true).div_((true + false).clamp_(min=1)).sum(0)
-    return (wins / (num_positives * num_negatives)).numpy(), (area / num_positives).where(
-        num_negatives > 0, torch.nan
-    ).numpy()
+    ap = (area / num_positives).where(num_negatives > 0, torch.nan)
+    return (wins / (num_positives * num_negatives)).numpy(), ap.numpy()
 
 
 def interval(values: np.ndarray) -> list[float] | None:
@@ -107,7 +137,7 @@ def mean_of_present(values: np.ndarray) -> np.ndarray:
         return np.where(present, values, 0).sum(0) / present.sum(0)
 
 
-def bootstrap_metrics(scores, classes: tuple[str, ...], num_draws: int = 1000, seed: int = 0) -> dict:
+def bootstrap_metrics(scores: Sequence[Labelled], classes: Sequence[str], num_draws: int = 1000, seed: int = 0) -> dict:
     """95% percentile intervals of the metrics of anomalyclip.metrics, from a bootstrap over videos.
 
     Each draw takes as many videos as there are, with replacement, and all frames of each. A class without frames in a
@@ -122,7 +152,7 @@ def bootstrap_metrics(scores, classes: tuple[str, ...], num_draws: int = 1000, s
     video_idx = np.repeat(np.arange(len(scores)), [len(s.labels) for s in scores])
     weights = np.random.default_rng(seed).multinomial(len(scores), np.full(len(scores), 1 / len(scores)), num_draws)
 
-    def intervals(p, positive):
+    def intervals(p: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict]:
         auc, ap = weighted_auc_ap(p, positive, video_idx, weights)
         return auc, ap, {"AUC": interval(auc), "AP": interval(ap), "draws": int(np.isfinite(auc).sum())}
 
@@ -132,7 +162,7 @@ def bootstrap_metrics(scores, classes: tuple[str, ...], num_draws: int = 1000, s
         return result
     aucs, aps, per_class = [], [], {}
     for c, name in enumerate(classes):
-        auc, ap, per_class[name] = intervals(np.concatenate([s.p_class[:, c] for s in scores]), labels == c)
+        auc, ap, per_class[name] = intervals(np.concatenate([class_curve(s, c) for s in scores]), labels == c)
         per_class[name] |= {"videos": len(np.unique(video_idx[labels == c])), "frames": int((labels == c).sum())}
         aucs.append(auc)
         aps.append(ap)
@@ -140,7 +170,7 @@ def bootstrap_metrics(scores, classes: tuple[str, ...], num_draws: int = 1000, s
     return result | means | {"per_class": per_class}
 
 
-def reduce_runs(ufunc, p: np.ndarray, intervals: np.ndarray) -> np.ndarray:
+def reduce_runs(ufunc: np.ufunc, p: np.ndarray, intervals: np.ndarray) -> np.ndarray:
     """ufunc over the frames of each of some ascending, disjoint intervals, (E,)."""
     return ufunc.reduceat(np.append(p, 0), intervals.ravel())[::2] if len(intervals) else np.zeros(0)
 
@@ -174,13 +204,13 @@ def overlapping_pairs(intervals: np.ndarray, iou: float) -> np.ndarray:
 
 
 def suppress(events: Events, iou: float) -> Events:
-    """Non-maximum suppression: best first, each removes what overlaps it by more than `iou`; of equal ones the earlier
-    stays.
+    """Non-maximum suppression: best first, each removes what overlaps it by more than `iou`, of equal ones the later.
 
     In rounds, all at once: what no better one overlaps any more stays, and removes others.
 
     Args:
         events: Sorted by start, then end.
+        iou: Temporal IoU, in (0, 1).
     """
     rank = np.empty(len(events.scores), int)
     rank[np.argsort(-events.scores, kind="stable")] = np.arange(len(rank))
@@ -195,7 +225,7 @@ def suppress(events: Events, iou: float) -> Events:
     return Events(events.intervals[alive], events.scores[alive])
 
 
-def propose_events(curves: list[np.ndarray], rates) -> tuple[np.ndarray, Events]:
+def propose_events(curves: Sequence[np.ndarray], rates: Sequence[float] | np.ndarray) -> tuple[np.ndarray, Events]:
     """Events of each video's curve at several thresholds, as one threshold would bind the mAP to it; see event_map.
 
     Returns:
@@ -213,7 +243,9 @@ def propose_events(curves: list[np.ndarray], rates) -> tuple[np.ndarray, Events]
     return video_idx, Events(events.intervals - starts[video_idx, None], events.scores)
 
 
-def match_events(video_idx, intervals: np.ndarray, truths: list[np.ndarray], min_iou: float) -> np.ndarray:
+def match_events(
+    video_idx: Sequence[int] | np.ndarray, intervals: np.ndarray, truths: list[np.ndarray], min_iou: float
+) -> np.ndarray:
     """Whether each detection, best first, finds a ground truth of its video that none before it took: (E,), bool.
 
     It takes the one of those left with the largest IoU, the earliest if equal, provided that this is at least min_iou.
@@ -229,9 +261,7 @@ def match_events(video_idx, intervals: np.ndarray, truths: list[np.ndarray], min
 
 
 def average_precision(hits: np.ndarray, scores: np.ndarray, num_truths: int) -> float:
-    """Area under the PR curve without interpolation; detections of equal (descending) scores are one point of the
-    curve.
-    """
+    """Area under the PR curve without interpolation; detections of equal (descending) scores are one point of it."""
     if not hits.any():
         return 0.0
     ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # last of each group of equal scores
@@ -271,7 +301,7 @@ def named_aps(aps: np.ndarray | None, prefix: str) -> dict[str, float | None]:
     }
 
 
-def event_map(scores, fps, classes: tuple[str, ...]) -> dict:
+def event_map(scores: Sequence[Labelled], fps: Rates, classes: Sequence[str]) -> dict:
     """Mean average precision of events at temporal IoU 0.1 to 0.5, over the anomaly classes that occur.
 
     Ground truth are the maximal runs of a class in labels. Detections of class c are the events of p_class[:, c] that
@@ -290,23 +320,23 @@ def event_map(scores, fps, classes: tuple[str, ...]) -> dict:
         num_truths = sum(map(len, truths))
         aps = None
         if num_truths:
-            aps = ap_by_iou(*propose_events([s.p_class[:, c] for s in scores], rates), truths, True)
+            aps = ap_by_iou(*propose_events([class_curve(s, c) for s in scores], rates), truths, True)
             present.append(aps)
         per_class[name] = named_aps(aps, "AP") | {"events": num_truths}
     return named_aps(np.mean(present, axis=0) if present else None, "mAP") | {"per_class": per_class}
 
 
 def vadclip_events(p: np.ndarray) -> Events:
-    """Runs of at least 2 frames above max - 0.6 (max - min); score: max in the run + 0.7 * mean of the top N / 16
-    frames.
-    """
+    """Runs of 2 or more frames above max - 0.6 (max - min); score: max in the run + 0.7 * mean of the top N / 16."""
     p = np.asarray(p, float)
     found = runs(p > p.max() - 0.6 * (p.max() - p.min()))
     found = found[found[:, 1] - found[:, 0] >= 2]
     return Events(found, reduce_runs(np.maximum, p, found) + 0.7 * np.sort(p)[-max(len(p) // 16, 1) :].mean())
 
 
-def vadclip_map(scores, classes: tuple[str, ...], *, normal_segments: bool) -> dict[str, float]:
+def vadclip_map(
+    scores: Sequence[Labelled], classes: Sequence[str], *, normal_segments: bool
+) -> dict[str, float | None]:
     """The mAP that VadCLIP (AAAI 2024) and its successors publish, quirks included; compare with their tables alone.
 
     Normal, p = 1 - p_A, is one more class in the mean: 14 for UCF-Crime, 7 for XD-Violence. A class without ground
@@ -321,7 +351,7 @@ def vadclip_map(scores, classes: tuple[str, ...], *, normal_segments: bool) -> d
     """
     normal_truths = [runs(np.full(len(s.labels), normal_segments and (s.labels < 0).all())) for s in scores]
     cases = [([1 - s.p_A for s in scores], normal_truths)]
-    cases += [([s.p_class[:, c] for s in scores], [runs(s.labels == c) for s in scores]) for c in range(len(classes))]
+    cases += [([class_curve(s, c) for s in scores], [runs(s.labels == c) for s in scores]) for c in range(len(classes))]
     aps = []
     for curves, truths in cases:
         parts = [vadclip_events(p) for p in curves]
@@ -330,14 +360,19 @@ def vadclip_map(scores, classes: tuple[str, ...], *, normal_segments: bool) -> d
     return named_aps(np.mean(aps, axis=0), "mAP")
 
 
-def false_alarm_rate(normal: list[np.ndarray], rates, threshold: float, joined=None) -> float:
+def false_alarm_rate(
+    normal: Sequence[np.ndarray],
+    rates: Sequence[float],
+    threshold: float,
+    joined: tuple[np.ndarray, np.ndarray] | None = None,
+) -> float:
     """Events of cut_events per hour of the p_A of normal videos; `joined`: join_videos(normal), for many thresholds."""
-    rates, (p, starts) = np.asarray(rates, float), joined or join_videos(normal)
-    alarms = len(cut_joined(p, starts, rates, threshold, threshold / 2, MERGE_GAP, MIN_LENGTH).scores)
-    return float(alarms / sum(len(p) / fps / 3600 for p, fps in zip(normal, rates)))
+    fps, (p, starts) = np.asarray(rates, float), joined or join_videos(normal)
+    alarms = len(cut_joined(p, starts, fps, threshold, threshold / 2, MERGE_GAP, MIN_LENGTH).scores)
+    return float(alarms / sum(len(p) / rate / 3600 for p, rate in zip(normal, fps)))
 
 
-def quiet_threshold(normal: list[np.ndarray], rates) -> float:
+def quiet_threshold(normal: Sequence[np.ndarray], rates: Sequence[float]) -> float:
     """Lowest threshold at and above which these normal videos raise at most one false alarm per hour.
 
     Tried from the top are at most 200 of their scores, denser towards the highest; alarms do not grow steadily as the
@@ -354,7 +389,7 @@ def quiet_threshold(normal: list[np.ndarray], rates) -> float:
     return quiet
 
 
-def choose_threshold(train_scores, video_labels, fps) -> float:
+def choose_threshold(train_scores: Sequence[Scored], video_labels: Sequence[int], fps: Rates) -> float:
     """Threshold on p_A from the training videos and their video labels alone, to be stored with the model.
 
     It is the lowest at and above which the normal training videos raise at most one false alarm (event of cut_events)
@@ -363,11 +398,13 @@ def choose_threshold(train_scores, video_labels, fps) -> float:
     these very videos, so others raise more. Never above 1, and 0.5 if there are no normal videos.
 
     Args:
-        train_scores: As `scores`; p_A alone is read. video_labels: Class of each video, (V,), -1 normal.
+        train_scores: As `scores`; p_A alone is read.
+        video_labels: Class of each video, (V,), -1 normal.
+        fps: Frames per second.
     """
     rates = np.broadcast_to(fps, len(train_scores))
     normal = [(s.p_A, rate) for s, label, rate in zip(train_scores, video_labels, rates, strict=True) if label < 0]
-    return min(quiet_threshold(*zip(*normal)), 1.0) if normal else 0.5
+    return min(quiet_threshold([p for p, _ in normal], [rate for _, rate in normal]), 1.0) if normal else 0.5
 
 
 def equal_error_rate(p: np.ndarray, positive: np.ndarray) -> float | None:
@@ -381,7 +418,7 @@ def equal_error_rate(p: np.ndarray, positive: np.ndarray) -> float | None:
     return float(np.interp(0, excess, fpr))
 
 
-def found_events(scores, rates, threshold: float) -> tuple[int, int]:
+def found_events(scores: Sequence[Labelled], rates: Sequence[float] | np.ndarray, threshold: float) -> tuple[int, int]:
     """Anomalous events (runs of labels >= 0) that an event of p_A overlaps, and all of them."""
     found = total = 0
     for s, fps in zip(scores, rates):
@@ -393,7 +430,7 @@ def found_events(scores, rates, threshold: float) -> tuple[int, int]:
     return int(found), total
 
 
-def operating_points(scores, fps, threshold: float) -> dict[str, float | None]:
+def operating_points(scores: Sequence[Labelled], fps: Rates, threshold: float) -> dict[str, float | None]:
     """What a camera operator would see, from p_A alone.
 
     The threshold comes from training (choose_threshold). recall_at_1_false_alarm_per_hour is a point read off the curve
@@ -407,17 +444,20 @@ def operating_points(scores, fps, threshold: float) -> dict[str, float | None]:
     """
     rates = np.broadcast_to(fps, len(scores))
     p_A, positive = np.concatenate([s.p_A for s in scores]), np.concatenate([s.labels for s in scores]) >= 0
-    normal = [(s.p_A, rate) for s, rate in zip(scores, rates) if (s.labels < 0).all()]
+    quiet = [(s.p_A, rate) for s, rate in zip(scores, rates) if (s.labels < 0).all()]
+    normal, normal_rates = [p for p, _ in quiet], [rate for _, rate in quiet]
     found, total = found_events(scores, rates, threshold)
     alarm = p_A.astype(float) >= threshold
-    quiet = quiet_threshold(*zip(*normal)) if normal else None
+    quiet_recall = None
+    if normal and total:
+        quiet_recall = found_events(scores, rates, quiet_threshold(normal, normal_rates))[0] / total
     return {
         "threshold": threshold,
         "F1": 2 * int((alarm & positive).sum()) / int(alarm.sum() + positive.sum()) if positive.any() else None,
         "event_recall": found / total if total else None,
-        "false_alarms_per_hour": false_alarm_rate(*zip(*normal), threshold) if normal else None,
-        "recall_at_1_false_alarm_per_hour": found_events(scores, rates, quiet)[0] / total if normal and total else None,
+        "false_alarms_per_hour": false_alarm_rate(normal, normal_rates, threshold) if normal else None,
+        "recall_at_1_false_alarm_per_hour": quiet_recall,
         "EER": equal_error_rate(p_A, positive),
         "events": total,
-        "normal_hours": float(sum(len(p) / rate / 3600 for p, rate in normal)),
+        "normal_hours": float(sum(len(p) / rate / 3600 for p, rate in quiet)),
     }

@@ -51,8 +51,10 @@ def systems(papers: dict[str, tuple[float | None, float | None]]) -> tuple[Row, 
     )
 
 
-def selector_losses(neither, normal, abnormal, both) -> tuple[Row, ...]:
-    """Tables 12, D.16 and D.17: L_A^DIR is Eq. 7, L_N^DIR Eq. 10."""
+def selector_losses(
+    neither: tuple[float, float], normal: tuple[float, float], abnormal: tuple[float, float], both: tuple[float, float]
+) -> tuple[Row, ...]:
+    """Tables 12, D.16 and D.17 from the paper's numbers: L_A^DIR is Eq. 7, L_N^DIR Eq. 10."""
     return (
         Row("neither", "--lambdas dir_abnormal=0 dir_normal=0", neither),
         Row("L_N^DIR", "--lambdas dir_abnormal=0 dir_normal=1", normal),
