@@ -351,7 +351,8 @@ def vadclip_map(
     """
     normal_truths = [runs(np.full(len(s.labels), normal_segments and (s.labels < 0).all())) for s in scores]
     cases = [([1 - s.p_A for s in scores], normal_truths)]
-    cases += [([class_curve(s, c) for s in scores], [runs(s.labels == c) for s in scores]) for c in range(len(classes))]
+    for c in range(len(classes)):
+        cases.append(([class_curve(s, c) for s in scores], [runs(s.labels == c) for s in scores]))
     aps = []
     for curves, truths in cases:
         parts = [vadclip_events(p) for p in curves]
@@ -408,7 +409,7 @@ def choose_threshold(train_scores: Sequence[Scored], video_labels: Sequence[int]
 
 
 def equal_error_rate(p: np.ndarray, positive: np.ndarray) -> float | None:
-    """Rate at which misses equal false alarms, by frame, linear between ROC points; None with one kind of frame alone."""
+    """Rate at which misses equal false alarms, by frame, linear between ROC points; None with one kind of frame."""
     if positive.all() or not positive.any():
         return None
     order = np.argsort(-p, kind="stable")
