@@ -3,11 +3,11 @@
 A thread reads the stream and picks frames, rows, at the spacing in time that the model was trained with. The main
 thread encodes them into a ring of the last S * F rows and runs the model on it after every F new ones (before the ring
 is full it is repeated, as AnomalyCLIP.predict does with short videos); the newest rows' scores count. Their events are
-those of metrics.cut_events, each written as JSON lines on standard output when it begins, goes on and ends.
+those of event_rule.cut_events, each written as JSON lines on standard output when it begins, goes on and ends.
 
 Latency from a frame to its line: up to F rows that wait for each other, and the time that encoder and model take. An
-event begins once it is as long as metrics.MIN_LENGTH, and ends once it can no longer be joined by another
-(metrics.MERGE_GAP).
+event begins once it is as long as event_rule.MIN_LENGTH, and ends once it can no longer be joined by another
+(event_rule.MERGE_GAP).
 
 Rows that are missing (the encoder was too slow, the camera is slower than the training videos were, the stream broke
 for a moment) show what the last one did, so that time runs as in training. A longer break ends the open event and
@@ -19,23 +19,25 @@ Shapes: S segments of F rows, T = S * F rows in the ring, D feature size, C anom
 import json
 import queue
 import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import av
+import av.logging
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
 from videoanomaly.event_rule import Event, highest_classes
 from videoanomaly.live.streams import Reader, find_source
-from videoanomaly.live.watcher import GAP, Watch
+from videoanomaly.live.watcher import GAP, Model, Watch
 from videoanomaly.live.webhook import Webhook
 from videoanomaly.runtime.console import InputError, note
 from videoanomaly.runtime.signals import stop_signals
 from videoanomaly.video.decoding import to_image
 from videoanomaly.video.encoders import input_size
 from videoanomaly.video.encoding import to_float16
-from videoanomaly.video.preprocessing import prepare
+from videoanomaly.video.preprocessing import ImageEncoder, prepare
 
 REPORT = 60.0  # seconds between two notes on dropped frames
 
@@ -46,12 +48,14 @@ class Teller:
     Args:
         reader: Knows the source's name, its rate and when it began.
         classes: C names.
+        webhook: Where each event is posted to, if anywhere.
     """
 
-    def __init__(self, reader: Reader, classes: tuple[str, ...], webhook: Webhook | None):
+    def __init__(self, reader: Reader, classes: Sequence[str], webhook: Webhook | None):
         self.reader, self.classes, self.webhook = reader, classes, webhook
 
     def __call__(self, kind: str, number: int, event: Event, latency: float) -> None:
+        """See `Watch`."""
         best, *others = (
             found | {"p_class": round(found["p_class"], 4)} for found in highest_classes(event.p_class, self.classes)
         )
@@ -81,6 +85,7 @@ def iso(seconds: float) -> str:
 
 
 def drop_report(reader: Reader, rows: int, dropped: int, seconds: float) -> str:
+    """A line on the last seconds, in which there were so many rows, and so many of them were dropped."""
     return (
         f"{reader.source.name}: the encoder is too slow: {dropped} of {rows} rows dropped in the last {seconds:.0f} s, "
         f"evenly ({(rows - dropped) / seconds:.1f} of {rows / seconds:.1f} rows/s encoded)"
@@ -88,6 +93,7 @@ def drop_report(reader: Reader, rows: int, dropped: int, seconds: float) -> str:
 
 
 def summary(reader: Reader, watch: Watch | None, seconds: float) -> str:
+    """A line on the whole stream."""
     text = (
         f"{reader.source.name}: {reader.num_frames} frames, {reader.num_rows} rows in {seconds:.0f} s, "
         f"{reader.num_dropped} rows dropped, {reader.num_breaks} breaks, {watch.num_events if watch else 0} events"
@@ -97,8 +103,17 @@ def summary(reader: Reader, watch: Watch | None, seconds: float) -> str:
     return text
 
 
-def follow(reader: Reader, encode, make_watch, signals: list) -> Watch | None:
-    """Encodes what the reader gives until the stream ends or a signal comes; the open event is ended."""
+def follow(
+    reader: Reader, encode: Callable[[av.VideoFrame], np.ndarray], make_watch: Callable[[], Watch], signals: list[int]
+) -> Watch | None:
+    """Encodes what the reader gives until the stream ends or a signal comes; the open event is ended.
+
+    Args:
+        reader: Started.
+        encode: A frame -> its row, (crops, D).
+        make_watch: Called with the first row, when the rate is known.
+        signals: Those that came, see `stop_signals`.
+    """
     watch, last, busy = None, time.monotonic(), reader.seconds_per_row
     reported, rows, dropped = last, 0, 0
     while not signals:
@@ -124,7 +139,7 @@ def follow(reader: Reader, encode, make_watch, signals: list) -> Watch | None:
     return watch
 
 
-def warm_up(model, encoder) -> float:
+def warm_up(model: Model, encoder: ImageEncoder) -> float:
     """Seconds that encoder and model take for a row, all buffers being there: the first rows need not wait for them."""
     config = model.config
     rows, seconds = np.zeros((config.num_segments * config.num_frames, config.feature_dim), np.float32), 0.0
@@ -137,7 +152,8 @@ def warm_up(model, encoder) -> float:
     return seconds
 
 
-def check_model(model, encoder, threshold: float) -> None:
+def check_model(model: Model, encoder: ImageEncoder, threshold: float) -> None:
+    """Refuses, by an InputError, what does not fit together."""
     if model.config.temporal_feature_dim is not None:
         raise InputError("--live: the checkpoint needs features of two encoders, expected one that needs one")
     if encoder.dim != model.config.feature_dim:
@@ -151,8 +167,8 @@ def check_model(model, encoder, threshold: float) -> None:
 
 def run(
     source: str,
-    model,
-    encoder,
+    model: Model,
+    encoder: ImageEncoder,
     *,
     threshold: float,
     stride: int = 1,
@@ -165,13 +181,15 @@ def run(
     """Watches a stream until it ends (a file, standard input) or a signal comes; JSON lines on standard output.
 
     Args:
-        source: Camera index ("0"), rtsp:// or any other URL that PyAV opens, a file, or "-" for standard input. model:
-        AnomalyCLIP with its directions, on the device where it is to run. encoder: As extract_features.load_encoder
-        gives it: dim, preprocess, encode. threshold: Events begin at p_A >= threshold; the rule is that of
-        metrics.cut_events. stride, crops, jpeg: As the features were made that the model was trained with. n_px: Side
-        of the encoder's input, pixels (extract_features.input_size). fps: Frames per second of the training videos, so
-        that rows are fps / stride a second; None: the source's own rate. webhook: http(s) URL that each event is posted
-        to as well.
+        source: Camera index ("0"), rtsp:// or any other URL that PyAV opens, a file, or "-" for standard input.
+        model: AnomalyCLIP with its directions, on the device where it is to run.
+        encoder: As encoders.load_encoder gives it.
+        threshold: Events begin at p_A >= threshold; the rule is that of event_rule.cut_events.
+        stride, crops, jpeg: As the features were made that the model was trained with.
+        n_px: Side of the encoder's input, pixels (encoders.input_size).
+        fps: Frames per second of the training videos, so that rows are fps / stride a second; None: the source's own
+            rate.
+        webhook: http(s) URL that each event is posted to as well.
     Returns:
         Exit status: 0 at the end of the stream, 128 and the number of the signal that stopped it, if one did.
     Raises:

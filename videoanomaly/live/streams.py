@@ -8,10 +8,13 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import av
+import av.error
+from av.container import InputContainer
 
 from videoanomaly.live.webhook import public_name
 from videoanomaly.runtime.console import InputError, note
@@ -24,13 +27,14 @@ QUEUE_FRAMES = 16  # frames waiting for the encoder: 50 MB of 1080p; enough for 
 MARGIN = 1.05  # frames are thinned out to a little fewer than the encoder can take, so that the queue empties
 MAX_DAMAGED = 250  # packets in a row that cannot be decoded before the stream counts as broken
 USUAL_RATE = 25.0  # frames/s of a source that does not tell, or nothing sensible
-NO_TIMESTAMPS = (
-    0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: MJPEG over HTTP, raw H.264; theirs would be 25 frames/s by assumption
-)
+# FFmpeg's AVFMT_NOTIMESTAMPS: MJPEG over HTTP, raw H.264; theirs would be 25 frames/s by assumption
+NO_TIMESTAMPS = 0x80
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation")}  # file and format by system
 
 
 class Source(NamedTuple):
+    """A stream, and how it is opened."""
+
     name: str  # for messages: without credentials
     options: dict  # of av.open
     ends: bool  # a file or standard input: not opened again
@@ -74,7 +78,7 @@ def sensible_rate(stream: av.VideoStream) -> float:
     return rate if 1 <= rate <= 240 else USUAL_RATE
 
 
-def decode_patiently(container: av.container.InputContainer, stream: av.VideoStream):
+def decode_patiently(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Yields frames; damage costs the frames that it hits, as is usual where one joins a stream or packets are lost."""
     num_damaged = 0
     for packet in container.demux(stream):
@@ -90,7 +94,9 @@ def decode_patiently(container: av.container.InputContainer, stream: av.VideoStr
 
 
 class Sample(NamedTuple):
-    row: int
+    """A frame that is a row."""
+
+    row: int  # its number, ascending; those between were left out
     arrival: float  # time.monotonic()
     frame: av.VideoFrame
 
@@ -110,13 +116,19 @@ class Reader(threading.Thread):
 
     def __init__(self, source: Source, rate: float | None, stride: int):
         super().__init__(daemon=True)  # FFmpeg may wait for a camera when the program ends
-        self.source, self.rate, self.stride = source, rate, stride
-        self.samples, self.stopping, self.error = queue.Queue(QUEUE_FRAMES), threading.Event(), None
-        self.start_time = self.began = self.offset = None
+        self.source, self.stride = source, stride
+        self.rate = rate or 0.0  # rows per second, 0 until it is known, which is before the first row
+        self.samples: queue.Queue[Sample | None] = queue.Queue(QUEUE_FRAMES)  # None: the end
+        self.stopping = threading.Event()
+        self.error: Exception | None = None
+        self.start_time = 0.0  # of the first frame, seconds since 1970
+        self.began: float | None = None  # the same by time.monotonic()
+        self.offset: float | None = None  # of the clock from the time stamps, seconds
         self.row, self.due, self.seconds_per_row, self.is_away = -1, 0.0, 0.0, False
         self.num_frames = self.num_rows = self.num_dropped = self.num_breaks = 0
 
     def run(self) -> None:
+        """Reads until the stream ends; `error` is what went wrong, None at the end of the samples."""
         try:
             self.read_again_and_again()
         except Exception as error:  # for the main thread
@@ -128,6 +140,11 @@ class Reader(threading.Thread):
                 pass
 
     def read_again_and_again(self) -> None:
+        """From the first connection to the end.
+
+        Raises:
+            InputError: If the source cannot be read by anyone, or a file is no video.
+        """
         delay = BACK_OFF[0]
         while not self.stopping.is_set():
             num_before, reason = self.num_frames, "ended"
@@ -157,6 +174,7 @@ class Reader(threading.Thread):
         return (error.strerror or type(error).__name__) if isinstance(error, OSError | av.FFmpegError) else str(error)
 
     def end(self, reason: str) -> None:
+        """Of a file: an InputError if it gave no frame, a note if it is damaged."""
         if not self.num_frames:
             raise InputError(f"--live {self.source.name}: {reason}, expected a video")
         if reason != "ended":
@@ -186,6 +204,7 @@ class Reader(threading.Thread):
         """Puts a frame into the queue if a row is due and the encoder can take it, at its time.
 
         Args:
+            frame: As decoded.
             stamp: Time stamp, seconds from anywhere; None: the time is now.
             early: How much too early a frame may be for a row, seconds.
         """

@@ -12,7 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from http.client import HTTPException
+from http.client import HTTPException, HTTPMessage
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from videoanomaly.runtime.console import InputError, note
@@ -46,12 +47,13 @@ class SameMethodRedirects(urllib.request.HTTPRedirectHandler):
 
     max_redirections = max_repeats = 3
 
-    def redirect_request(self, request, file, code, message, headers, url):
-        if code not in (307, 308) or not url.startswith(("http://", "https://")):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        """The request to post to `newurl`; None: an error."""
+        if code not in (307, 308) or not newurl.startswith(("http://", "https://")):
             return None
-        return urllib.request.Request(
-            url, request.data, request.headers
-        )  # without the password, it may be another host
+        return urllib.request.Request(newurl, req.data, req.headers)  # without the password, it may be another host
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # Python 3.10 does not follow it by itself
 
@@ -86,7 +88,8 @@ class Webhook:
     def __init__(self, url: str):
         self.url, self.secret_headers = make_request(url)
         self.opener = urllib.request.build_opener(SameMethodRedirects)
-        self.waiting, self.changed = deque(), threading.Condition()
+        self.waiting: deque[dict] = deque()
+        self.changed = threading.Condition()
         self.closing, self.num_dropped, self.num_failed = False, 0, 0
         self.thread = threading.Thread(target=self.work, daemon=True)  # a receiver that hangs does not keep the program
         self.thread.start()
@@ -111,6 +114,7 @@ class Webhook:
             note(f"webhook: {len(self.waiting) + self.thread.is_alive()} events were not delivered")
 
     def work(self) -> None:
+        """Posts what is in the queue until it is empty and closed."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or self.closing)
@@ -138,12 +142,14 @@ class Webhook:
             self.pause(delay)
 
     def send(self, body: bytes) -> None:
+        """One attempt; OSError, HTTPException or ValueError if it fails."""
         request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"}, method="POST")
         for name, value in self.secret_headers.items():
             request.add_unredirected_header(name, value)
         self.opener.open(request, timeout=TIMEOUT).close()
 
     def pause(self, seconds: float) -> None:
+        """Waits so long, or until the queue is closed."""
         until = time.monotonic() + seconds
         with self.changed:
             self.changed.wait_for(lambda: self.closing or time.monotonic() >= until, seconds)
