@@ -2,8 +2,10 @@
 on.
 """
 
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -23,9 +25,9 @@ TIME_BASE = Fraction(1, 90000)
 
 
 class Panel:
-    """The strip below the picture; what stays the same in all frames is drawn once."""
+    """The strip below the picture, `width` pixels wide; what stays the same in all frames is drawn once."""
 
-    def __init__(self, width: int, scores: FrameScores, events: list[dict], classes: tuple[str, ...], threshold: float):
+    def __init__(self, width: int, scores: FrameScores, events: list[dict], classes: Sequence[str], threshold: float):
         self.scores, self.events, self.classes, self.width = scores, events, classes, width
         self.line = max(width // 34, 13)  # height of a line of text, pixels
         self.font = ImageFont.load_default(self.line * 0.82)
@@ -34,12 +36,15 @@ class Panel:
         self.background = self.draw_background(threshold)
 
     def x(self, time: float) -> float:
+        """Of a time in seconds, pixels."""
         return self.width * time / self.scores.duration
 
     def y(self, p: float) -> float:
+        """Of a probability, pixels."""
         return self.bottom - (self.bottom - self.top) * p
 
     def draw_background(self, threshold: float) -> Image.Image:
+        """Events shaded, the threshold dashed, the curve of p_A."""
         image = Image.new("RGB", (self.width, self.height), BACK)
         pen = ImageDraw.Draw(image)
         for event in self.events:
@@ -65,6 +70,7 @@ class Panel:
         return image
 
     def event_at(self, frame: int) -> dict | None:
+        """The event that a frame belongs to, if any."""
         return next((event for event in self.events if event["start_frame"] <= frame < event["end_frame"]), None)
 
     def label(self, pen: ImageDraw.ImageDraw, frame: int) -> None:
@@ -87,6 +93,7 @@ def output_size(image: Image.Image) -> tuple[int, int]:
 
 
 def compose(image: Image.Image, panel: Panel, size: tuple[int, int], frame: int) -> Image.Image:
+    """The picture in this size (width, height), and the panel of the frame below it."""
     picture = image if image.size == size else image.resize(size)
     whole = Image.new("RGB", (size[0], size[1] + panel.height))
     whole.paste(picture)
@@ -95,10 +102,14 @@ def compose(image: Image.Image, panel: Panel, size: tuple[int, int], frame: int)
     return whole
 
 
-def encode(target, video: Path, scores: FrameScores, make_panel) -> None:
-    """Writes the copy as MP4 into a binary file; each frame keeps the time at which it is shown."""
+def encode(target: BinaryIO, video: Path, scores: FrameScores, make_panel: Callable[[int], Panel]) -> None:
+    """Writes the copy as MP4 into a binary file; each frame keeps the time at which it is shown.
+
+    `make_panel` is called with the width of the picture. An av.FFmpegError or InputError tells a damaged video.
+    """
     with av.open(str(video)) as source, av.open(target, "w", format="mp4") as copy:
-        reformatter, stream, last = VideoReformatter(), None, -1
+        reformatter, last = VideoReformatter(), -1
+        stream = None
         for i, frame in zip(range(len(scores.times)), decode(video_stream(source))):
             image = to_image(frame, reformatter)
             if stream is None:
@@ -112,6 +123,7 @@ def encode(target, video: Path, scores: FrameScores, make_panel) -> None:
             last = max(round(scores.times[i] / TIME_BASE), last + 1)  # two frames of one time: MP4 has none
             drawn.pts, drawn.time_base = last, TIME_BASE
             copy.mux(stream.encode(drawn))
+        assert stream is not None, "a video with scores has frames"
         copy.mux(stream.encode())
 
 

@@ -6,6 +6,7 @@ Shapes: N frames of a video, C anomaly classes.
 import csv
 import html
 import io
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,6 +31,7 @@ CSV_COLUMNS = (
 
 
 def count(number: int, word: str) -> str:
+    """ "1 event", "1,000 events"."""
     return f"{number:,} {word}{'s' * (number != 1)}"
 
 
@@ -40,7 +42,7 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest / 1000:06.3f}"
 
 
-def find_events(scores: FrameScores, classes: tuple[str, ...], threshold: float) -> list[dict]:
+def find_events(scores: FrameScores, classes: Sequence[str], threshold: float) -> list[dict]:
     """Events of p_A in the order of time, as plain values.
 
     Returns:
@@ -71,6 +73,7 @@ def find_events(scores: FrameScores, classes: tuple[str, ...], threshold: float)
 
 
 def to_csv(events: list[dict]) -> str:
+    """CSV_COLUMNS of each event; empty cells where there are fewer than three classes."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

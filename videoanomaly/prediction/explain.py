@@ -1,15 +1,18 @@
 """What lies behind the names of a video's frames: words near the learned contexts, and the segments that drove each
 class.
 
-Shapes: C classes, new ones (openset.py) among them, D feature size, N rows of a video, W width of the text tower.
+Shapes: C classes, new ones (open_set.py) among them, D feature size, N rows of a video, W width of the text tower.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import clip_model
-from anomalyclip import AnomalyCLIP
+from anomalyclip import AnomalyCLIP, Rows
 from videoanomaly.data.prototype import CHUNK_ROWS
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction.events import clock
@@ -30,12 +33,13 @@ def vocabulary() -> list[str]:
     ]
 
 
-def nearest_words(ctx: Tensor, embedding: Tensor, classes: tuple[str, ...]) -> dict[str, list]:
-    """The vocabulary's words nearest to each context vector, by Euclidean distance to the token embeddings, as CoOp
-    shows them.
+def nearest_words(ctx: Tensor, embedding: Tensor, classes: Sequence[str]) -> dict[str, list]:
+    """The words nearest to each context vector, by Euclidean distance to the token embeddings, as CoOp shows them.
 
     Args:
-        ctx: Shared contexts (num_ctx, W), or one set for each class, (C + 1, num_ctx, W). embedding: (vocabulary, W).
+        ctx: Shared contexts (num_ctx, W), or one set for each class, (C + 1, num_ctx, W).
+        embedding: Of the tokens, (vocabulary, W).
+        classes: C names.
     Returns:
         By class, or for "all classes": of each context vector the nearest {"word", "distance"}, nearest first.
     """
@@ -55,29 +59,27 @@ def nearest_words(ctx: Tensor, embedding: Tensor, classes: tuple[str, ...]) -> d
 
 
 @torch.inference_mode()
-def likelihoods(model: AnomalyCLIP, features) -> np.ndarray:
-    """The Selector's likelihood of all classes row by row, (N, C), for features (N, D), or (N, crops, D) with its mean
-    over the crops.
-    """
+def likelihoods(model: AnomalyCLIP, features: Rows) -> np.ndarray:
+    """The Selector's likelihood of all classes row by row, (N, C), of features (N, D), or mean over (N, crops, D)."""
+    select_new: Any = getattr(model, "select_new", None)  # of a model with new classes, see open_set.py
     parts = []
     for start in range(0, len(features), CHUNK_ROWS):
         rows = np.arange(start, min(start + CHUNK_ROWS, len(features)))
         x = model.recentre(model.read_rows(features, rows[None, None]), model.prototype)[:, 0]  # (crops, 1, rows, D)
-        likelihood = [
-            model.select(x, model.directions),
-            *([model.select_new(x)] if hasattr(model, "select_new") else []),
-        ]
+        likelihood = [model.select(x, model.directions), *([select_new(x)] if select_new else [])]
         parts.append(torch.cat(likelihood, dim=-1).mean(0)[0].cpu().numpy())
     return np.concatenate(parts)
 
 
-def driving_segments(scores: FrameScores, classes: tuple[str, ...], length: int) -> dict[str, list]:
-    """The segments with the highest mean p_class of each class, highest first, with that mean and those of what made
-    it.
+def driving_segments(scores: FrameScores, classes: Sequence[str], length: int) -> dict[str, list]:
+    """The segments with the highest mean p_class of each class, highest first, with that mean and what made it.
 
     Args:
-        scores: With likelihood. length: Frames of a segment; the last one of a video may be shorter.
+        scores: With likelihood.
+        classes: C names.
+        length: Frames of a segment; the last one of a video may be shorter.
     """
+    assert scores.likelihood is not None, "an explanation needs the Selector's likelihood"
     starts = np.arange(0, len(scores.p_A), length)
     ends = np.minimum(starts + length, len(scores.p_A))
     p_A, p_class, likelihood = (
@@ -103,6 +105,7 @@ def driving_segments(scores: FrameScores, classes: tuple[str, ...], length: int)
 
 
 def words_text(words: dict[str, list]) -> str:
+    """What `nearest_words` found, for the screen."""
     lines = [] if words else ["no learned contexts: these prompts or directions have none"]
     for name, vectors in words.items():
         lines.append(f"learned contexts of {name}: nearest words (Euclidean distance to their token embeddings)")
@@ -112,12 +115,13 @@ def words_text(words: dict[str, list]) -> str:
 
 
 def segments_text(segments: dict[str, list]) -> str:
+    """What `driving_segments` found, for the screen."""
     lines = ["segments that drove the score of each class (means over the segment)"]
     for name, found in segments.items():
         lines.append(f"  {name}")
         lines += [
-            f"    {clock(s['start'])} - {clock(s['end'])}  likelihood {s['likelihood']:7.2f}  p_class {s['p_class']:.4f}"
-            f"  p_A {s['p_A']:.4f}"
+            f"    {clock(s['start'])} - {clock(s['end'])}  likelihood {s['likelihood']:7.2f}  "
+            f"p_class {s['p_class']:.4f}  p_A {s['p_A']:.4f}"
             for s in found
         ]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, quote_from_bytes
 
 import av
@@ -18,6 +19,7 @@ import numpy as np
 from videoanomaly.event_rule import MERGE_GAP, MIN_LENGTH
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction.events import clock, count
+from videoanomaly.video.decoding import BROKEN
 from videoanomaly.video.key_frames import KeyFrame
 
 HERE = Path(__file__).parent
@@ -32,10 +34,12 @@ MEDIA_TYPES = {
 }
 SPARK_POINTS = 160
 INDEX_ROW = """<li class="{{kind}}"><a href="{{link}}/report.html"><span class="picture">{{picture}}</span>
-<span class="name">{{name}}</span><span class="facts">{{facts}}</span>{{spark}}<span class="best">{{best}}</span></a></li>"""
+<span class="name">{{name}}</span><span class="facts">{{facts}}</span>{{spark}}<span class="best">{{best}}</span>\
+</a></li>"""
 
 
 def base64_text(data: bytes) -> str:
+    """Bytes as base64 in ASCII."""
     return base64.b64encode(data).decode()
 
 
@@ -48,8 +52,7 @@ def relative_url(path: Path, folder: Path) -> str:
 
 
 def codec_of(video: Path) -> str:
-    from videoanomaly.video.decoding import BROKEN
-
+    """FFmpeg's name of the codec of the pictures."""
     try:
         with av.open(str(video)) as container:
             return container.streams.video[0].codec_context.name
@@ -79,15 +82,16 @@ def fill(template: str, values: dict[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
-def script_json(data) -> str:
+def script_json(data: Any) -> str:
     """JSON that can stand in a <script> element: no `<`, so nothing in it ends the element."""
     return json.dumps(data).replace("<", "\\u003c")
 
 
 def script_hash(template: str) -> str:
     """For the page's Content-Security-Policy, so that no script but the template's own runs."""
-    script = re.search(r"<script>(.*?)</script>", template, re.S)[1]
-    return f"sha256-{base64_text(hashlib.sha256(script.encode()).digest())}"
+    script = re.search(r"<script>(.*?)</script>", template, re.S)
+    assert script, "the template has a script"
+    return f"sha256-{base64_text(hashlib.sha256(script[1].encode()).digest())}"
 
 
 def page(
@@ -96,7 +100,11 @@ def page(
     """report.html: everything in one file, which needs no network.
 
     Args:
-        result: As in events.json. pictures: Key frames, ascending. folder: Where the page will lie.
+        result: As in events.json.
+        scores: Of all frames.
+        video: The file, if there is one.
+        pictures: Key frames, ascending.
+        folder: Where the page will lie.
         checkpoint: Name of the checkpoint, for the reader.
     """
     template = (HERE / "report.html").read_text(encoding="utf-8")
@@ -116,11 +124,12 @@ def page(
 
 
 def peaks(p: np.ndarray, num_points: int) -> np.ndarray:
-    """The maximum of each of up to num_points equal parts, so that no peak is lost."""
+    """The maximum of each of up to num_points equal parts of p, (N,), so that no peak is lost."""
     return np.maximum.reduceat(p, np.linspace(0, len(p), min(num_points, len(p)), endpoint=False).astype(int))
 
 
 def sparkline(scores_file: Path) -> str:
+    """p_A of a scores.npz as a small SVG; nothing without such a file."""
     try:
         with np.load(scores_file, allow_pickle=False) as arrays:
             high = peaks(arrays["p_A"], SPARK_POINTS)
@@ -134,6 +143,7 @@ def sparkline(scores_file: Path) -> str:
 
 
 def index_row(name: str, result: dict, out: Path) -> str:
+    """The line of a video, whose events.json is `result` and whose files lie in out/name."""
     link, has_events = quote(name, errors="surrogateescape"), bool(result["events"])
     has_picture = (out / name / "key_frame.jpg").is_file()
     values = {
@@ -158,11 +168,12 @@ def index(results: dict[str, dict], failed: dict[str, str], out: Path) -> str:
     """index.html: all videos, that of the surest event first, then those without events by their highest p_A.
 
     Args:
-        results: events.json of each video by name. failed: Why each of the others could not be read. out: Folder of the
-            page.
+        results: events.json of each video by name.
+        failed: Why each of the others could not be read.
+        out: Folder of the page.
     """
 
-    def rank(item):
+    def rank(item: tuple[str, dict]) -> tuple[float, float]:
         return max((event["confidence"] for event in item[1]["events"]), default=0), item[1]["highest_p_A"]
 
     rows = [index_row(name, result, out) for name, result in sorted(results.items(), key=rank, reverse=True)]
