@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from anomalyclip import AnomalyCLIPConfig, VideoModel
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import write_atomically
 
@@ -18,19 +19,29 @@ class Probabilities(nn.Module):
         self.model = model
 
     def forward(self, features: Tensor, temporal_features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See the class; temporal_features (1, S, F, temporal_feature_dim) where the Temporal model has its own."""
         prediction = self.model(*(x for x in (features, temporal_features) if x is not None))
         p_A = prediction.anomaly_logits.sigmoid()
         return p_A, p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
 
 
-def example_inputs(config) -> dict[str, Tensor]:
+def example_inputs(config: AnomalyCLIPConfig) -> dict[str, Tensor]:
     """Inputs of the right shapes by name; the second one only where the Temporal model has features of its own."""
     dims = {"features": config.feature_dim, "temporal_features": config.temporal_feature_dim}
     return {name: torch.randn(1, config.num_segments, config.num_frames, dim) for name, dim in dims.items() if dim}
 
 
-def write(path: Path, model) -> int:
-    """Writes the model; which rows of a long video make up the (S, F) grid, anomalyclip.inference_rows tells."""
+def write(path: Path, model: VideoModel) -> int:
+    """Writes the model; which rows of a long video make up the (S, F) grid, anomalyclip.inference_rows tells.
+
+    Args:
+        path: FILE.pt2 for torch.export, else ONNX.
+        model: Goes to the CPU.
+    Returns:
+        Exit status 0.
+    Raises:
+        InputError: If a package is missing that ONNX needs.
+    """
     wrapped, inputs = Probabilities(model.cpu()).eval(), example_inputs(model.config)
     file = io.BytesIO()
     if path.suffix == ".pt2":
@@ -47,6 +58,7 @@ def write(path: Path, model) -> int:
             )
         except ImportError as error:
             raise InputError(f"--export {path}: found no package {error.name}; pip install onnx onnxscript") from error
+        assert program is not None, "dynamo=True gives a program"
         file.write(program.model_proto.SerializeToString())
     write_atomically(path, lambda target: target.write(file.getvalue()))
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())

@@ -8,7 +8,9 @@ file it is computed.
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -51,13 +53,13 @@ OURS = ("prompt_learner.ctx", "prompt_learner.text_projection", "logit_scale", "
 class _Inert:
     """Stands for an object of a class that is not read: takes what a pickle gives it and does nothing."""
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         return super().__new__(cls)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         pass
 
-    def _ignore(self, *args):
+    def _ignore(self, *args: Any) -> None:
         pass
 
     __setstate__ = append = extend = add = __setitem__ = _ignore
@@ -66,11 +68,9 @@ class _Inert:
 class _CheckpointUnpickler(clip_model.TensorUnpickler):
     """Tensors and OrderedDict; an inert stand-in for whatever else the file names."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         known = clip_model.ARCHIVE_GLOBALS.get(f"{module}.{name}")
-        return (
-            type("_Inert", (_Inert,), {}) if known is None else known
-        )  # a class of its own, which no other name shares
+        return type("_Inert", (_Inert,), {}) if known is None else known  # a class that no other name shares
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
@@ -98,7 +98,10 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
 
 
 def convert_state(state: dict[str, Tensor], normal_id: int) -> dict[str, Tensor]:
-    """Our names and shapes for their parameters and buffers (or gradients of them); CLIP's frozen tensors are left out."""
+    """Our names and shapes for their parameters and buffers (or gradients of them); CLIP's frozen tensors are left out.
+
+    `normal_id` is the place of Normal among their classes.
+    """
     converted = {}
     for name, value in state.items():
         for theirs, ours in NAMES:
@@ -112,6 +115,7 @@ def convert_state(state: dict[str, Tensor], normal_id: int) -> dict[str, Tensor]
 
 
 def convert_tensor(name: str, value: Tensor, normal_id: int) -> Tensor:
+    """The tensor of our name in our shape."""
     if name.endswith(("pos_segments", "pos_frames")) and value.ndim == 4:
         return value[0].permute(1, 2, 0)  # (1, E, S, 1) -> (S, 1, E)
     if re.search(r"ff_\d\.norm", name):
@@ -132,7 +136,7 @@ def clip_of(state: dict[str, Tensor]) -> clip_model.CLIP:
     return clip_model.build(weights, {})
 
 
-def config_of(state: dict[str, Tensor], classes: tuple[str, ...]) -> AnomalyCLIPConfig:
+def config_of(state: dict[str, Tensor], classes: Sequence[str]) -> AnomalyCLIPConfig:
     """The settings that the shapes of the tensors tell."""
     ctx, projection = state["prompt_learner.ctx"], state["temporal_model.projection.weight"]
     embed_dim, input_dim = projection.shape
@@ -141,7 +145,7 @@ def config_of(state: dict[str, Tensor], classes: tuple[str, ...]) -> AnomalyCLIP
         {name.split(".")[4] for name in state if name.startswith("temporal_model.axial_attn.layers.blocks.")}
     )
     return AnomalyCLIPConfig(
-        classes=classes,
+        classes=tuple(classes),
         feature_dim=feature_dim,
         num_ctx=ctx.shape[-2],
         shared_ctx=ctx.ndim == 2,
@@ -156,6 +160,7 @@ def config_of(state: dict[str, Tensor], classes: tuple[str, ...]) -> AnomalyCLIP
 
 
 def read_prototype(path: Path, feature_dim: int) -> Tensor:
+    """The normality prototype, (D,) float32; an InputError if the file holds another thing."""
     try:
         prototype = torch.load(path, map_location="cpu", weights_only=True)
         assert prototype.shape == (feature_dim,), f"shape {tuple(prototype.shape)}"
@@ -166,7 +171,7 @@ def read_prototype(path: Path, feature_dim: int) -> Tensor:
     return prototype.float()
 
 
-def load(path: str, dataset: str, root: str, features_root: str | None) -> dict:
+def load(path: str, dataset: str, root: str, features_root: str | None) -> dict[str, Any]:
     """A checkpoint of the authors as one of this project's (the dict that evaluate.py reads).
 
     Args:
@@ -177,11 +182,11 @@ def load(path: str, dataset: str, root: str, features_root: str | None) -> dict:
     Raises:
         InputError: If a file is missing or not what it should be.
     """
-    path, lists = Path(path), load_lists(dataset, root)
-    state, epoch = read_state(path)
+    file, lists = Path(path), load_lists(dataset, root)
+    state, epoch = read_state(file)
     try:
         config = config_of(state, lists.classes)
-        centroid = path.parent / "ncentroid.pt"
+        centroid = file.parent / "ncentroid.pt"
         prototype = (
             read_prototype(centroid, config.feature_dim)
             if centroid.exists()
@@ -193,7 +198,7 @@ def load(path: str, dataset: str, root: str, features_root: str | None) -> dict:
     except (KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: found {error}, expected the authors' model for {dataset}") from error
+        raise InputError(f"{file}: found {error}, expected the authors' model for {dataset}") from error
     settings = {
         "dataset": dataset,
         "root": root,
