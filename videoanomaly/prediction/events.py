@@ -31,7 +31,7 @@ CSV_COLUMNS = (
 
 
 def count(number: int, word: str) -> str:
-    """ "1 event", "1,000 events"."""
+    """Such as 1 event, or 1,000 events."""
     return f"{number:,} {word}{'s' * (number != 1)}"
 
 
