@@ -1,8 +1,11 @@
 """What the tests of predict.py, report.py and their helpers share: a checkpoint whose classes are colours, and its
-encoder.
+encoder. And one thread for each process, which is fastest where several tests run at once.
 """
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in child processes
 
 import pytest
 import torch
