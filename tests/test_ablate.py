@@ -443,6 +443,7 @@ def test_runs_at_a_time_share_the_cores_or_take_a_gpu_each_in_turn(monkeypatch):
     assert ablate.places(args, {"device": "cuda:1"}) == [{}]
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_train_py_goes_on_and_its_numbers_are_those_of_its_evaluation(dataset, tmp_path):
     """With the real train.py, on a table whose rows all run without CLIP; the one for I3D has no features."""
     out, options = tmp_path / "out", ["--directions", "direct", *SMALL, "--epochs", "3"]

@@ -390,6 +390,7 @@ with process_group("cpu"):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_step_as_one(tmp_path):
     (tmp_path / "steps.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{OF_TWO}")
     for run in [torchrun(str(tmp_path / "steps.py"), str(tmp_path), processes=processes) for processes in (1, 2)]:

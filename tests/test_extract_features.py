@@ -614,6 +614,7 @@ def test_two_processes_write_what_one_writes(tmp_path, six_videos, custom):
     assert_same_folders(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_an_error_is_told_by_one_process(tmp_path, six_videos, custom):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").mkdir()
@@ -626,6 +627,7 @@ def test_an_error_is_told_by_one_process(tmp_path, six_videos, custom):
     assert (tmp_path / "out" / "a" / "0.npy").read_bytes() == b"precious"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank, restarts", [(0, 1), (1, 0)])
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_what_a_killed_process_left_is_done_by_the_next_start(rank, restarts, tmp_path, six_videos, custom):

@@ -91,7 +91,7 @@ def call_script(module: str, argv: list[str], write_seconds: float) -> None:
 def start():
     """Starts a script in a child process that is forked from one with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_faults", "torch._dynamo", "extract_features", "annotations", "anomalyclip"])
+    context.set_forkserver_preload(["tests.test_faults", "torch._dynamo", "extract_features", "anomalyclip"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # the server of Python 3.11 does not look into sys.path
         forkserver.ensure_running()
@@ -263,6 +263,7 @@ def test_only_what_atomic_writing_leaves_is_removed_from_the_folder(dataset, tmp
 # ---- stopped ----
 
 
+@pytest.mark.slow
 @needs_posix
 @pytest.mark.parametrize("number, workers", [(signal.SIGINT, "2"), (signal.SIGTERM, "0")])
 def test_a_stopped_script_tells_the_command_that_goes_on(dataset, tmp_path, start, number, workers):

@@ -402,7 +402,9 @@ def test_standard_input_takes_a_piped_container(tmp_path):
     assert kinds(watcher.events()) == ["begin", "end"] and watcher.events()[0]["source"] == "standard input"
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_the_open_event_and_the_program(tmp_path, number, status):
     path = tmp_path / "long.mp4"
     write_video(path, bright_at([(0.5, 60)], 60))
@@ -448,6 +450,7 @@ class StreamServer:
             connection.sendall(self.data[start : start + step])
 
 
+@pytest.mark.slow
 def test_a_stream_that_ends_is_opened_again_and_its_open_event_goes_on():
     server = StreamServer(bright_at([(0.5, 9)], 3))
     watcher = Watcher(f"tcp://127.0.0.1:{server.port}?password=s3cret")
@@ -470,6 +473,7 @@ def test_a_stream_that_falls_silent_counts_as_broken_and_a_long_gap_ends_the_eve
     assert [event["number"] for event in watcher.events() if event["event"] == "begin"] == [1, 2]
 
 
+@pytest.mark.slow
 def test_attempts_to_connect_come_at_growing_distances_and_show_no_password():
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]

@@ -70,6 +70,7 @@ os.write(1, f"left: {time.monotonic()}\\n".encode())
 """
 
 
+@pytest.mark.slow
 def test_all_processes_leave_the_group_together(tmp_path, monkeypatch):
     """One that ended right after its last exchange could be aborted by a thread of gloo that still frees a tensor."""
     (tmp_path / "script.py").write_text(LEAVING)
@@ -81,7 +82,11 @@ def test_all_processes_leave_the_group_together(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--temporal-input", "both", "--variant", "released", "--selection", "magnitude"), ("--temporal", "mtn")],
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("--temporal-input", "both", "--variant", "released", "--selection", "magnitude"),
+        pytest.param(("--temporal", "mtn"), marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_train_as_one(dataset, tmp_path, options):
     """Batch normalisation, selection of segments, smoothness across videos and the prototype see the whole batch."""
@@ -112,6 +117,7 @@ def test_a_killed_worker_starts_all_again_from_the_last_checkpoint(dataset, tmp_
     assert_close(state_of(tmp_path / "two"), state_of(tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_input_errors_of_several_processes_are_told_once(dataset, tmp_path):
     run = torchrun("train.py", *arguments(tmp_path / "none", tmp_path / "two"))
     printed = run.communicate(timeout=300)[0]

@@ -860,6 +860,7 @@ def test_of_many_epochs_every_hundredth_part_is_saved(dataset, tmp_path, monkeyp
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 251
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_system_as_one(dataset, tmp_path):
     """VadCLIP: it has no dropout, whose draws differ, and a loss of parameters beside those of predictions."""
     options = ("--model", "vadclip", "--directions", "direct", "--epochs", "3")
