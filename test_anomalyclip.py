@@ -199,8 +199,9 @@ def test_long_transformer_and_mtn_give_all_frames_of_a_segment_one_score_and_sho
     for temporal in ("long", "mtn"):
         model = small_model(clip, directions="direct", temporal=temporal).eval()
         z = model(features).anomaly_logits
-        assert torch.equal(z, z[:, :, :1].expand_as(z))
-        assert not torch.equal(model(other).anomaly_logits[:, 3], z[:, 3])
+        # a kernel may add up rows at its tiles' edges in another order: 16 terms of a sum near 1, 2^-24 each, are 1e-6
+        assert_near(z, z[:, :, :1].expand_as(z), atol=1e-6)
+        assert (model(other).anomaly_logits[:, 3] - z[:, 3]).abs().min() > 1e-3
     model = small_model(clip, directions="direct", temporal="short").eval()
     z, z_other = model(features).anomaly_logits, model(other).anomaly_logits
     assert_near(z_other[:, :-1], z[:, :-1], atol=1e-6)

@@ -315,10 +315,10 @@ def test_the_stored_threshold_keeps_the_normal_training_videos_quiet(trained, da
         for name, label, *_ in checkpoint["lists"]["train"]
         if label < 0
     ]
-    assert checkpoint["threshold"] == choose_threshold(
-        [SimpleNamespace(p_A=p) for p in normal], [-1] * len(normal), 25.0
-    )
-    assert false_alarm_rate(normal, [25.0] * len(normal), checkpoint["threshold"]) <= 1
+    expected = choose_threshold([SimpleNamespace(p_A=p) for p in normal], [-1] * len(normal), 25.0)
+    # train.py has other convolutions (winograd.py), which move p_A by at most 1e-6 (test_winograd.py)
+    assert checkpoint["threshold"] == pytest.approx(expected, abs=1e-6)
+    assert false_alarm_rate(normal, [25.0] * len(normal), checkpoint["threshold"] + 1e-6) <= 1
 
 
 # ---- evaluation ----
