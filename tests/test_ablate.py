@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -260,7 +261,11 @@ def test_each_row_of_a_comparison_can_be_run_with_the_options_that_anomalyclip_t
         of_row, _ = train.parse_args(
             [*ablate.data_options(args), *ablate.row_options(row, args), "--out", str(tmp_path / "run")]
         )
-        settings_.make_config(of_row, ("fire", "fall"), 64, None)
+        own = ablate.row_options(row, args)[2:]  # behind --model NAME
+        config = settings_.make_config(of_row, ("fire", "fall"), 64, None)
+        for name, value in re.findall(r"--(\S+)[ =](\S+)", " ".join(own)):
+            assert str(getattr(config, name.replace("-", "_"))) == value, row.model
+        assert row.model != "anomalyclip" or own == options
 
 
 @pytest.mark.parametrize(
