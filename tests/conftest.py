@@ -16,7 +16,7 @@ import torch
 
 
 class Colours:
-    """Noise of a picture's 8x8 blocks -> 64 features; a red picture lies 8 units along axis 0, a blue one along axis 1."""
+    """Noise of a picture's 8x8 blocks -> 64 features; red ones lie 8 units along axis 0, blue ones along axis 1."""
 
     dim = 64
 
@@ -64,6 +64,15 @@ class Planted:
         (root / "colours.py").write_text(ENCODER)
         self.root, self.features, self.checkpoint = root, dataset / "features", str(root / "run" / "last.pt")
         self.options = ["--ckpt", self.checkpoint, "--encoder", f"{root / 'colours.py'}:Colours", "--device", "cpu"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """No test sees what a folder of work holds, such as runs/demo, or writes there."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(scope="session")
