@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 
 import evaluate
 import extract_features
@@ -37,6 +36,9 @@ from videoanomaly.data.lists import load_lists
 from videoanomaly.data.sampling import BalancedBatches, training_rows
 from videoanomaly.runtime import console, files
 from videoanomaly.runtime.console import InputError
+
+hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis (requirements-dev.txt)")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 # ---------------------------------------------------------------- helpers
 

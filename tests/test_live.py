@@ -17,20 +17,22 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from tests.places import ROOT
+from tests.streams import Brightness, GreyEncoder
 from videoanomaly import event_rule
 from videoanomaly.event_rule import cut_events
 from videoanomaly.live import service, streams, watcher as watcher_, webhook
 from videoanomaly.runtime.console import InputError
+
+hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis (requirements-dev.txt)")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 FPS = 20
 SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's GStreamer packages are for it
@@ -52,43 +54,14 @@ if len(sys.argv) > 1:
 """
 SCRIPT = """
 import json, sys
-from tests import test_live
+from tests.streams import Brightness, GreyEncoder
 from videoanomaly.live import service, streams, watcher
 from videoanomaly.runtime.console import run_script
 options = json.loads(sys.argv[2])
 watcher.GAP = service.GAP = options.pop("gap", 10)
 streams.TIMEOUT, streams.BACK_OFF = options.pop("timeout", 5), (0.5, 1)
-run_script(lambda: service.run(sys.argv[1], test_live.Brightness(), test_live.GreyEncoder(), threshold=0.5, n_px=8, **options))
+run_script(lambda: service.run(sys.argv[1], Brightness(), GreyEncoder(), threshold=0.5, n_px=8, **options))
 """
-
-
-class GreyEncoder:
-    """Features are the brightness in [0, 1], twice."""
-
-    dim = 2
-
-    def __init__(self, seconds: float = 0.0):
-        self.seconds, self.times = seconds, []
-
-    def preprocess(self, image):
-        return torch.from_numpy(np.array(image.convert("RGB").resize((8, 8)))).permute(2, 0, 1)
-
-    def encode(self, images):
-        time.sleep(self.seconds)
-        self.times.append(time.monotonic())
-        return images.float().mean(dim=(1, 2, 3))[:, None].expand(-1, 2) / 255
-
-
-class Brightness:
-    """In place of a model: bright rows are anomalous."""
-
-    config = SimpleNamespace(
-        num_segments=50, num_frames=5, feature_dim=2, temporal_feature_dim=None, classes=("Fire", "Flood")
-    )
-
-    def predict(self, features):
-        p_A = np.asarray(features).reshape(len(features), -1).mean(axis=1)
-        return p_A, p_A[:, None] * np.array([0.75, 0.25])
 
 
 def bright_at(intervals, seconds: float) -> np.ndarray:
