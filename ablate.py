@@ -11,6 +11,10 @@ per row and seed the folder that train.py makes and a .log beside it. Exits with
 on.
 """
 
+import videoanomaly  # noqa: F401  (first: it tells whether this Python is new enough)
+
+# isort: split
+
 import csv
 import io
 import json

@@ -416,6 +416,12 @@ class Rows(Protocol):
     def __getitem__(self, index: Any, /) -> Any: ...
 
 
+def probabilities(anomaly_logits: Tensor, class_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """p_A (...) and p_{A,c} (..., C) of logits of these shapes (Sec. 3.3)."""
+    p_A = anomaly_logits.sigmoid()
+    return p_A, p_A.unsqueeze(-1) * class_logits.softmax(dim=-1)
+
+
 class VideoModel(nn.Module):
     """Inference over whole videos and checkpoints, for any model with NAME, config, and these parts of Prediction.
 
@@ -481,7 +487,7 @@ class VideoModel(nn.Module):
                 if source is not None
             ]
             kept = rows < num_rows  # the rest is padding
-            score, per_class = self.probabilities(*segments)
+            score, per_class = self.score_segments(*segments)
             p_A[rows[kept]] = score[kept]
             p_class[rows[kept]] = per_class[kept]
         return p_A, p_class
@@ -495,13 +501,12 @@ class VideoModel(nn.Module):
         x = x.to(self.prototype.device, torch.float32).reshape(*rows.shape, -1, x.shape[-1])  # (J, S, F, crops, D)
         return x.movedim(3, 0)
 
-    def probabilities(self, *segments: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def score_segments(self, *segments: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """p_A (J, S, F) and p_{A,c} (J, S, F, C) of one or two kinds of features (crops, J, S, F, D), crops' means."""
         num_crops, num_passes = max(len(x) for x in segments), segments[0].shape[1]
         prediction = self(*(x.expand(num_crops, *x.shape[1:]).flatten(0, 1) for x in segments))
-        p_A = prediction.anomaly_logits.sigmoid()
-        p_class = p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
-        p_A, p_class = (p.unflatten(0, (-1, num_passes)).mean(0).cpu().numpy() for p in (p_A, p_class))
+        found = probabilities(prediction.anomaly_logits, prediction.class_logits)
+        p_A, p_class = (p.unflatten(0, (-1, num_passes)).mean(0).cpu().numpy() for p in found)
         return p_A, p_class
 
     # -- checkpoints: tensors and plain values only --

@@ -9,6 +9,10 @@ Everything but the features is in the checkpoint. Writes into OUT: metrics.json,
 (frames,) and NAME.p_class (frames, classes)), roc.png, pr.png, confusion.png and timelines/*.png.
 """
 
+import videoanomaly  # noqa: F401  (first: it tells whether this Python is new enough)
+
+# isort: split
+
 import argparse
 from dataclasses import fields
 from pathlib import Path

@@ -11,6 +11,10 @@ Under torchrun each process takes a share of the missing videos, by their length
 What the decoder promises: videoanomaly/video/decoding.py.
 """
 
+import videoanomaly  # noqa: F401  (first: it tells whether this Python is new enough)
+
+# isort: split
+
 import argparse
 import os
 from dataclasses import fields

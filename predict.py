@@ -12,6 +12,10 @@ frame p_A, p_class and time in seconds), timeline.png and key_frame.jpg. One vid
 several in OUT/NAME/. Videos that an earlier run with the same settings has finished are left as they are.
 """
 
+import videoanomaly  # noqa: F401  (first: it tells whether this Python is new enough)
+
+# isort: split
+
 import argparse
 import math
 import os

@@ -13,6 +13,10 @@ SIGTERM: it finishes the step, saves, tells how to go on there, and exits with s
 at once.
 """
 
+import videoanomaly  # noqa: F401  (first: it tells whether this Python is new enough)
+
+# isort: split
+
 import argparse
 import math
 import os
@@ -31,20 +35,13 @@ from videoanomaly.clip_weights import load_prompts_clip
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.sampling import BalancedBatches, RestOfEpoch, SegmentDataset
 from videoanomaly.data.training_data import TrainingData
-from videoanomaly.demo.prepare import write_dataset
+from videoanomaly.demo.prepare import prepare
 from videoanomaly.evaluation.evaluator import EvaluationOptions, evaluate_checkpoint, surest
 from videoanomaly.evaluation.scoring import alarm_threshold
 from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
 from videoanomaly.runtime.files import remove_temporary_files, write_json
 from videoanomaly.runtime.memory import keep_freed_memory
-from videoanomaly.runtime.processes import (
-    any_rank,
-    check_device,
-    gather_videos,
-    process_group,
-    same_for_all,
-    split_model,
-)
+from videoanomaly.runtime.processes import any_rank, check_device, gather_videos, process_group, split_model
 from videoanomaly.runtime.run_folder import lock_folder, report, resume_command, seconds_of, trim_log, write_settings
 from videoanomaly.runtime.signals import stop_signals, survive_one_signal
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
@@ -63,11 +60,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainingSettings, bool]:
     add("--root", help="folder of lists and annotations")
     add("--features", help="folder of .npy features (default: found under --root)")
     add("--temporal-features", help="other features for the Temporal model, such as I3D (Table 15)")
-    add(
-        "--frames-per-feature",
-        type=at_least(1),
-        help="video frames per feature row (default: as meta.json says, else 1)",
-    )
+    rows = "video frames per feature row (default: as meta.json says, else 1)"
+    add("--frames-per-feature", type=at_least(1), help=rows)
     add("--temporal-frames-per-feature", type=at_least(1), help="the same for --temporal-features")
     add("--crops", type=at_least(1), default=1, help="crops per frame in files of shape (N * crops, D) (default: 1)")
     add("--classes-csv", help="ShanghaiTech: CSV of video,class; released lists: CSV of id,name")
@@ -85,20 +79,17 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainingSettings, bool]:
     add("--resume", action="store_true", help="go on from OUT/last.pt; start anew if there is none")
     at_end = "evaluate on the test list at the end (default: demo only)"
     add("--evaluate", action=argparse.BooleanOptionalAction, help=at_end)
-    add(
-        "--check",
-        action="store_true",
-        help="look at options, lists and all features, write OUT/settings.json, and stop",
-    )
+    check = "look at options, lists and all features, write OUT/settings.json, and stop"
+    add("--check", action="store_true", help=check)
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     add("--workers", type=at_least(0), default=2, help="processes that read features (default: 2)")
     args = parser.parse_args(argv)
     args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun has started us anew
     given = vars(args)
-    check = given.pop("check")
+    check_only = given.pop("check")
     settings = resolve(DATASETS[args.dataset], SYSTEMS[args.model], given)
     check_settings(settings)
-    return settings, check
+    return settings, check_only
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -313,34 +304,21 @@ def fit(
     return 0, f"{epochs} epochs"
 
 
-def open_data(settings: TrainingSettings, device: str) -> TrainingData:
-    """Lists and features, looked at; those of the demo are made where they are not there."""
-    if DATASETS[settings.dataset].is_made:
-        same_for_all(lambda: is_main() and write_dataset(settings.root, settings.clip, device))
-    return settings.open_data()
-
-
 def main(argv: list[str] | None = None) -> int | None:
     """Returns the exit status: 128 and the signal that stopped the training, if one did."""
     keep_freed_memory()
     settings, check = parse_args(argv)
     out, device = Path(settings.out), local_device(check_device(settings.device))
     with process_group(device):
-        data = open_data(settings, device)
+        if DATASETS[settings.dataset].is_made:
+            prepare(settings.root, settings.clip, device)
+        data = settings.open_data()
         given, settings = settings, settings.for_data(data)
-        dims = data.features.dim, data.temporal and data.temporal.dim
-        config = make_config(settings, data.lists.classes, *dims)
+        config = make_config(settings, data.lists.classes, data.features.dim, data.temporal and data.temporal.dim)
         if check:
             return write_settings(out, given.asdict()) if is_main() else None
         clip, clip_sha256 = load_prompts_clip(settings.clip, config, data.features.encoder)
-        extra = {
-            "settings": settings.asdict(),
-            "lists": data.lists.to_plain(),
-            "encoder": data.features.encoder,
-            "frames_per_feature": data.features.frames_per_feature,
-            "temporal_encoder": data.temporal and data.temporal.encoder,
-            "clip_sha256": clip_sha256,
-        }
+        extra = {"settings": settings.asdict(), "clip_sha256": clip_sha256} | data.to_plain()
         with lock_folder(out):
             number, done = fit(settings, config, data, clip, extra, device)
     print(f"checkpoint: {out / 'last.pt'}, after {done}")

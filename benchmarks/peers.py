@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalyclip import AnomalyCLIPConfig, Prediction
+from anomalyclip import AnomalyCLIPConfig, Prediction, probabilities
 from videoanomaly.data.annotations import Video
 from videoanomaly.evaluation.scoring import Scores
 
@@ -241,9 +241,8 @@ def loop_scores(
         torch.from_numpy(rows[idx % len(rows)]).to(device).float().unflatten(0, (num_segments, num_passes, num_frames))
     )
     prediction = model(grid.transpose(0, 1))  # of (J, S, F, D)
-    p_A = prediction.anomaly_logits.sigmoid()
-    p_class = p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
-    p_A, p_class = (p.transpose(0, 1).flatten(0, 2)[: len(rows)].cpu() for p in (p_A, p_class))
+    found = probabilities(prediction.anomaly_logits, prediction.class_logits)
+    p_A, p_class = (p.transpose(0, 1).flatten(0, 2)[: len(rows)].cpu() for p in found)
     return p_A, p_class
 
 

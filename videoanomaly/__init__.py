@@ -1,3 +1,6 @@
-"""Video anomaly recognition around the model in anomalyclip.py: data, videos, systems to compare with, evaluation,
-prediction, live streams.
-"""
+"""Video anomaly recognition around the model in anomalyclip.py: data, videos, systems, evaluation, prediction, streams."""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  (told before an older Python stumbles over a file or a package)
+    sys.exit(f"error: found Python {sys.version.split()[0]}, expected 3.11 or later")

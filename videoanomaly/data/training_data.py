@@ -16,6 +16,15 @@ class TrainingData(NamedTuple):
     features: FeatureFolder
     temporal: FeatureFolder | None  # the Temporal model's own features of the same frames, if it has any
 
+    def to_plain(self) -> dict:
+        """What a checkpoint tells of it: plain values."""
+        return {
+            "lists": self.lists.to_plain(),
+            "encoder": self.features.encoder,
+            "frames_per_feature": self.features.frames_per_feature,
+            "temporal_encoder": self.temporal and self.temporal.encoder,
+        }
+
     @property
     def num_normal(self) -> int:
         return sum(video.label < 0 for video in self.lists.train)

@@ -8,6 +8,8 @@ from pathlib import Path
 from videoanomaly.demo.train_clip import unpack
 from videoanomaly.demo.world import write_world
 from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.processes import same_for_all
+from videoanomaly.runtime.torchrun import is_main
 
 ROOT = Path(__file__).parents[2]
 OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -46,3 +48,8 @@ def write_dataset(root: str | Path, clip: str | Path, device: str) -> None:
     done = subprocess.run([sys.executable, ROOT / command[0], *command[1:], "--device", device], env=alone)
     if done.returncode:
         raise InputError(f"{root}: the features of the demo's videos could not be extracted, see above")
+
+
+def prepare(root: str, clip: str, device: str) -> None:
+    """See `write_dataset`; of several processes one does it for all."""
+    same_for_all(lambda: is_main() and write_dataset(root, clip, device))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from anomalyclip import AnomalyCLIPConfig, VideoModel
+from anomalyclip import AnomalyCLIPConfig, VideoModel, probabilities
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import write_atomically
 
@@ -21,8 +21,7 @@ class Probabilities(nn.Module):
     def forward(self, features: Tensor, temporal_features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See the class; temporal_features (1, S, F, temporal_feature_dim) where the Temporal model has its own."""
         prediction = self.model(*(x for x in (features, temporal_features) if x is not None))
-        p_A = prediction.anomaly_logits.sigmoid()
-        return p_A, p_A.unsqueeze(-1) * prediction.class_logits.softmax(dim=-1)
+        return probabilities(prediction.anomaly_logits, prediction.class_logits)
 
 
 def example_inputs(config: AnomalyCLIPConfig) -> dict[str, Tensor]:
