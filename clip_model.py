@@ -257,7 +257,7 @@ _WORDS = regex.compile(
 
 
 @lru_cache(maxsize=1)
-def _merge_table() -> tuple[dict[int, int], dict[tuple[int, int], int]]:
+def merge_table() -> tuple[dict[int, int], dict[tuple[int, int], int]]:
     """Token id of each byte, and token id of each pair of ids that merges; the lowest merges first.
 
     Ids 0 to 255 are the bytes, printable ones first, 256 to 511 the same at the end of a word, then follow the merges.
@@ -280,7 +280,7 @@ def _word_ids(word: str) -> tuple[int, ...]:
     """Byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909) of one word."""
     if word in _SPECIAL_IDS:
         return (_SPECIAL_IDS[word],)
-    byte_ids, merges = _merge_table()
+    byte_ids, merges = merge_table()
     ids = [byte_ids[byte] for byte in word.encode("utf-8")]
     ids[-1] += 256
     while pairs := [pair for pair in zip(ids, ids[1:]) if pair in merges]:

@@ -326,7 +326,7 @@ def read_merges(path: Path):
     """The merge table is read from beside clip_model.py: for a moment that is another folder."""
     real, clip_model.__file__ = clip_model.__file__, str(path.with_name("clip_model.py"))
     try:
-        return clip_model._merge_table.__wrapped__()
+        return clip_model.merge_table.__wrapped__()
     finally:
         clip_model.__file__ = real
 

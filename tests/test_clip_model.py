@@ -454,7 +454,7 @@ def test_file_works_when_copied_alone_with_its_merge_table(tmp_path):
     spec.loader.exec_module(copied)
     assert copied.tokenize("Abuse")[0, :3].tolist() == [49406, 7678, 49407]
     (tmp_path / "bpe_merges.txt.gz").unlink()
-    copied._merge_table.cache_clear()
+    copied.merge_table.cache_clear()
     with pytest.raises(FileNotFoundError, match="bpe_merges.txt.gz"):
         copied.tokenize("arson")
 

@@ -22,7 +22,7 @@ NUM_WORDS, NUM_SEGMENTS = 5, 3  # shown per context vector, per class and video
 
 def vocabulary() -> list[str]:
     """What the token ids stand for, without the two special ones; a token that does not end a word ends in "-"."""
-    byte_ids, merges = clip_model._merge_table()
+    byte_ids, merges = clip_model.merge_table()
     parts = [b""] * 512
     for byte, i in byte_ids.items():
         parts[i], parts[i + 256] = bytes([byte]), bytes([byte, 0])

@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from videoanomaly.data.features import VIDEO_SUFFIXES
+from videoanomaly.data.annotations import VIDEO_SUFFIXES
 from videoanomaly.video.decoding import BROKEN, decode, to_image, video_stream
 
 NUM_EVENT_PICTURES = 12
