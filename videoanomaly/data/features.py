@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from videoanomaly.data.annotations import VIDEO_SUFFIXES as VIDEO_SUFFIXES, Video
+from videoanomaly.data.annotations import Video
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import check_inside
 
