@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.inputs import SMALL, VIT_B16, random_clip
 from benchmarks.measure import HERE, Line, Setup, against, gemm_rate, pick, rates, spread, take_turns
-from videoanomaly.data.features import VIDEO_SUFFIXES
+from videoanomaly.data.annotations import VIDEO_SUFFIXES
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video.decoding import to_image
 from videoanomaly.video.encoders import ClipEncoder

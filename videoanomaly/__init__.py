@@ -1,4 +1,4 @@
-"""Video anomaly recognition around the model in anomalyclip.py: data, videos, systems, evaluation, prediction, streams."""
+"""Video anomaly recognition around anomalyclip.py: data, videos, systems, evaluation, prediction, streams."""
 
 import sys
 
