@@ -1,6 +1,6 @@
 """Tests of runs.py: scripts that are killed, stopped by a signal and started twice, and what they leave behind.
 
-The slow ones kill train.py and extract_features.py with SIGKILL at NUM_KILLS random moments each, going on every time.
+Two kill train.py and extract_features.py with SIGKILL at NUM_KILLS random moments each, going on every time.
 The children are forked from a server that has torch loaded, so that a start takes milliseconds; every write takes 5 ms
 longer there, so that many kills fall into it.
 """
@@ -105,7 +105,7 @@ def start():
 
 
 def finish(child) -> int:
-    child.join(60)
+    child.join(120)
     assert child.exitcode is not None, "the run hangs"
     return child.exitcode
 
@@ -167,10 +167,10 @@ def running(argv: list[str], cwd: Path):
         process.communicate()
 
 
-def wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end, f"{path.name} did not appear"
+def wait_until(condition, what: str) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come"
         time.sleep(0.005)
 
 
@@ -271,7 +271,7 @@ def test_a_stopped_script_tells_the_command_that_goes_on(dataset, tmp_path, star
     options = [*train_options(dataset, Path("a run"), "--epochs", "40"), "--workers", workers]
     whole = start("train", train_options(dataset, tmp_path / "whole", "--epochs", "40"), write_seconds=0)
     with running([str(ROOT / "train.py"), *options], tmp_path) as process:
-        wait_for(tmp_path / "a run" / "last.pt")
+        wait_until((tmp_path / "a run" / "last.pt").exists, "a checkpoint")
         os.killpg(process.pid, number)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number and errors == ""
@@ -288,17 +288,18 @@ def test_a_stopped_script_tells_the_command_that_goes_on(dataset, tmp_path, star
 # ---- two at once ----
 
 
+@pytest.mark.slow
 @needs_posix
 def test_a_second_run_in_the_folder_refuses_until_the_first_is_gone(dataset, tmp_path, start):
     out = tmp_path / "run"
     argv = train_options(dataset, out, "--epochs", "300", "--resume")
     first = start("train", [*argv, "--workers", "1"])
-    wait_for(out / "last.pt")
+    wait_until((out / "last.pt").exists, "a checkpoint")
     before = len(losses(out))
     with pytest.raises(InputError, match=rf"--out {re.escape(str(out))}: found another run at work in this folder"):
         train.main(argv)
-    time.sleep(0.5)
-    assert first.is_alive() and len(losses(out)) > before
+    wait_until(lambda: len(losses(out)) > before, "another epoch")
+    assert first.is_alive()
     first.kill()  # its worker lives some seconds longer, and must not keep the lock
     first.join()
     with run_folder.lock_folder(out):
