@@ -362,9 +362,9 @@ def outcome(call) -> str | None:
 def fuzz(parsers: list, runs: int, rng: random.Random, save: Path | None) -> tuple[Counter, dict]:
     """Counts of (parser, outcome) over `runs` cases, and the cases of each finding as {(parser, what): [bytes]}."""
     counts, findings = Counter(), defaultdict(list)
-    for name, path, data, _, call in parsers:
+    for _, path, data, *_ in parsers:
         path.write_bytes(data)
-    for name, *_, call in parsers:
+    for *_, call in parsers:
         with redirect_stderr(io.StringIO()):
             call()  # a valid file is read
     for run in range(runs):

@@ -540,8 +540,8 @@ def test_a_comparison_has_events_size_and_time(fake, tmp_path, dataset):
     )
     assert "| RTFM | 90.00 | 84.03 | 75.00 | 84.86 | 25.00 | 8 | 24,700,000 | 61.2 | 1 |  |" in lines
     assert (
-        "| SSRL, first stage |  | 87.43 |  | 88.88 |  |  |  |  | 0 | not available: on these features it is RTFM, and its "
-        "numbers the same |"
+        "| SSRL, first stage |  | 87.43 |  | 88.88 |  |  |  |  | 0 | not available: on these features it is RTFM, and "
+        "its numbers the same |"
     ) in lines
     assert "| VadCLIP |  |  |  |  |  |  |  |  | 0 | seed 0 failed: ValueError: '--temporal' is not in list |" in lines
 

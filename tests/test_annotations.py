@@ -39,7 +39,8 @@ RELEASED_LISTS = {
 UCF = {
     "Anomaly_Train.txt": "Abuse/Abuse001_x264.mp4\nTraining_Normal_Videos_Anomaly/Normal_Videos001_x264.mp4\n",
     "Anomaly_Test.txt": "Arson/Arson016_x264.mp4\nTesting_Normal_Videos_Anomaly/Normal_Videos_003_x264.mp4\n",
-    "Temporal_Anomaly_Annotation.txt": "Arson016_x264  Arson  1000  1796  -1  -1  \nNormal_Videos_003_x264  Normal  -1  -1  -1  -1  \n"
+    "Temporal_Anomaly_Annotation.txt": "Arson016_x264  Arson  1000  1796  -1  -1  \n"
+    "Normal_Videos_003_x264  Normal  -1  -1  -1  -1  \n"
     "Abuse028_x264  Abuse  1  2  -1  -1  \n",
 }
 XD = {

@@ -1,4 +1,4 @@
-"""Tests of runs.py: scripts that are killed, stopped by a signal and started twice, and what they leave behind.
+"""Tests of run_folder.py: scripts that are killed, stopped by a signal and started twice, and what they leave behind.
 
 Two kill train.py and extract_features.py with SIGKILL at NUM_KILLS random moments each, going on every time.
 The children are forked from a server that has torch loaded, so that a start takes milliseconds; every write takes 5 ms
@@ -204,8 +204,8 @@ def test_training_that_is_killed_30_times_ends_with_the_weights_of_an_undisturbe
     began = time.monotonic()
     num_writing = kill_and_go_on(begin, lambda out: assert_same_training(out, tmp_path / "whole"), folders, longest=1.0)
     print(
-        f"training: {NUM_KILLS} kills, {num_writing} in the middle of a file, {len(list(tmp_path.iterdir())) - 1} runs, "
-        f"{time.monotonic() - began:.0f} s"
+        f"training: {NUM_KILLS} kills, {num_writing} in the middle of a file, {len(list(tmp_path.iterdir())) - 1} "
+        f"runs, {time.monotonic() - began:.0f} s"
     )
     assert num_writing >= 3
 
@@ -246,8 +246,8 @@ def test_extraction_that_is_killed_30_times_ends_with_the_files_of_an_undisturbe
     began, folders = time.monotonic(), (tmp_path / "runs" / str(i) for i in range(1000))
     num_writing = kill_and_go_on(begin, check, folders, longest=0.6)
     print(
-        f"extraction: {NUM_KILLS} kills, {num_writing} in the middle of a file, {len(list((tmp_path / 'runs').iterdir()))} "
-        f"runs, {time.monotonic() - began:.0f} s"
+        f"extraction: {NUM_KILLS} kills, {num_writing} in the middle of a file, "
+        f"{len(list((tmp_path / 'runs').iterdir()))} runs, {time.monotonic() - began:.0f} s"
     )
     assert num_writing >= 3
 

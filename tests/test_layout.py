@@ -40,9 +40,11 @@ SMALL = {  # modules under 40 lines, with the reason to stand alone
     "videoanomaly.systems.ours": "a file for each system",
     "videoanomaly.systems.ssrl": "a file for each system",
 }
-ROOT_ENTRIES = SCRIPTS | MODEL | {
-    "test_anomalyclip", "requirements.txt", "requirements-dev.txt", "pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE",
-    "bpe_merges.txt.gz", "bpe_merges.LICENSE", ".gitignore", ".ci", "videoanomaly", "benchmarks", "tests", "docs"}  # fmt: skip
+FILES_OF_ROOT = (
+    "requirements.txt requirements-dev.txt pyproject.toml README.md CONTRIBUTING.md LICENSE bpe_merges.txt.gz"
+)
+ROOT_ENTRIES = SCRIPTS | MODEL | {*FILES_OF_ROOT.split(), "bpe_merges.LICENSE", ".gitignore", ".ci", "test_anomalyclip"}
+ROOT_ENTRIES |= {"videoanomaly", "benchmarks", "tests", "docs"}
 
 
 @cache

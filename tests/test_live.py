@@ -46,7 +46,9 @@ for element in ("qtdemux", "h264parse", "rtph264pay"):
 if len(sys.argv) > 1:
     server = GstRtspServer.RTSPServer(address="127.0.0.1", service=sys.argv[1])
     factory = GstRtspServer.RTSPMediaFactory(shared=True)
-    factory.set_launch(f"( filesrc location={sys.argv[2]} ! qtdemux ! h264parse config-interval=-1 ! rtph264pay name=pay0 )")
+    factory.set_launch(
+        f"( filesrc location={sys.argv[2]} ! qtdemux ! h264parse config-interval=-1 ! rtph264pay name=pay0 )"
+    )
     server.get_mount_points().add_factory("/live", factory)
     server.attach(None)
     print("ready", flush=True)
@@ -389,7 +391,7 @@ def test_a_signal_ends_the_open_event_and_the_program(tmp_path, number, status):
 
 
 class StreamServer:
-    """MPEG-TS over TCP in real time, again from the start for each that connects; silent after `silent_after` seconds."""
+    """MPEG-TS over TCP in real time, anew for each that connects; silent after `silent_after` seconds."""
 
     def __init__(self, brightness, silent_after=None):
         file = io.BytesIO()

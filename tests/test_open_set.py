@@ -171,7 +171,7 @@ def test_a_class_never_trained_is_told_and_the_others_keep_their_scores(world, o
 
 
 def test_the_direction_of_a_new_class_is_its_prompt_with_the_learned_contexts_minus_the_prototype(world):
-    """Both where the contexts are learned and with engineered prompts, which have none; the slow way, all 77 positions."""
+    """Both where the contexts are learned and with engineered prompts, which have none; slowly, at all 77 places."""
     clip, engineered = (
         clip_model.load(world.weights),
         ("--directions", "engineered", "--temporal", "axial", "--epochs", "1"),

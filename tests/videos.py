@@ -106,7 +106,7 @@ RED, BLUE = (200, 60, 60), (60, 60, 200)
 def write_clip(
     path: Path, num_frames: int = 100, coloured=((50, 75, RED),), times=None, codec: str = "libx264", rate: int = 25
 ) -> Path:
-    """A video of grey noise, some frames [start, end) of which have a colour; `times`: when frames are shown, seconds."""
+    """A video of grey noise, some frames [start, end) of which have a colour; `times`: of showing, in seconds."""
     rng = np.random.default_rng(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
