@@ -91,20 +91,20 @@ def test_key_frames_are_the_frames_they_say(tmp_path):
     p_A = np.zeros(600, np.float32)
     p_A[[305, 590]] = 1
     scores = FrameScores(p_A, p_A[:, None], np.arange(600) / 25, 25.0)
-    pictures = key_frames.key_frames(video, scores, [])
-    assert len(pictures) == key_frames.NUM_STRETCHES and [p.time for p in pictures] == sorted(p.time for p in pictures)
+    pictures = key_frames.key_frames(video, scores.p_A, scores.times, [])
+    assert len(pictures) == 10 and [p.time for p in pictures] == sorted(p.time for p in pictures)
     for picture in pictures:
         red, _, blue = np.asarray(Image.open(io.BytesIO(picture.jpeg))).mean((0, 1))
         expected = 1 if picture.time == 305 / 25 else -1 if picture.time == 590 / 25 else 0
         assert np.sign(red - blue) * (abs(red - blue) > 50) == expected
     (tmp_path / "w.mp4").write_bytes(b"no video")
-    assert key_frames.key_frames(tmp_path / "w.mp4", scores, []) == []
+    assert key_frames.key_frames(tmp_path / "w.mp4", scores.p_A, scores.times, []) == []
 
 
 def test_key_frames_far_apart_are_sought(tmp_path):
     video = write_clip(tmp_path / "v.mkv", 400, [(350, 400, RED)], np.arange(400) * 0.5)
     scores = FrameScores(np.zeros(400, np.float32), np.zeros((400, 1), np.float32), np.arange(400) * 0.5, 2.0)
-    pictures = key_frames.key_frames(video, scores, [])
+    pictures = key_frames.key_frames(video, scores.p_A, scores.times, [])
     assert [picture.time for picture in pictures] == [20.0 * i for i in range(10)]
 
 
