@@ -379,7 +379,8 @@ def cells(table: Table, gathered: list[dict]) -> list[list[str]]:
 def to_markdown(options: Options, gathered: list[dict]) -> str:
     table, shared = TABLES[options.table], shlex.join(["train.py", *data_options(options), *options.rest])
     text = (
-        f"Table {options.table} of the paper, {table.title}: ours on {options.dataset}, the paper's numbers of {table.dataset}. "
+        f"Table {options.table} of the paper, {table.title}: ours on {options.dataset}, "
+        f"the paper's numbers of {table.dataset}. "
         f"Per cent, mean ± standard deviation over seeds. {table.note}{COMPARED if table.compares else ''}"
         f"All rows: `{shared}`."
     )

@@ -37,7 +37,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add(
         "--dataset",
         choices=PUBLISHED,
-        help="the checkpoint is the authors' for this data set; its prototype is ncentroid.pt beside it, or computed anew",
+        help="the checkpoint is the authors' for this data set; its prototype is ncentroid.pt beside it, or computed "
+        "anew",
     )
     add("--root", help="with --dataset: folder of the lists and features")
     add(

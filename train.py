@@ -317,7 +317,7 @@ def main(argv: list[str] | None = None) -> int | None:
         config = make_config(settings, data.lists.classes, data.features.dim, data.temporal and data.temporal.dim)
         if check:
             return write_settings(out, given.asdict()) if is_main() else None
-        clip, clip_sha256 = load_prompts_clip(settings.clip, config, data.features.encoder)
+        clip, clip_sha256 = load_prompts_clip(settings.clip, config.directions, data.features.encoder)
         extra = {"settings": settings.asdict(), "clip_sha256": clip_sha256} | data.to_plain()
         with lock_folder(out):
             number, done = fit(settings, config, data, clip, extra, device)

@@ -20,18 +20,18 @@ def load_clip(name: str, *, message: str = "{}", device: str = "cpu") -> clip_mo
         raise InputError(message.format(error)) from None
 
 
-def load_prompts_clip(name: str, config, encoder: dict | None) -> tuple[dict, str | None]:
-    """A system's arguments that bring CLIP in where the directions need it, and its hash; it must have made the features.
+def load_prompts_clip(name: str, directions: str, encoder: dict | None) -> tuple[dict, str | None]:
+    """A system's arguments that bring CLIP in where the directions need it, and its hash; it made the features.
 
     Args:
-        config: An AnomalyCLIPConfig.
+        directions: As in the config; free ones need no CLIP.
         encoder: What meta.json tells of the features' encoder; None where it is not known.
     """
-    if config.directions == "direct":
+    if directions == "direct":
         return {}, None
     clip = load_clip(name)
-    made_by = encoder and encoder["weights_sha256"]
-    if made_by and made_by != clip_model.weights_hash(clip.visual):
+    made_by = encoder["weights_sha256"] if encoder else None
+    if encoder and made_by and made_by != clip_model.weights_hash(clip.visual):
         raise InputError(
             f"--clip {name}: its image tower did not make the features, {encoder['encoder']} did; expected "
             "the same CLIP for pictures and prompts, or --directions direct"

@@ -75,7 +75,7 @@ class TrainingSettings:
         if config["num_frames"] is None and own.num_frames is None:
             config["num_frames"] = max(SNIPPET // data.features.frames_per_feature, 1)
         if epochs is None:
-            steps = SMALL_STEPS if data.dataset.is_small and own.steps != 0 else own.steps
+            steps = SMALL_STEPS if data.dataset.is_small and own.steps != 0 else own.steps or 0
             longest = max(data.num_abnormal, data.num_normal)
             epochs = -(-steps // -(-longest // (self.batch_size // 2)))  # as BalancedBatches
         return replace(self, config=config, epochs=epochs)

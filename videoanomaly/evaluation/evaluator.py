@@ -18,7 +18,7 @@ from videoanomaly.data.features import FeatureFolder, check_features
 from videoanomaly.evaluation import metrics, scoring, tables
 from videoanomaly.evaluation.projections import projections
 from videoanomaly.evaluation.rules import evaluate_rules
-from videoanomaly.evaluation.scoring import Scores
+from videoanomaly.evaluation.scoring import Scores, of_classes
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.processes import check_device
@@ -75,7 +75,7 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
         f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, "
         f"per cent with 95% intervals\n{tables.summary(results)}"
     )
-    if options.projections:
+    if options.projections and isinstance(model, AnomalyCLIP):
         plots.projections(out / "projections.png", *projections(model, lists.test, features), lists.classes)
     draw_all(out, results, scores, lists, num_timelines=options.timelines, videos=options.videos)
     write_json(out / "metrics.json", results)  # all else is there
@@ -142,4 +142,6 @@ def draw_all(
         plots.class_bars(out / f"class_{key.lower()}.png", results["per_class"], results["intervals"]["per_class"], key)
     for name in pick_videos(lists.test, num_timelines):
         pictures = timeline_pictures(videos, name, scores[name].p_A) if videos else []
-        plots.timeline(out / "timelines" / f"{name}.png", name, *scores[name], lists.classes, pictures)
+        found = scores[name]
+        path = out / "timelines" / f"{name}.png"
+        plots.timeline(path, name, found.p_A, of_classes(found), found.labels, lists.classes, pictures)

@@ -4,7 +4,7 @@ Shapes: N frames of a video, C anomaly classes.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,10 +27,16 @@ class Scores(NamedTuple):
     labels: np.ndarray  # (N,), -1 normal
 
 
+def of_classes(scores: Scores) -> np.ndarray:
+    """p_class of a model, which knows classes, (N, C)."""
+    assert scores.p_class is not None, "a rule knows no classes"
+    return scores.p_class
+
+
 def score_videos(
-    predict: Callable, videos: list[Video], features: FeatureFolder, temporal: FeatureFolder | None = None
+    predict: Callable, videos: Sequence[Video], features: FeatureFolder, temporal: FeatureFolder | None = None
 ) -> dict[str, Scores]:
-    """Runs predict(rows of a video[, rows of its other features]) on every video and spreads the rows over its frames."""
+    """Runs predict(rows of a video[, rows of its other features]) on every video and spreads the rows over frames."""
     scores = {}
     for video in tqdm(videos, unit="video", leave=False, disable=not sys.stderr.isatty()):
         rows = features.open(video.name)  # (N, crops, D)
@@ -56,7 +62,7 @@ def frame_metrics(scores: dict[str, Scores], classes: tuple[str, ...]) -> dict:
     p_A, labels = (np.concatenate([getattr(s, name) for s in scores.values()]) for name in ("p_A", "labels"))
     if next(iter(scores.values())).p_class is None:
         return anomalyclip.auc_ap(p_A, labels >= 0)
-    return anomalyclip.metrics(p_A, np.concatenate([s.p_class for s in scores.values()]), labels, classes)
+    return anomalyclip.metrics(p_A, np.concatenate([of_classes(s) for s in scores.values()]), labels, classes)
 
 
 def frame_rates(features: FeatureFolder, videos: list[Video], default: float) -> list[float]:

@@ -10,6 +10,7 @@ Shapes: B passes, S segments, F rows of a segment, C trained and n new classes, 
 
 import textwrap
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,10 @@ class OpenSetAnomalyCLIP(AnomalyCLIP):
         directions: Their directions, (n, D).
         mean, var: Of their projections, see `projection_statistics`, (n,); None where likelihoods are cosines.
     """
+
+    new_directions: Tensor
+    new_mean: Tensor
+    new_var: Tensor
 
     def __init__(
         self, model: AnomalyCLIP, names: tuple[str, ...], directions: Tensor, mean: Tensor | None, var: Tensor | None
@@ -81,7 +86,9 @@ def projection_statistics(model: AnomalyCLIP, moments: dict, directions: Tensor)
         return (centre - model.prototype.double()) @ d.T, ((d @ covariance) * d).sum(-1).clamp_min(1e-12)
 
     mean, var = on_normal_rows(model.directions)  # of the trained classes, (C,)
-    running_mean, running_var = model.batch_norm.running_mean.double(), model.batch_norm.running_var.double()
+    norm = model.batch_norm
+    assert norm.running_mean is not None and norm.running_var is not None, "it counts"
+    running_mean, running_var = norm.running_mean.double(), norm.running_var.double()
     ratio = (running_var.clamp_min(1e-12) / var).log().mean().exp()
     shift = ((running_mean - mean) / var.sqrt()).mean()
     mean, var = on_normal_rows(directions)  # of the new ones, (n,)
@@ -101,7 +108,7 @@ def as_prompted(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
 
 
-def are_moments(moments: object, dim: int) -> bool:
+def are_moments(moments: Any, dim: int) -> bool:
     try:
         return moments["count"] > 0 and moments["sum"].shape == (dim,) and moments["outer"].shape == (dim, dim)
     except (TypeError, KeyError, AttributeError):
@@ -150,6 +157,7 @@ def new_directions(
         raise InputError(
             f"{ckpt}: found no {' and '.join(learned)} that fit this CLIP, expected a checkpoint of train.py"
         )
+    assert prompted.prompt_learner is not None, "CLIP came in"
     prompted.prompt_learner.load_state_dict(state, strict=False)
     with torch.no_grad():
         return prompted.class_directions()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from anomalyclip import AnomalyCLIP
 from videoanomaly.data.features import load_array, matching_rows
 from videoanomaly.frame_scores import FrameScores, score_frames
 from videoanomaly.prediction import explain
@@ -63,8 +64,10 @@ def encoded(
 
 def encoder_of(options: PredictionOptions, recogniser: Recogniser) -> Encoder:
     """The encoder of the checkpoint's features."""
-    chosen = {"clip": options.clip, "encoder": options.encoder, "device": options.device}
-    return matching_encoder(options.ckpt, recogniser.checkpoint, recogniser.model.config, **chosen)
+    config = recogniser.model.config
+    dims = config.feature_dim, config.temporal_feature_dim
+    chosen: dict = {"clip": options.clip, "encoder": options.encoder, "device": options.device}
+    return matching_encoder(options.ckpt, recogniser.checkpoint, dims, **chosen)
 
 
 def score_rows(
@@ -75,9 +78,10 @@ def score_rows(
     p_A, p_class = score_frames(
         recogniser.model.predict, rows, *others, num_frames=num_frames, spacing=spacing, name=name
     )
-    of_frames = None
-    if options.explain:
-        of_frames = explain.likelihoods(recogniser.model, rows)[np.arange(num_frames) // spacing]
+    of_frames, model = None, recogniser.model
+    assert p_class is not None, "a model knows classes"
+    if options.explain and isinstance(model, AnomalyCLIP):
+        of_frames = explain.likelihoods(model, rows)[np.arange(num_frames) // spacing]
     return FrameScores(p_A, p_class, times, fps, of_frames)
 
 
@@ -112,7 +116,7 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
 
 
 def open_rows(path: Path, options: PredictionOptions, recogniser: Recogniser) -> tuple:
-    """A feature file's rows, those of the Temporal model's own features (none or one array), its frames and their rate."""
+    """A feature file's rows, those of the Temporal model's own features (none or one), its frames and their rate."""
     load_array(path)  # a missing or damaged file is told as such
     name, checkpoint = path.stem, recogniser.checkpoint
     settings = checkpoint["settings"] | {"frames_per_feature": recogniser.spacing}

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -67,7 +68,12 @@ def write_results(
         "new_classes": list(options.classes or ()),
         "settings": settings,
     }
-    arrays = {"p_A": scores.p_A, "p_class": scores.p_class, "time": scores.times, "classes": np.array(classes)}
+    arrays: dict[str, Any] = {
+        "p_A": scores.p_A,
+        "p_class": scores.p_class,
+        "time": scores.times,
+        "classes": np.array(classes),
+    }
     write_atomically(folder / "scores.npz", lambda file: np.savez(file, **arrays))
     no_truth = np.full(len(scores.p_A), -1)
     title = as_text(name).replace("$", r"\$")  # matplotlib would take it for a formula
@@ -97,7 +103,7 @@ def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser:
     text = f"{video}: {explain.segments_text(segments)}"
     found = json.dumps({"video": video, "contexts": recogniser.words, "segments": segments}, indent=1)
     for name, content in (
-        ("explain.txt", f"{text}\n\n{explain.words_text(recogniser.words)}\n"),
+        ("explain.txt", f"{text}\n\n{explain.words_text(recogniser.words or {})}\n"),
         ("explain.json", found),
     ):
         write_atomically(folder / name, partial(write_text, text=content))

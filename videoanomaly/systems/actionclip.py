@@ -1,5 +1,8 @@
 """ActionCLIP: a temporal head on frozen features, beside templates of prompts."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,16 +38,19 @@ class TemplatePrompts(nn.Module):
     D).
     """
 
-    def __init__(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize):
+    encoded: Tensor
+
+    def __init__(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor]):
         super().__init__()
+        tower: Any = clip  # with OpenAI's names of parameters
         tokens = tokenize([template.format(name) for template in TEMPLATES for name in config.classes])
-        text = text_side(clip)
-        text.text_projection = nn.Parameter(torch.eye(len(clip.text_projection)), requires_grad=False)
+        text: Any = text_side(clip)
+        text.text_projection = nn.Parameter(torch.eye(len(tower.text_projection)), requires_grad=False)
         with torch.no_grad():
             encoded = text.encode_text(tokens.to(text.token_embedding.weight.device))
         self.register_buffer("encoded", encoded.unflatten(0, (len(TEMPLATES), -1)), persistent=False)  # (16, C + 1, W)
         self.text_projection = nn.Parameter(
-            clip.text_projection.detach().float().clone(), config.directions == "finetune"
+            tower.text_projection.detach().float().clone(), config.directions == "finetune"
         )
 
     def forward(self) -> Tensor:

@@ -4,7 +4,7 @@ Shapes: as in anomalyclip.py, here with E the width of the features that a syste
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,8 @@ class System(Trainable):
         """Computes what inference needs of prompts; nothing without them."""
 
     def with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        return losses | {"total": sum(self.LAMBDAS.get(name, 1) * loss for name, loss in losses.items())}
+        total = sum(self.LAMBDAS.get(name, 1) * loss for name, loss in losses.items())
+        return losses | {"total": cast(Tensor, total)}
 
 
 def per_frame(x: Tensor, num_frames: int) -> Tensor:

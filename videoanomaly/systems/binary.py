@@ -44,7 +44,7 @@ class BinarySystem(System):
         )
 
     def losses(self, prediction: SegmentPrediction, labels: Tensor) -> dict[str, Tensor]:
-        """As AnomalyCLIP.losses; "total" is weighted with LAMBDAS. Of the labels, only where they stand plays a part."""
+        """As AnomalyCLIP.losses; "total" is weighted with LAMBDAS. Of labels, only where they stand plays a part."""
         return self.with_total(self.binary_losses(prediction))
 
     def rank(self, prediction: SegmentPrediction) -> Tensor:

@@ -61,7 +61,7 @@ def num_trained(model: Trainable, epochs: int) -> int:
 def make_optimizer(model: Trainable, lr: float, *, released: bool) -> torch.optim.Optimizer:
     """The one of the system's paper; `released` AnomalyCLIP has PyTorch's betas, where App. B says 0.98."""
     defaults = model.DEFAULTS
-    options = {"lr": lr, "weight_decay": defaults.weight_decay}
+    options: dict = {"lr": lr, "weight_decay": defaults.weight_decay}
     if defaults.optimizer != "Adagrad":
         options["betas"] = (0.9, 0.999) if released else defaults.betas
     return getattr(torch.optim, defaults.optimizer)(model.parameter_groups(), **options)

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +45,11 @@ class PromptedSystem(System):
         C, D = len(config.classes), config.feature_dim
         self.register_buffer("directions", torch.zeros(C + 1, D))  # finished texts, for inference
         self.free_text = nn.Parameter(0.02 * torch.randn(1, C + 1, D)) if config.directions == "direct" else None
-        self.prompt_learner = None
+        self.prompt_learner: nn.Module | None = None
         if clip is not None and self.free_text is None:
-            if clip.text_projection.shape[1] != D:
+            if (width := text_width(clip)) != D:
                 raise ValueError(
-                    f"CLIP's text features have {clip.text_projection.shape[1]} values, the video features {D}; "
-                    "use features of the same CLIP"
+                    f"CLIP's text features have {width} values, the video features {D}; use features of the same CLIP"
                 )
             names = tuple(name.replace("_", " ") for name in config.classes)
             if NORMAL in (name.lower() for name in names):
@@ -64,7 +64,7 @@ class PromptedSystem(System):
         """As CLIP makes them, (P, C + 1, D); free vectors have length 1."""
         if self.free_text is None and self.prompt_learner is None:
             raise ValueError(f"{self.NAME} needs CLIP to be trained: pass clip and tokenize")
-        text = self.prompt_learner() if self.free_text is None else F.normalize(self.free_text, dim=-1)
+        text = self.prompt_learner() if self.prompt_learner else F.normalize(cast(Tensor, self.free_text), dim=-1)
         return text.reshape(-1, *self.directions.shape)
 
     @torch.no_grad()
@@ -77,6 +77,12 @@ class PromptedSystem(System):
         return self.text_features().mean(dim=0) if self.training else self.directions
 
 
+def text_width(clip: nn.Module) -> int:
+    """Size of CLIP's text features, D."""
+    projection = cast(Tensor, clip.text_projection)
+    return projection.shape[1]
+
+
 def text_side(clip: nn.Module) -> nn.Module:
     """A frozen copy of this project's CLIP without its image tower, so that the one that came in stays as it was."""
     text = copy.copy(clip)
@@ -86,4 +92,6 @@ def text_side(clip: nn.Module) -> nn.Module:
 
 def starting_scale(clip: nn.Module | None) -> nn.Parameter:
     """CLIP's temperature, as a logarithm; without one, that with which its training began."""
-    return nn.Parameter(torch.tensor(math.log(1 / 0.07)) if clip is None else clip.logit_scale.detach().float().clone())
+    if clip is None:
+        return nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+    return nn.Parameter(cast(Tensor, clip.logit_scale).detach().float().clone())

@@ -10,7 +10,7 @@ from videoanomaly.systems.binary import BinarySystem, sparse_and_smooth
 
 
 def magnitude_topk(embedding: Tensor, k: int, training: bool) -> Tensor:
-    """Segments with the longest features, (B, K); training hides 70 % of them from the choice, as RTFM's dropout does."""
+    """Segments with the longest features, (B, K); training hides 70 % of them from it, as RTFM's dropout does."""
     magnitude = embedding.detach().norm(dim=-1)  # (B, S)
     shown = F.dropout(torch.ones_like(magnitude), 0.7, training)
     return (magnitude * shown).topk(k, dim=1).indices

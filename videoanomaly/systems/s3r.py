@@ -11,7 +11,7 @@ from anomalyclip import MTN, AnomalyCLIPConfig
 from videoanomaly.data.prototype import checked_sum
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.runtime.processes import same_for_all
-from videoanomaly.systems.base import score_head
+from videoanomaly.systems.base import SegmentPrediction, score_head
 from videoanomaly.systems.binary import BinarySystem
 from videoanomaly.systems.rtfm import RTFM
 
@@ -74,7 +74,7 @@ class S3R(RTFM):
             batch_size=32,
             random_state=seed % 2**32,
             tol=0,
-            max_no_improvement=None,
+            max_no_improvement=None,  # pyright: ignore[reportArgumentType]  (documented; the stub forgets it)
             transform_algorithm="omp",
             transform_n_nonzero_coefs=min(2, num_atoms),
         )
@@ -109,4 +109,5 @@ class S3R(RTFM):
         return S3RPrediction(**frames._asdict(), macro_logits=self.macro_head(macro).squeeze(-1).float())
 
     def binary_losses(self, prediction: S3RPrediction) -> dict[str, Tensor]:
-        return super().binary_losses(prediction) | {"macro": F.softplus(prediction.macro_logits).mean()}  # to 0
+        common = SegmentPrediction(prediction.anomaly_logits, prediction.class_logits, prediction.embedding)
+        return super().binary_losses(common) | {"macro": F.softplus(prediction.macro_logits).mean()}  # to 0

@@ -1,6 +1,6 @@
 """Uncertainty-regulated dual memory units (UR-DMU)."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +121,7 @@ class URDMU(BinarySystem):
         return {
             "top": top_score_loss(logits, logits.topk(k, dim=1).indices),
             "memory": self.memory_loss(halves, k),
-            "triplet": F.triplet_margin_loss(*points),
+            "triplet": F.triplet_margin_loss(points[0], points[1], points[2]),
             "kl": (mean**2 + log_var.exp() - 1 - log_var).sum(dim=-1).mean() / 2,
             "distance": F.relu(self.MARGIN - abnormal_length + normal_length).mean(),
         }
@@ -132,4 +132,4 @@ class URDMU(BinarySystem):
         (abnormal, normal), (normal_in_abnormal, normal_in_normal) = halves["abnormal_fit"], halves["normal_fit"]
         best, unlike = (fit.topk(k, dim=1).values.mean(dim=1) for fit in (abnormal, 1 - normal_in_abnormal))
         fits = (best, unlike, normal_in_normal, 1 - normal)  # all should be 1
-        return sum(F.binary_cross_entropy(fit, torch.ones_like(fit)) for fit in fits)
+        return cast(Tensor, sum(F.binary_cross_entropy(fit, torch.ones_like(fit)) for fit in fits))

@@ -1,6 +1,7 @@
 """VadCLIP: a binary branch and a branch of texts, on local and global relations."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +16,23 @@ from videoanomaly.systems.prompted import PromptedSystem, text_side
 class AroundPrompts(nn.Module):
     """Learned context vectors, shared by all classes, in front of and behind the class name; gives (C + 1, D)."""
 
-    def __init__(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize, num_ctx: int = 10):
+    before: Tensor
+    behind: Tensor
+    eot_idx: Tensor
+    embeddings: Tensor
+
+    def __init__(
+        self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor], num_ctx: int = 10
+    ):
         super().__init__()
+        tower: Any = clip  # with OpenAI's names of parameters
         fill = ["x"] * num_ctx  # one token each, whose places the context vectors take
         tokens = tokenize([" ".join([*fill, name, *fill]) for name in config.classes]).long()
         eot_idx = tokens.argmax(dim=-1)
-        if int(eot_idx.max()) >= len(clip.positional_embedding):
+        if int(eot_idx.max()) >= len(tower.positional_embedding):
             raise ValueError(
                 f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {2 * num_ctx} of them context vectors; "
-                f"the text tower has {len(clip.positional_embedding)} positions"
+                f"the text tower has {len(tower.positional_embedding)} positions"
             )
         at = torch.arange(int(eot_idx.max()) + 1).expand(len(tokens), -1)  # (C + 1, L)
         from_end = at - eot_idx[:, None] + num_ctx  # number of the context vector behind the name
@@ -32,11 +41,11 @@ class AroundPrompts(nn.Module):
         self.register_buffer("eot_idx", eot_idx, persistent=False)
         with torch.no_grad():
             embeddings = (
-                clip.token_embedding(tokens[:, : at.shape[1]].to(clip.positional_embedding.device)).float().cpu()
+                tower.token_embedding(tokens[:, : at.shape[1]].to(tower.positional_embedding.device)).float().cpu()
             )
         self.register_buffer("embeddings", embeddings, persistent=False)  # (C + 1, L, W)
         self.ctx = nn.Parameter(0.02 * torch.randn(2, num_ctx, embeddings.shape[-1]))
-        self.text_tower = text_side(clip)
+        self.text_tower: Any = text_side(clip)
 
     def forward(self) -> Tensor:
         n = len(self.embeddings)

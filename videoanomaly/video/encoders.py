@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import clip_model
 from videoanomaly.clip_weights import DEFAULT_CLIP, load_clip
 from videoanomaly.runtime.console import InputError
-from videoanomaly.video.preprocessing import resize_like_pil
+from videoanomaly.video.preprocessing import ImageEncoder, resize_like_pil
 
 
 class ClipEncoder:
@@ -63,22 +63,24 @@ def clip_description(name_or_path: str, encoder: ClipEncoder) -> str:
     )
 
 
-def custom_encoder(spec: str, device: str):
+def custom_encoder(spec: str, device: str) -> ImageEncoder:
     """An object of the class that FILE.py:CLASS names. This runs the code in the file."""
     file, _, class_name = spec.rpartition(":")
     if not (file.endswith(".py") and Path(file).is_file()):
         raise InputError(f"--encoder {spec}: found no file {file!r}, expected FILE.py:CLASS")
     module_spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert module_spec and module_spec.loader, "a file that ends in .py has both"
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    encoder_class = getattr(module, class_name, None)
+    encoder_class: Any = getattr(module, class_name, None)
     if not inspect.isclass(encoder_class):
         raise InputError(f"--encoder {spec}: found no class {class_name!r} in {file}")
-    takes_device = "device" in inspect.signature(encoder_class).parameters
-    return encoder_class(device=device) if takes_device else encoder_class()
+    given = {"device": device} if "device" in inspect.signature(encoder_class).parameters else {}
+    encoder: Any = encoder_class(**given)
+    return encoder
 
 
-def weights_sha256(encoder) -> str | None:
+def weights_sha256(encoder: ImageEncoder) -> str | None:
     """Hash of the weights of the nn.Modules among the encoder's attributes; None without any."""
     modules = {name: value for name, value in sorted(vars(encoder).items()) if isinstance(value, nn.Module)}
     if len(modules) < 2:
@@ -86,18 +88,18 @@ def weights_sha256(encoder) -> str | None:
     return clip_model.weights_hash(nn.ModuleDict(modules))
 
 
-def load_encoder(clip: str, encoder_spec: str | None, device: str):
+def load_encoder(clip: str, encoder_spec: str | None, device: str) -> tuple[ImageEncoder, dict]:
     """Returns the encoder and what meta.json says of it: encoder, weights_sha256, dim."""
     if encoder_spec:
         encoder = custom_encoder(encoder_spec, device)
         description = type(encoder).__name__
     else:
-        encoder = ClipEncoder(clip, device)
-        description = clip_description(clip, encoder)
+        encoder = of_clip = ClipEncoder(clip, device)
+        description = clip_description(clip, of_clip)
     return encoder, {"encoder": description, "weights_sha256": weights_sha256(encoder), "dim": encoder.dim}
 
 
-def input_size(encoder, description: str) -> int:
+def input_size(encoder: ImageEncoder, description: str) -> int:
     """Side of the encoder's input, pixels, found with a black picture, which also tells whether the encoder works."""
     image = encoder.preprocess(Image.new("RGB", (64, 48)))
     features = encoder.encode(image[None])
@@ -111,7 +113,7 @@ def input_size(encoder, description: str) -> int:
 class Encoder(NamedTuple):
     """An image encoder, and how the training features were made with it."""
 
-    model: object  # dim, preprocess, encode
+    model: ImageEncoder
     description: str
     crops: int
     jpeg: int | None
@@ -119,18 +121,18 @@ class Encoder(NamedTuple):
 
 
 def matching_encoder(
-    ckpt: str, checkpoint: dict, config, *, clip: str | None, encoder: str | None, device: str
+    ckpt: str, checkpoint: dict, dims: tuple[int, int | None], *, clip: str | None, encoder: str | None, device: str
 ) -> Encoder:
     """The encoder that made the training features; any other is refused.
 
     Args:
         ckpt: Name of the checkpoint, for errors.
-        config: Of its model.
+        dims: Sizes of the features of its Selector and of its Temporal model, None where those are the same.
         clip: CLIP weights, a name or a file; None: those of the training.
         encoder: FILE.py:CLASS instead of CLIP.
     """
-    trained = checkpoint["encoder"]
-    if config.temporal_feature_dim:
+    trained, (dim, temporal_dim) = checkpoint["encoder"], dims
+    if temporal_dim:
         raise InputError(
             f"{ckpt}: its Temporal model has features of its own, expected --features and --temporal-features"
         )
@@ -138,10 +140,8 @@ def matching_encoder(
     if not (clip or encoder):
         check_known(ckpt, name)
     model, found = load_encoder(clip or name.removeprefix("clip "), encoder, device)
-    if found["dim"] != config.feature_dim:
-        raise InputError(
-            f"{found['encoder']}: makes features of {found['dim']} values, expected {config.feature_dim} as in {ckpt}"
-        )
+    if found["dim"] != dim:
+        raise InputError(f"{found['encoder']}: makes features of {found['dim']} values, expected {dim} as in {ckpt}")
     if trained and trained["weights_sha256"] != found["weights_sha256"]:
         raise InputError(
             f"{found['encoder']}: its weights did not make the features of {ckpt}, expected those of {name} "

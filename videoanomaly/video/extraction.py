@@ -23,9 +23,9 @@ from videoanomaly.runtime.processes import check_device, gather, process_group, 
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.video.decoding import find_videos, header_frames, why_skipped
-from videoanomaly.video.encoders import DevicePreprocessing, input_size, load_encoder
+from videoanomaly.video.encoders import ClipEncoder, DevicePreprocessing, input_size, load_encoder
 from videoanomaly.video.encoding import encode_videos, read_batches
-from videoanomaly.video.preprocessing import prepare
+from videoanomaly.video.preprocessing import ImageEncoder, prepare
 
 FOREVER = timedelta(days=365)  # how long a process waits for the others' videos; torchrun ends it if one of them dies
 
@@ -71,7 +71,7 @@ def write_meta(path: Path, meta: dict) -> None:
 
 
 def finished_videos(out: Path) -> dict[str, dict]:
-    """What the processes of this run, or of one that was killed, have noted in their .done-RANK files (see `Record`)."""
+    """What the processes of this run, or of one that was killed, have noted in .done-RANK files (see `Record`)."""
     videos = {}
     for path in out.glob(".done-*"):
         for line in path.read_bytes().splitlines(keepends=True):
@@ -187,22 +187,25 @@ def check_same(settings: dict, videos: dict[str, Path]) -> None:
             )
 
 
-def open_all(options: ExtractionOptions) -> tuple[ExtractionOptions, dict[str, Path], object, dict, int]:
-    """All that can be wrong besides the folder shows here: videos, encoder, settings for meta.json, side of its input."""
-    options = replace(options, device=check_device(local_device(check_device(options.device))))
+def open_all(options: ExtractionOptions) -> tuple[ExtractionOptions, dict[str, Path], ImageEncoder, dict, int]:
+    """All that can be wrong but the folder shows here: videos, encoder, settings for meta.json, side of its input."""
+    device = check_device(local_device(check_device(options.device)))
+    options = replace(options, device=device)
     videos = find_videos(options.videos)
     torch.backends.cudnn.allow_tf32 = False  # cuDNN would round the patches of CLIP's first layer to 10 bits
-    encoder, settings = load_encoder(options.clip, options.encoder, options.device)
+    encoder, settings = load_encoder(options.clip, options.encoder, device)
     n_px = input_size(encoder, settings["encoder"])
     settings |= {"stride": options.stride, "crops": options.crops, "jpeg": options.jpeg}
     return options, videos, encoder, settings | ({"preprocess": "device"} if options.device_preprocess else {}), n_px
 
 
-def extract_missing(options: ExtractionOptions, videos: dict[str, Path], meta: dict, encoder, n_px: int) -> int:
+def extract_missing(
+    options: ExtractionOptions, videos: dict[str, Path], meta: dict, encoder: ImageEncoder, n_px: int
+) -> int:
     """Extracts what an earlier run has not, in each process its share; the exit status."""
     todo = {key: path for key, path in videos.items() if key not in meta["videos"]}
     own = own_share(todo)
-    if options.device_preprocess:
+    if options.device_preprocess and isinstance(encoder, ClipEncoder):
         encoder = DevicePreprocessing(encoder)
     to_inputs = partial(prepare, preprocess=encoder.preprocess, num_crops=options.crops, jpeg=options.jpeg, n_px=n_px)
     read = partial(
@@ -210,7 +213,7 @@ def extract_missing(options: ExtractionOptions, videos: dict[str, Path], meta: d
         to_inputs=to_inputs,
         stride=options.stride,
         batch_size=options.batch,
-        pin_memory=options.device.startswith("cuda"),
+        pin_memory=str(options.device).startswith("cuda"),
     )
     shows_bar = is_main() and sys.stderr.isatty()
     num_rows = sum(map(header_frames, own.values())) // options.stride if shows_bar else None
@@ -227,5 +230,5 @@ def extract_videos(options: ExtractionOptions) -> int:
         options, videos, encoder, settings, n_px = same_for_all(partial(open_all, options))
         check_same(settings, videos)
         same_for_all(lambda: stack.enter_context(lock_folder(options.out)))
-        meta = same_for_all(lambda: prepare_folder(options.out, settings, videos) if is_main() else None)
+        meta = same_for_all(lambda: prepare_folder(options.out, settings, videos) if is_main() else {})
         return extract_missing(options, videos, gather(meta)[0], encoder, n_px)

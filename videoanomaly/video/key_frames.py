@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+import av.container
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
