@@ -1,6 +1,7 @@
 """Where things stand and who may import whom: docs/files.md as a test. All imports are read, late ones included."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -178,6 +179,29 @@ def test_the_root_holds_what_a_user_types_or_copies():
     found = {name.removesuffix(".py") for name in names}
     assert found <= ROOT_ENTRIES
     assert len(found) <= 24
+
+
+def defined(path: str) -> set[str]:
+    """Functions and methods of a file, methods as Class.name."""
+    found = set()
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        found |= {node.name} if isinstance(node, ast.FunctionDef) else set()
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+    return found
+
+
+def test_the_walks_of_the_documents_lead_through_functions_that_are_there_and_no_file_twice():
+    text = (ROOT / "docs" / "files.md").read_text(encoding="utf-8").partition("## A walk")[2]
+    walks = [re.findall(r"^\d+\. `([\w/]+\.py):([\w.]+)`", walk, re.M) for walk in text.split("\n**")[1:]]
+    assert len(walks) == 2
+    for walk in walks:
+        assert 5 <= len(walk) <= 12
+        files = [path for path, _ in walk if path not in ("train.py", "predict.py")]
+        left = [path for path, after in zip(files, files[1:]) if path != after] + files[-1:]
+        assert len(set(left)) == len(left)
+        for path, name in walk:
+            assert name in defined(path), f"{path}:{name}"
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
