@@ -1,0 +1,38 @@
+"""Tests of settings.py: the settings of each system on each data set, as checkpoints hold them."""
+
+import json
+
+import pytest
+
+import train
+from tests.places import ROOT
+from videoanomaly.data.annotations import Video, VideoLists
+from videoanomaly.data.datasets import DATASETS
+from videoanomaly.data.features import FeatureFolder
+from videoanomaly.data.training_data import TrainingData
+from videoanomaly.settings import resolve
+from videoanomaly.systems.catalogue import SYSTEMS
+
+REFERENCE = json.loads((ROOT / "tests" / "reference" / "settings.json").read_text())
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_settings_are_those_of_checkpoints_that_are_there(dataset, system, tmp_path):
+    """On 63 abnormal and 175 normal videos, a row for every second frame; what is None is left out."""
+    settings, _ = train.parse_args(["--dataset", dataset, "--root", "x", "--out", "nowhere", "--model", system])
+    videos = [Video(str(i), 0 if i < 63 else -1) for i in range(238)]
+    features = FeatureFolder(tmp_path, frames_per_feature=2)
+    settings = settings.for_data(TrainingData(DATASETS[dataset], VideoLists(("a",), videos, []), features, None))
+    found = {name: value for name, value in settings.asdict().items() if value is not None}
+    named = {"dataset": dataset, "model": system, "root": "x", "out": "nowhere"}
+    assert found == REFERENCE["common"] | REFERENCE["own"][f"{dataset} {system}"] | named
+
+
+def test_what_is_given_goes_before_the_systems_own_which_goes_before_the_data_sets():
+    names = dict.fromkeys(train.parse_args(["--dataset", "demo", "--out", "x"])[0].asdict())
+    given = names | {"dataset": "demo", "model": "rtfm", "lambdas": [], "crops": 1, "seed": 0, "workers": 0}
+    settings = resolve(DATASETS["demo"], SYSTEMS["rtfm"], given)
+    assert (settings.lr, settings.batch_size) == (1e-3, 32)  # RTFM's, which is the demo's, too; the demo's
+    assert resolve(DATASETS["custom"], SYSTEMS["sultani"], given | {"model": "sultani", "root": "x"}).lr == 0.01
+    assert resolve(DATASETS["demo"], SYSTEMS["rtfm"], given | {"lr": 0.5}).lr == 0.5
