@@ -8,9 +8,7 @@ class Dataset(NamedTuple):
 
     name: str
     lists: str  # the format of its annotation lists: a key of lists.READERS
-    classes: tuple[
-        str, ...
-    ] = ()  # with Normal, in the order of the released code's ids; none where the lists name them
+    classes: tuple[str, ...] = ()  # with Normal, in the order of the authors' ids; none where the lists name them
     settings: dict = {}  # of train.py, where they differ from the config's defaults, which are those of UCF-Crime
     is_made: bool = False  # rendered where it is not there, with a CLIP of its own, clip.pt in its root
     is_small: bool = False  # as none that a paper has: the systems of others take fewer steps
