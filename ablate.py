@@ -1,8 +1,8 @@
-"""Runs the tables of the paper, row by row, and writes them beside its numbers (paper_tables.py).
+"""Runs the tables of the paper, row by row, and writes them beside its numbers (evaluation/paper_tables.py).
 
     python ablate.py --table 7 --dataset demo                                      # 7 to 15, D.16, D.17: ablations
-    python ablate.py --table 2 --dataset ucfcrime --root data/UCFCrime --jobs 8    # 1, 2, 3: AnomalyCLIP and other
-    systems python ablate.py --table 11 --dataset custom --root data/mine -- --directions direct --epochs 50
+    python ablate.py --table 2 --dataset ucfcrime --root data/UCFCrime --jobs 8    # 1, 2, 3: beside other systems
+    python ablate.py --table 11 --dataset custom --root data/mine -- --directions direct --epochs 50
 
 Options behind -- go to train.py, which trains each row with each seed in a process of its own, as evaluate.py evaluates
 it; of several GPUs each gets one in turn. The same command once more goes on where it stopped: what is finished is not

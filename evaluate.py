@@ -1,9 +1,9 @@
 """Evaluates a checkpoint of train.py, frame by frame, on its test videos.
 
-    python evaluate.py --ckpt runs/x/last.pt python evaluate.py --ckpt runs/x/last.pt --rules         # beside two
-    simple rules on the same features python evaluate.py --ckpt runs/x/last.pt --projections   # and draw what
-    re-centring does (Fig. 2a) python evaluate.py --ckpt released.ckpt --dataset ucfcrime --root data/UCFCrime   # a
-    checkpoint of the paper's authors
+    python evaluate.py --ckpt runs/x/last.pt
+    python evaluate.py --ckpt runs/x/last.pt --rules         # beside two simple rules on the same features
+    python evaluate.py --ckpt runs/x/last.pt --projections   # and draw what re-centring does (Fig. 2a)
+    python evaluate.py --ckpt released.ckpt --dataset ucfcrime --root data/UCFCrime   # the paper's authors'
 
 Everything but the features is in the checkpoint. Writes into OUT: metrics.json, scores.npz (per video NAME.p_A
 (frames,) and NAME.p_class (frames, classes)), roc.png, pr.png, confusion.png and timelines/*.png.

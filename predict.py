@@ -1,11 +1,11 @@
 """Videos in, events out: what a checkpoint says of your own videos, as a page to look at and as files to go on with.
 
-    python predict.py --ckpt runs/mine/last.pt video.mp4 --out out          # then open out/report.html python
-    predict.py --ckpt runs/mine/last.pt folder/ --out out --annotate # out/index.html lists all videos python predict.py
-    --ckpt runs/mine/last.pt --features x.npy --fps 25 --out out python predict.py --ckpt released.ckpt --dataset
-    ucfcrime --root data/UCFCrime video.mp4 --out out python predict.py --ckpt runs/mine/last.pt video.mp4 --out out
-    --classes "fire, person falling"  # never trained; README python predict.py --ckpt runs/mine/last.pt --export
-    model.onnx
+    python predict.py --ckpt runs/mine/last.pt video.mp4 --out out          # then open out/report.html
+    python predict.py --ckpt runs/mine/last.pt folder/ --out out --annotate # out/index.html lists all videos
+    python predict.py --ckpt runs/mine/last.pt --features x.npy --fps 25 --out out
+    python predict.py --ckpt released.ckpt --dataset ucfcrime --root data/UCFCrime video.mp4 --out out
+    python predict.py --ckpt runs/mine/last.pt video.mp4 --out out --classes "fire, person falling"  # never trained
+    python predict.py --ckpt runs/mine/last.pt --export model.onnx
 
 For each video: report.html (one file, no network), events.json, events.csv, events.vtt (subtitles), scores.npz (per
 frame p_A, p_class and time in seconds), timeline.png and key_frame.jpg. One video's files lie in OUT itself, those of
@@ -49,7 +49,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add(
         "--stride",
         type=at_least(1),
-        help="encode every n-th frame and interpolate the features between them; faster, see the README "
+        help="encode every n-th frame and interpolate the features between them; faster, see docs/videos.md "
         "for what it costs (default: as the checkpoint was trained)",
     )
     add(

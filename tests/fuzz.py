@@ -1,6 +1,6 @@
 """Feeds damaged files to every parser of foreign bytes; only ValueError (InputError, WeightsError) may come out.
 
-    python fuzz.py --runs 100000 --seed 0 --save findings/
+    python -m tests.fuzz --runs 100000 --seed 0 --save findings/
 
 Each case is a valid file with a few mutations: flipped bits, a cut, a splice, a repeated part, a huge number. Of
 archives also the members are mutated and packed again, for a damaged archive hardly ever gets past its checksums. A

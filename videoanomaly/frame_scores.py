@@ -27,7 +27,7 @@ class FrameScores(NamedTuple):
 
 
 def score_frames(
-    predict: Callable, rows, *others, num_frames: int, spacing: int, name: str
+    predict: Callable, rows: object, *others: object, num_frames: int, spacing: int, name: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """What predict(rows[, rows of other features]) says, by frame: a row speaks for its `spacing` frames.
 

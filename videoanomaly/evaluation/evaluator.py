@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anomalyclip import AnomalyCLIP
+from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly import plots
 from videoanomaly.data.annotations import Video, VideoLists
 from videoanomaly.data.datasets import DATASETS
@@ -84,7 +84,13 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
 
 
 def check_folders(
-    ckpt: str, config, lists: VideoLists, features: FeatureFolder, temporal: FeatureFolder | None, *, rules: bool
+    ckpt: str,
+    config: AnomalyCLIPConfig,
+    lists: VideoLists,
+    features: FeatureFolder,
+    temporal: FeatureFolder | None,
+    *,
+    rules: bool,
 ) -> None:
     """Looks at every feature file that the work needs; the simple rules learn from the training videos."""
     check_features(features, lists.test, temporal)

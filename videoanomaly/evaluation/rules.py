@@ -3,8 +3,13 @@
 Shapes: N feature rows of a video, crops per row, D feature size, C anomaly classes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from anomalyclip import Rows, VideoModel
+from videoanomaly.data.annotations import Video, VideoLists
+from videoanomaly.data.features import FeatureFolder
 from videoanomaly.evaluation.scoring import frame_metrics, score_videos
 
 
@@ -23,7 +28,7 @@ class FrameLogisticRegression:
         rows_per_video: Evenly spaced rows that a video contributes, so that long videos do not outvote short ones.
     """
 
-    def __init__(self, videos, features, num_classes: int, rows_per_video: int = 32):
+    def __init__(self, videos: Sequence[Video], features: FeatureFolder, num_classes: int, rows_per_video: int = 32):
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -35,7 +40,7 @@ class FrameLogisticRegression:
         self.pipeline.fit(np.concatenate(picked), labels)
 
     @staticmethod
-    def pick(rows: np.ndarray, num_rows: int) -> np.ndarray:
+    def pick(rows: Rows, num_rows: int) -> np.ndarray:
         index = np.linspace(0, len(rows) - 1, min(num_rows, len(rows))).round().astype(int)
         return np.asarray(rows[index], dtype=np.float32).mean(axis=1)  # (num_rows, D)
 
@@ -48,7 +53,7 @@ class FrameLogisticRegression:
         return p_class.sum(axis=1), p_class
 
 
-def evaluate_rules(lists, model, features) -> dict[str, dict]:
+def evaluate_rules(lists: VideoLists, model: VideoModel, features: FeatureFolder) -> dict[str, dict]:
     """Metrics of the two simple rules, on the same videos and features."""
     prototype = model.prototype.cpu().numpy()
     rules = {

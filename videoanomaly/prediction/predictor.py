@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from anomalyclip import AnomalyCLIP
+from anomalyclip import AnomalyCLIP, Rows
 from videoanomaly.data.features import load_array, matching_rows
 from videoanomaly.frame_scores import FrameScores, score_frames
 from videoanomaly.prediction import explain
@@ -71,7 +71,14 @@ def encoder_of(options: PredictionOptions, recogniser: Recogniser) -> Encoder:
 
 
 def score_rows(
-    options: PredictionOptions, recogniser: Recogniser, rows, *others, num_frames: int, name: str, times, fps: float
+    options: PredictionOptions,
+    recogniser: Recogniser,
+    rows: Rows,
+    *others: object,
+    num_frames: int,
+    name: str,
+    times: np.ndarray,
+    fps: float,
 ) -> FrameScores:
     """Scores of a video's rows by frame, with the Selector's likelihood where an explanation is asked for."""
     spacing = recogniser.spacing

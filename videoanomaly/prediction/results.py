@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -110,7 +110,7 @@ def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser:
     tqdm.write(text)
 
 
-def write_text(file, text: str) -> None:
+def write_text(file: BinaryIO, text: str) -> None:
     file.write(text.encode("utf-8", "backslashreplace"))  # names of files may hold bytes that are no text
 
 

@@ -76,7 +76,7 @@ class ActionCLIP(PromptedSystem):
         config: AnomalyCLIPConfig,
         *,
         clip: nn.Module | None = None,
-        tokenize=None,
+        tokenize: Callable[[list[str]], Tensor] | None = None,
         prototype: Tensor | None = None,
     ):
         super().__init__(config, clip, tokenize, prototype)
@@ -84,7 +84,9 @@ class ActionCLIP(PromptedSystem):
         self.positions = nn.Parameter(0.02 * torch.randn(config.num_frames, config.feature_dim))
         self.temporal = Transformer(width=config.feature_dim, layers=6, heads=8, causal=False, quick_gelu=True)
 
-    def make_prompts(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize) -> nn.Module:
+    def make_prompts(
+        self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor]
+    ) -> nn.Module:
         return TemplatePrompts(config, clip, tokenize)
 
     def parameter_groups(self) -> list[dict]:

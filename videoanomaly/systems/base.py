@@ -132,7 +132,7 @@ def bag_targets(x: Tensor) -> Tensor:
     return (torch.arange(len(x), device=x.device) < len(x) // 2).float()
 
 
-def closeness(num_segments: int, device, *, normalise: bool) -> Tensor:
+def closeness(num_segments: int, device: torch.device, *, normalise: bool) -> Tensor:
     """exp(-|i - j| / e), (S, S); normalised, rows add up to 1."""
     at = torch.arange(num_segments, device=device, dtype=torch.float32)
     exponent = -(at[:, None] - at).abs() / math.e

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalyclip import AnomalyCLIPConfig, gather_segments, inference_rows
+from anomalyclip import AnomalyCLIPConfig, Rows, gather_segments, inference_rows
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.systems.base import SegmentPrediction, System, per_frame
 
@@ -71,7 +71,7 @@ class BinarySystem(System):
         fit_linear(self.class_head, x, labels.to(x.device), weights.to(x.device))
 
     @torch.no_grad()
-    def selected(self, rows) -> Tensor:
+    def selected(self, rows: Rows) -> Tensor:
         """What the class head sees of the segments selected in evenly spaced passes over rows (N, crops, D), (k, E)."""
         passes = next(
             inference_rows(len(rows), self.config.num_segments, self.config.num_frames, len(rows))

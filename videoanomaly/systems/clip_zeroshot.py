@@ -1,5 +1,7 @@
 """CLIP as it is, without training."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,13 +26,15 @@ class ClipZeroShot(PromptedSystem):
         config: AnomalyCLIPConfig,
         *,
         clip: nn.Module | None = None,
-        tokenize=None,
+        tokenize: Callable[[list[str]], Tensor] | None = None,
         prototype: Tensor | None = None,
     ):
         super().__init__(config, clip, tokenize, prototype)
         self.logit_scale = starting_scale(clip)
 
-    def make_prompts(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize) -> nn.Module:
+    def make_prompts(
+        self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor]
+    ) -> nn.Module:
         return PromptLearner(config, clip, tokenize)
 
     def forward(self, features: Tensor) -> SegmentPrediction:

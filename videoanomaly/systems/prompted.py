@@ -54,9 +54,13 @@ class PromptedSystem(System):
             names = tuple(name.replace("_", " ") for name in config.classes)
             if NORMAL in (name.lower() for name in names):
                 raise ValueError(f"classes must not be called {NORMAL!r}, which is what is no anomaly, got {names}")
-            self.prompt_learner = self.make_prompts(replace(config, classes=(*names, NORMAL)), clip, tokenize)
+            self.prompt_learner = self.make_prompts(
+                replace(config, classes=(*names, NORMAL)), clip, cast(Callable, tokenize)
+            )
 
-    def make_prompts(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize) -> nn.Module:
+    def make_prompts(
+        self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor]
+    ) -> nn.Module:
         """Of a config whose last class is Normal."""
         raise NotImplementedError
 

@@ -102,7 +102,7 @@ class VadCLIP(PromptedSystem):
         config: AnomalyCLIPConfig,
         *,
         clip: nn.Module | None = None,
-        tokenize=None,
+        tokenize: Callable[[list[str]], Tensor] | None = None,
         prototype: Tensor | None = None,
     ):
         super().__init__(config, clip, tokenize, prototype)
@@ -112,7 +112,9 @@ class VadCLIP(PromptedSystem):
         self.alike, self.near, self.join = GraphBranch(D), GraphBranch(D), nn.Linear(D, D)
         self.binary_mlp, self.binary_head, self.text_mlp = feed_forward(D), nn.Linear(D, 1), feed_forward(D)
 
-    def make_prompts(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize) -> nn.Module:
+    def make_prompts(
+        self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor]
+    ) -> nn.Module:
         return AroundPrompts(config, clip, tokenize)
 
     def in_windows(self, x: Tensor) -> Tensor:

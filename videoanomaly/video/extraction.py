@@ -24,7 +24,7 @@ from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.video.decoding import find_videos, header_frames, why_skipped
 from videoanomaly.video.encoders import ClipEncoder, DevicePreprocessing, input_size, load_encoder
-from videoanomaly.video.encoding import encode_videos, read_batches
+from videoanomaly.video.encoding import Read, encode_videos, read_batches
 from videoanomaly.video.preprocessing import ImageEncoder, prepare
 
 FOREVER = timedelta(days=365)  # how long a process waits for the others' videos; torchrun ends it if one of them dies
@@ -136,7 +136,9 @@ def own_share(todo: dict[str, Path]) -> dict[str, Path]:
     return {key: todo[key] for key in split_by_size(sizes, world_size)[rank]}
 
 
-def extract(videos: dict[str, Path], record: Record, encoder, read, num_workers: int, bar: tqdm) -> None:
+def extract(
+    videos: dict[str, Path], record: Record, encoder: ImageEncoder, read: Read, num_workers: int, bar: tqdm
+) -> None:
     """Encodes the videos; each one's file is written, and `record` extended, when its last frame is done."""
     meta = record.meta
     for key, features, info in encode_videos(videos, encoder, meta["encoder"], read, num_workers, meta["crops"], bar):
