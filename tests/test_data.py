@@ -1,4 +1,4 @@
-"""Tests of data.py."""
+"""Tests of data/: feature files, the prototype, segments and batches."""
 
 import json
 import os

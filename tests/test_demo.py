@@ -29,7 +29,7 @@ from videoanomaly.demo.scenes import KINDS, make_scene
 from videoanomaly.runtime.console import InputError
 
 FEW = {"train": (1, 1), "test": (1, 1)}
-# what the last tests ask for: somewhat less than demo/README.md tells
+# what the last tests ask for: somewhat less than videoanomaly/demo/README.md tells
 RETRIEVAL, ZERO_SHOT, AUC, MAUC = 0.7, 0.85, 0.77, 0.82
 
 

@@ -1,4 +1,4 @@
-"""Tests of evaluate.py with several checkpoints, and of tables.py, scoring.py, keyframes.py and plots.py."""
+"""Tests of evaluate.py with several checkpoints, and of tables.py, scoring.py, key_frames.py and plots.py."""
 
 import csv
 import json

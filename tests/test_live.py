@@ -1,4 +1,4 @@
-"""Live mode: its event rule against metrics.cut_events, its ring against slices, streams from sockets and a real RTSP
+"""Live mode: its event rule against cut_events, its ring against slices, streams from sockets and a real RTSP
 server.
 
 The RTSP tests need GStreamer's server: apt packages gir1.2-gst-rtsp-server-1.0, python3-gi, gstreamer1.0-plugins-good

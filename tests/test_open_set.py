@@ -1,4 +1,4 @@
-"""Tests of openset.py and explain.py: classes that were never trained, on videos whose anomalies lie along text
+"""Tests of open_set.py and explain.py: classes that were never trained, on videos whose anomalies lie along text
 directions.
 """
 

@@ -1,4 +1,4 @@
-"""Tests of predict.py, events.py, annotate.py and export.py on small videos whose anomalies are colours."""
+"""Tests of predict.py, events.py, annotated_video.py and export.py on small videos whose anomalies are colours."""
 
 import csv
 import json

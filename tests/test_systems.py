@@ -1,4 +1,4 @@
-"""Tests of systems.py, binary_systems.py, prompted_systems.py: slow loops, gradients, a planted problem, whole runs."""
+"""Tests of systems/: slow loops, gradients, a planted problem, whole runs."""
 
 import json
 import math

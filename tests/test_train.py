@@ -1,4 +1,4 @@
-"""Tests of train.py, evaluate.py and baselines.py: whole runs on a small synthetic data set in the `custom` layout."""
+"""Tests of train.py, evaluate.py and rules.py: whole runs on a small synthetic data set in the `custom` layout."""
 
 import json
 import math
