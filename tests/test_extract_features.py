@@ -19,7 +19,7 @@ import extract_features
 from tests.places import ROOT, SHARED
 from tests.videos import CUSTOM_ENCODER, assert_same_frames, opencv_frames, our_frames, picture, write_video
 from videoanomaly.runtime.console import InputError, run_script
-from videoanomaly.video import encoders, encoding
+from videoanomaly.video import decoding, encoders, encoding
 from videoanomaly.video.encoding import reading_ahead
 from videoanomaly.video.extraction import finished_videos, split_by_size
 from videoanomaly.video.preprocessing import cut_crops, jpeg_round_trip, resize_like_opencv
@@ -132,10 +132,13 @@ def test_frames_are_those_of_opencv(name, tmp_path):
     assert_same_frames(write_video(tmp_path / name, **settings), settings["num_frames"])
 
 
-def test_a_rotated_video_stands_upright(tmp_path):
-    plain = our_frames(write_video(tmp_path / "plain.mp4"))
+def test_a_rotated_video_stands_upright(tmp_path, monkeypatch):
     for rotation, turns in ((90, 1), (180, 2), (270, 3)):
-        turned = our_frames(write_video(tmp_path / f"{rotation}.mp4", rotation=rotation))
+        path = write_video(tmp_path / f"{rotation}.mp4", rotation=rotation)
+        turned = our_frames(path)
+        with monkeypatch.context() as patch:  # the same file as it lies there: x264 does not write the same bits twice
+            patch.setattr(decoding, "TURNS", {})
+            plain = our_frames(path)
         assert np.array_equal(turned, np.rot90(plain, turns, axes=(1, 2)))
 
 

@@ -44,7 +44,6 @@ def write_video(
             stream.codec_context.colorspace = colorspace
         if color_range:
             stream.codec_context.color_range = color_range
-        stream.codec_context.thread_count = 1  # with more, x264 writes under load now and then other bits
         if rotation is not None:
             stream.set_display_rotation(rotation)
         for t in range(num_frames):
