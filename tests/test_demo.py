@@ -450,8 +450,8 @@ def test_a_failed_extraction_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_clip_of_the_demo_is_a_clip(demo):
-    model = clip_model.load(prepare.clip_path(demo / "runs/demo-data"))
+def test_the_clip_of_the_demo_is_a_clip(tmp_path):
+    model = clip_model.load(train_clip.unpack(tmp_path / "clip.pt"))
     assert train_clip.WEIGHTS.stat().st_size < 5e6
     assert min(train_clip.retrieval(model).values()) > RETRIEVAL
     assert train_clip.zero_shot(model)["mAUC"] > ZERO_SHOT
