@@ -14,11 +14,10 @@ import videoanomaly  # noqa: F401  (first: it tells whether this Python is new e
 # isort: split
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 from videoanomaly.data.datasets import PUBLISHED
-from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
+from videoanomaly.runtime.console import InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.run_folder import lock_folder
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint, _ = load_model(args.ckpt[0], dataset=args.dataset, root=args.root, features=args.features)
         write_atomically(args.convert, lambda file: torch.save(checkpoint, file))
         return print(f"converted: {args.convert}")
-    options = EvaluationOptions(**{f.name: getattr(args, f.name) for f in fields(EvaluationOptions)})
+    options = options_of(EvaluationOptions, vars(args))
     runs = {}
     for i, ckpt in enumerate(args.ckpt):
         several = args.out and len(args.ckpt) > 1

@@ -17,10 +17,9 @@ import videoanomaly  # noqa: F401  (first: it tells whether this Python is new e
 
 import argparse
 import os
-from dataclasses import fields
 from pathlib import Path
 
-from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
+from videoanomaly.runtime.console import InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
 
 
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     from videoanomaly.video.extraction import ExtractionOptions, extract_videos
 
-    return extract_videos(ExtractionOptions(**{f.name: getattr(args, f.name) for f in fields(ExtractionOptions)}))
+    return extract_videos(options_of(ExtractionOptions, vars(args)))
 
 
 if __name__ == "__main__":

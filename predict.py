@@ -21,11 +21,10 @@ import math
 import os
 import sys
 from contextlib import redirect_stdout
-from dataclasses import fields
 from pathlib import Path
 
 from videoanomaly.data.datasets import PUBLISHED
-from videoanomaly.runtime.console import CONTROLS, InputError, Parser, at_least, run_script
+from videoanomaly.runtime.console import CONTROLS, InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.files import remove_temporary_files
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.run_folder import lock_folder
@@ -167,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     from videoanomaly.weights import export
 
     args.device = check_device(args.device)
-    options = PredictionOptions(**{f.name: getattr(args, f.name) for f in fields(PredictionOptions)})
+    options = options_of(PredictionOptions, vars(args))
     recogniser = load(options)
     spacing = recogniser.spacing
     if args.stride and args.stride < spacing:

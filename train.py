@@ -272,11 +272,11 @@ def fit(
     if is_main():
         trim_log(out / "log.jsonl", first_epoch)
         write_settings(out, settings.asdict())
-    num_steps = len(training.loader)
+    num_steps, parameters = len(training.loader), num_trained(model, epochs)
     print(
         f"{settings.dataset}: {data.num_abnormal} abnormal and {data.num_normal} normal videos, "
         f"{len(config.classes)} classes, {config.num_segments} segments of {config.num_frames} rows, "
-        f"{num_trained(model, epochs):,} trainable parameters, {num_steps} steps an epoch on {device}"
+        f"{parameters:,} trainable parameters, {num_steps} steps an epoch on {device}"
     )
     with stop_signals() as signals:
         for epoch in range(first_epoch, epochs):
@@ -299,7 +299,7 @@ def fit(
         extra = extra | {"threshold": alarm_threshold(model, data.lists, data.features, data.temporal)}
         save(last, model, optimizer, epochs, NOT_BEGUN, device, extra)
     if is_main():
-        took = {"segment rows": config.num_frames, "parameters": num_trained(model, epochs)}
+        took = {"segment rows": config.num_frames, "parameters": parameters}
         write_json(out / "training.json", took | {"training seconds": seconds_of(out / "log.jsonl")})
     return 0, f"{epochs} epochs"
 

@@ -4,7 +4,6 @@ directions.
 
 import json
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from videoanomaly.data import features as features_, prototype
 from videoanomaly.data.annotations import Video
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import explain, open_set, recogniser
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, options_of
 from videoanomaly.systems import ours
 
 TRAINED, NEW = ("Assault", "Robbery", "Shoplifting"), "Abuse"
@@ -136,8 +135,7 @@ class World:
 def load_file(checkpoint, *options: str) -> recogniser.Recogniser:
     rest = ["--features", "x.npy", "--out", "out", "--device", "cpu"]
     args = predict.parse_args(["--ckpt", str(checkpoint), *rest, *options])
-    names = [f.name for f in fields(recogniser.PredictionOptions)]
-    return recogniser.load(recogniser.PredictionOptions(**{name: getattr(args, name) for name in names}))
+    return recogniser.load(options_of(recogniser.PredictionOptions, vars(args)))
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,14 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar
 
 # all but the tab; some would end a line of a message
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
+
+
+Options = TypeVar("Options")
 
 
 class InputError(ValueError):
@@ -74,3 +78,8 @@ def at_least(least: int) -> Callable[[str], int]:
 
     number.__name__ = "whole number"  # as argparse names it where the text is none
     return number
+
+
+def options_of(kind: type[Options], given: dict[str, Any]) -> Options:
+    """A dataclass of options out of all that a command line gave, by name."""
+    return kind(**{f.name: given[f.name] for f in fields(kind)})  # pyright: ignore[reportArgumentType]  (a dataclass)

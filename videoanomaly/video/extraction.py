@@ -18,7 +18,7 @@ from tqdm import tqdm
 from videoanomaly.clip_weights import DEFAULT_CLIP
 from videoanomaly.data.features import read_meta
 from videoanomaly.runtime.console import InputError
-from videoanomaly.runtime.files import remove_temporary_files, write_atomically
+from videoanomaly.runtime.files import remove_temporary_files, write_atomically, write_json
 from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
@@ -67,7 +67,7 @@ def open_meta(path: Path, settings: dict, videos: dict[str, Path]) -> dict:
 
 def write_meta(path: Path, meta: dict) -> None:
     meta["videos"] = dict(sorted(meta["videos"].items()))
-    write_atomically(path, lambda file: file.write(json.dumps(meta, indent=1).encode()))
+    write_json(path, meta)
 
 
 def finished_videos(out: Path) -> dict[str, dict]:
