@@ -66,11 +66,15 @@ def write_dataset(root: Path, dim: int = 64, frames_per_feature: int = 1, encode
     return root
 
 
+def arguments(dataset: Path, out: Path, *options: str) -> list[str]:
+    """Of train.py, with the small settings and without CLIP."""
+    data = ["--dataset", "custom", "--root", str(dataset), "--out", str(out)]
+    return [*data, "--directions", "direct", *SMALL, *options]
+
+
 def run(dataset: Path, out: Path, *options: str) -> dict:
     """Trains with the small settings, returns the checkpoint."""
-    train.main(
-        ["--dataset", "custom", "--root", str(dataset), "--out", str(out), "--directions", "direct", *SMALL, *options]
-    )
+    train.main(arguments(dataset, out, *options))
     return torch.load(out / "last.pt", weights_only=True)
 
 

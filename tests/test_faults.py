@@ -24,7 +24,7 @@ import torch
 
 import train
 from tests.places import ROOT
-from tests.synthetic import SMALL, equal, write_dataset
+from tests.synthetic import arguments, equal, write_dataset
 from tests.videos import write_video
 from videoanomaly.runtime import run_folder
 from videoanomaly.runtime.console import InputError
@@ -52,22 +52,6 @@ needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals and locks o
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"))
-
-
-def train_options(dataset: Path, out: Path, *options: str) -> list[str]:
-    """Two steps an epoch, with dropout as in every model, so that all of the random state counts."""
-    return [
-        "--dataset",
-        "custom",
-        "--root",
-        str(dataset),
-        "--out",
-        str(out),
-        "--directions",
-        "direct",
-        *SMALL,
-        *options,
-    ]
 
 
 def call_script(module: str, argv: list[str], write_seconds: float) -> None:
@@ -199,7 +183,7 @@ def assert_same_training(out: Path, expected: Path) -> None:
 @needs_posix
 def test_training_that_is_killed_30_times_ends_with_the_weights_of_an_undisturbed_one(dataset, tmp_path, start):
     def begin(out):
-        return start("train", train_options(dataset, out, "--epochs", "24", "--resume"), write_seconds=0.02)
+        return start("train", arguments(dataset, out, "--epochs", "24", "--resume"), write_seconds=0.02)
 
     assert finish(begin(tmp_path / "whole")) == 0
     folders = (tmp_path / str(i) for i in range(1000))
@@ -258,7 +242,7 @@ def test_only_what_atomic_writing_leaves_is_removed_from_the_folder(dataset, tmp
     ours, others = f".{'0a' * 16}.tmp", (".notes.tmp", f"{'0a' * 16}.tmp", f".{'0g' * 16}.tmp")
     for name in (ours, *others):
         (tmp_path / name).write_text("x")
-    train.main(train_options(dataset, tmp_path, "--epochs", "1"))
+    train.main(arguments(dataset, tmp_path, "--epochs", "1"))
     assert not (tmp_path / ours).exists() and all((tmp_path / name).exists() for name in others)
 
 
@@ -270,8 +254,8 @@ def test_only_what_atomic_writing_leaves_is_removed_from_the_folder(dataset, tmp
 @pytest.mark.parametrize("number, workers", [(signal.SIGINT, "2"), (signal.SIGTERM, "0")])
 def test_a_stopped_script_tells_the_command_that_goes_on(dataset, tmp_path, start, number, workers):
     """The signal goes to the whole group, as from a terminal, a batch system or `timeout`."""
-    options = [*train_options(dataset, Path("a run"), "--epochs", "40"), "--workers", workers]
-    whole = start("train", train_options(dataset, tmp_path / "whole", "--epochs", "40"), write_seconds=0)
+    options = [*arguments(dataset, Path("a run"), "--epochs", "40"), "--workers", workers]
+    whole = start("train", arguments(dataset, tmp_path / "whole", "--epochs", "40"), write_seconds=0)
     with running([str(ROOT / "train.py"), *options], tmp_path) as process:
         wait_until((tmp_path / "a run" / "last.pt").exists, "a checkpoint")
         os.killpg(process.pid, number)
@@ -294,7 +278,7 @@ def test_a_stopped_script_tells_the_command_that_goes_on(dataset, tmp_path, star
 @needs_posix
 def test_a_second_run_in_the_folder_refuses_until_the_first_is_gone(dataset, tmp_path, start):
     out = tmp_path / "run"
-    argv = train_options(dataset, out, "--epochs", "300", "--resume")
+    argv = arguments(dataset, out, "--epochs", "300", "--resume")
     first = start("train", [*argv, "--workers", "1"])
     wait_until((out / "last.pt").exists, "a checkpoint")
     before = len(losses(out))

@@ -11,30 +11,18 @@ import torch
 
 import train
 from tests.places import ROOT, torchrun
-from tests.synthetic import SMALL, write_dataset
+from tests.synthetic import arguments, write_dataset
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError
 
 WITHOUT_EFFECT = (
     "temporal_model.body.non_local.2.out."  # MTN: a bias right before a batch normalisation has no gradient but noise
 )
-STEPS_20 = ["--epochs", "10", "--lr", "1e-4"]  # 8 normal and 8 abnormal videos in batches of 8
 
 
-def arguments(dataset: Path, out: Path, *options: str) -> list[str]:
-    return [
-        "--dataset",
-        "custom",
-        "--root",
-        str(dataset),
-        "--out",
-        str(out),
-        "--directions",
-        "direct",
-        *SMALL,
-        *STEPS_20,
-        *options,
-    ]
+def twenty_steps(dataset: Path, out: Path, *options: str) -> list[str]:
+    """Arguments of train.py: 8 normal and 8 abnormal videos in batches of 8."""
+    return arguments(dataset, out, "--epochs", "10", "--lr", "1e-4", *options)
 
 
 def state_of(out: Path) -> dict:
@@ -90,8 +78,8 @@ def test_all_processes_leave_the_group_together(tmp_path, monkeypatch):
 )
 def test_two_processes_train_as_one(dataset, tmp_path, options):
     """Batch normalisation, selection of segments, smoothness across videos and the prototype see the whole batch."""
-    run = torchrun("train.py", *arguments(dataset, tmp_path / "two", *options))
-    train.main(arguments(dataset, tmp_path / "one", *options))
+    run = torchrun("train.py", *twenty_steps(dataset, tmp_path / "two", *options))
+    train.main(twenty_steps(dataset, tmp_path / "one", *options))
     printed = run.communicate(timeout=300)[0]
     assert run.returncode == 0, printed
     assert printed.count("epoch 10/10") == 1 and printed.count("next: python evaluate.py") == 1
@@ -103,7 +91,7 @@ def test_two_processes_train_as_one(dataset, tmp_path, options):
 
 @pytest.mark.slow
 def test_a_killed_worker_starts_all_again_from_the_last_checkpoint(dataset, tmp_path):
-    script = (ROOT / "train.py", *arguments(dataset, tmp_path / "two", "--epochs", "60"))
+    script = (ROOT / "train.py", *twenty_steps(dataset, tmp_path / "two", "--epochs", "60"))
     run = torchrun(*map(str, script), options=("--max-restarts", "3"))
     while not (tmp_path / "two/last.pt").exists():
         assert run.poll() is None, run.communicate()[0]
@@ -113,13 +101,13 @@ def test_a_killed_worker_starts_all_again_from_the_last_checkpoint(dataset, tmp_
     printed = run.communicate(timeout=300)[0]
     assert run.returncode == 0, printed
     assert printed.count("custom: 8 abnormal and 8 normal videos") >= 2  # it did start again
-    train.main(arguments(dataset, tmp_path / "one", "--epochs", "60"))
+    train.main(twenty_steps(dataset, tmp_path / "one", "--epochs", "60"))
     assert_close(state_of(tmp_path / "two"), state_of(tmp_path / "one"))
 
 
 @pytest.mark.slow
 def test_input_errors_of_several_processes_are_told_once(dataset, tmp_path):
-    run = torchrun("train.py", *arguments(tmp_path / "none", tmp_path / "two"))
+    run = torchrun("train.py", *twenty_steps(tmp_path / "none", tmp_path / "two"))
     printed = run.communicate(timeout=300)[0]
     assert run.returncode and printed.count("error: ") == 1 and "none" in printed
     assert not (tmp_path / "two").exists()
@@ -132,7 +120,7 @@ def test_an_error_in_one_process_is_raised_in_all(dataset, tmp_path):
     with open(path, "r+b") as file:
         file.seek(-2, os.SEEK_END)
         file.write(b"\x00\x7c")  # float16 infinity
-    run = torchrun("train.py", *arguments(broken, tmp_path / "two"))
+    run = torchrun("train.py", *twenty_steps(broken, tmp_path / "two"))
     printed = run.communicate(timeout=300)[0]
     assert run.returncode and printed.count("error: ") == 1 and "train01: found features that are infinite" in printed
 
@@ -140,4 +128,4 @@ def test_an_error_in_one_process_is_raised_in_all(dataset, tmp_path):
 def test_a_batch_that_cannot_be_shared_is_refused(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="--batch-size 8: expected a multiple of 6, twice the processes"):
-        train.main(arguments(dataset, tmp_path / "three"))
+        train.main(twenty_steps(dataset, tmp_path / "three"))
