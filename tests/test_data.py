@@ -73,6 +73,22 @@ def test_bad_input_is_one_line_and_status_2(capsys):
     assert capsys.readouterr().err == "error: list.txt, line 3: found x, expected y\n"
 
 
+def test_another_process_waits_for_the_first_to_tell_an_error_and_tells_it_itself_if_that_does_not(
+    monkeypatch, capsys
+):
+    def main():
+        raise InputError("an error of all")
+
+    def sleep(seconds):  # torchrun ends the process here, as soon as the first one has told the error
+        assert seconds == console.PATIENCE and not capsys.readouterr().err
+
+    monkeypatch.setattr(console.time, "sleep", sleep)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as exit_info:
+        console.run_script(main)
+    assert exit_info.value.code == 2 and capsys.readouterr().err == "error: an error of all\n"
+
+
 def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
     path = tmp_path / "new folder" / "file"
     files.write_atomically(path, lambda file: file.write(b"old"))

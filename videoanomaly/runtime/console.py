@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
@@ -11,6 +12,8 @@ from typing import Any, NoReturn, TypeVar
 # all but the tab; some would end a line of a message
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
 
+
+PATIENCE = 30.0  # seconds that other processes give the first one to tell an error that all of them have
 
 Options = TypeVar("Options")
 
@@ -23,15 +26,17 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main()` and exits with the status it returns.
 
     An InputError becomes one line and status 2, a failing system or a diverging training one line and status 1; of the
-    processes that torchrun started only the first one prints, and the first one of each machine tells errors.
+    processes that torchrun started only the first one prints, and the first one of each machine tells errors; what it
+    does not tell in time, another does.
     """
     if int(os.environ.get("RANK", 0)):
         sys.stdout = open(os.devnull, "w")
     try:
         status = main()
     except InputError as error:
-        if not int(os.environ.get("LOCAL_RANK", 0)):
-            print(f"error: {error}", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", 0)):
+            time.sleep(PATIENCE)  # the first process has the same error: once it has told it, torchrun ends this one
+        print(f"error: {error}", file=sys.stderr)
         status = 2
     except (OSError, FloatingPointError) as error:
         print(f"failed: {error}", file=sys.stderr)
