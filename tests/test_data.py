@@ -73,9 +73,7 @@ def test_bad_input_is_one_line_and_status_2(capsys):
     assert capsys.readouterr().err == "error: list.txt, line 3: found x, expected y\n"
 
 
-def test_another_process_waits_for_the_first_to_tell_an_error_and_tells_it_itself_if_that_does_not(
-    monkeypatch, capsys
-):
+def test_another_process_waits_for_the_first_to_tell_an_error_and_tells_it_itself_if_that_does_not(monkeypatch, capsys):
     def main():
         raise InputError("an error of all")
 

@@ -329,12 +329,6 @@ def test_frames_that_wait_are_few_when_nobody_takes_them():
     assert reader.samples.qsize() == streams.QUEUE_FRAMES and reader.num_dropped == 200 - streams.QUEUE_FRAMES
 
 
-def test_time_goes_on_by_the_clock_where_time_stamps_are_missing_or_jump():
-    reader = make_reader(rate=10.0)
-    assert [reader.stream_time(*pair) for pair in ((None, 1.0), (50.0, 2.0), (50.5, 2.6))] == [1.0, 2.0, 2.5]
-    assert reader.stream_time(9000.0, 3.0) == 3.0 and reader.stream_time(9001.0, 4.2) == 4.0
-
-
 def test_frames_that_waited_somewhere_move_the_start_of_the_stream_back():
     reader = make_reader(rate=20.0)
     for k in range(41):  # two seconds at once, as when FFmpeg has looked at a stream before it gives the first frame

@@ -19,9 +19,9 @@ from tests.places import REFERENCE, REFERENCE_DATA, needs_reference
 from tests.videos import BLUE, RED, write_clip
 from videoanomaly import frame_scores, winograd
 from videoanomaly.event_rule import cut_events
-from videoanomaly.prediction import events
+from videoanomaly.prediction import events, predictor, results
 from videoanomaly.runtime.console import InputError
-from videoanomaly.video import decoding, encoding
+from videoanomaly.video import encoding
 from videoanomaly.weights import checkpoints
 
 FILES = {"report.html", "events.json", "events.csv", "events.vtt", "scores.npz", "timeline.png", "key_frame.jpg"}
@@ -159,6 +159,69 @@ def test_a_folder_names_broken_videos_goes_on_and_lists_the_surest_first(planted
     assert predict.main([*command[:-1], "0.6"]) == 1 and "1 of 3 videos done, 1 were there" in capsys.readouterr().out
 
 
+def damaged(path: Path) -> Path:
+    """A video of 100 frames with a hole of bytes, so that some of its frames are lost."""
+    write_clip(path, 100, [(50, 75, RED)])
+    data = bytearray(path.read_bytes())
+    middle = data.find(b"mdat") + (path.stat().st_size - data.find(b"mdat")) // 3
+    data[middle : middle + 400] = bytes(range(200)) * 2
+    path.write_bytes(data)
+    return path
+
+
+def test_of_a_damaged_video_all_else_is_scored_and_the_place_is_told(planted, tmp_path, capsys):
+    damaged(tmp_path / "in" / "hit.mp4")
+    cut = write_clip(tmp_path / "in" / "cut.mkv", 100, [(50, 75, RED)])
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 8 // 10])
+    assert (
+        predict.main([*planted.options, str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--threshold", "0.5"])
+        == 0
+    )
+    told, index = capsys.readouterr().err, (tmp_path / "out" / "index.html").read_text()
+    for name in ("hit", "cut"):
+        result, page = read_events(tmp_path / "out" / name), (tmp_path / "out" / name / "report.html").read_text()
+        (damage,), (note,), (event,) = result["damage"], result["notes"], result["events"]
+        assert 40 < result["frames"] < 100 and damage["end"] > damage["start"] + 0.03 and note in told and note in page
+        assert event["start"] == pytest.approx(2, abs=0.2)
+        assert note.startswith(f"cannot be decoded: {events.clock(damage['start'])} to {events.clock(damage['end'])} (")
+    assert index.count("not all of it can be decoded") == 2
+
+
+@pytest.mark.parametrize(
+    "where", ["predictor.score_rows", "plots.timeline", "annotated_video.write_video", "report.page"]
+)
+def test_whatever_fails_with_one_video_the_others_are_done(planted, tmp_path, capsys, monkeypatch, where):
+    module = getattr(results, where.split(".")[0], None) or predictor
+    original, name = getattr(module, where.split(".")[1]), where.split(".")[1]
+
+    def failing(*args, **kwargs):
+        texts = [value["video"] if isinstance(value, dict) else value for value in (*args, *kwargs.values())]
+        if any("bad" in str(text) for text in texts if isinstance(text, str | Path)):
+            raise ZeroDivisionError("no such luck")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, failing)
+    for video in ("a", "bad", "z"):
+        write_clip(tmp_path / "in" / f"{video}.mp4", 30)
+    options = [*planted.options, str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--annotate"]
+    assert predict.main(options) == 1
+    assert f"skipped {tmp_path / 'in' / 'bad.mp4'}: ZeroDivisionError: no such luck" in capsys.readouterr().err
+    assert "no such luck" in (tmp_path / "out" / "index.html").read_text()
+    assert [(tmp_path / "out" / video / "events.json").exists() for video in ("a", "bad", "z")] == [True, False, True]
+
+
+def test_a_full_disk_ends_the_run(planted, tmp_path, monkeypatch):
+    def full(path, write):
+        raise OSError(f"{path}: cannot be written (No space left on device)") from OSError(
+            28, "No space left on device"
+        )
+
+    monkeypatch.setattr(results, "write_atomically", full)
+    write_clip(tmp_path / "in" / "a.mp4", 30)
+    with pytest.raises(OSError, match="No space left"):
+        predict.main([*planted.options, str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+
+
 def test_names_that_are_no_text_or_look_like_formulas_do_no_harm(planted, tmp_path, capsys):
     names = [os.fsdecode(b"\xff\n\x1b.mp4"), r"$\frac$.mp4", " -->.mp4"]
     (tmp_path / "in").mkdir()
@@ -254,15 +317,6 @@ def test_the_annotated_copy_has_every_frame_at_its_time_and_shows_the_event(plan
 
 
 # ---- events
-
-
-def test_times_without_stamps_follow_the_header_and_never_fall():
-    times, fps = decoding.frame_times([None, None, 0.5, 0.4, None], 10)
-    assert np.allclose(times, [0, 0.1, 0.5, 0.5, 0.6]) and fps == round(4 / 0.6, 3)
-    times, fps = decoding.frame_times([None] * 3, None)
-    assert np.allclose(times, [0, 0.04, 0.08]) and fps == 25
-    assert decoding.frame_times([1.5], 24)[1] == 24
-    assert decoding.frame_times([i * 1001 / 30000 for i in range(500)], None)[1] == 29.97
 
 
 def test_events_are_those_of_cut_events_named_by_their_highest_mean():

@@ -37,6 +37,7 @@ def make_page(folder: Path, p_A: np.ndarray, p_class: np.ndarray, classes, fps: 
     """A page without a video, threshold 0.5."""
     scores = FrameScores(p_A.astype(np.float32), p_class.astype(np.float32), np.arange(len(p_A)) / fps, fps)
     result = {"video": name, "fps": fps, "duration": scores.duration, "threshold": 0.5, "classes": list(classes)}
+    result |= {"notes": ["<b>1 & 2</b>"], "jumps": [{"time": 2.0, "by": 100.0}, {"time": 5.0, "by": 50.0}]}
     path = folder / "page.html"
     path.write_text(report.page(result, scores, None, [], folder, "last.pt"), encoding="utf-8")
     return path
@@ -252,6 +253,9 @@ def test_the_slider_recomputes_the_events_as_python_does(browser, tmp_path):
             assert ["abcde"[c] for c in row[5:]] == [event["class"], *(other["class"] for other in event["others"])]
         counts.add(len(expected))
     assert len(counts) > 3 and 0 in counts
+    both = "return [1, 2, 4.5, 6].map(time => [inPlayer(time), fromPlayer(inPlayer(time))])"
+    assert browser.execute_script(both) == [[1, 1], [102, 2], [104.5, 4.5], [156, 6]]
+    assert browser.execute_script("return $('notes').textContent") == "<b>1 & 2</b>"
     assert browser.execute_script("return $('none').textContent").startswith(
         "None at this threshold. The highest p_A is 0."
     )

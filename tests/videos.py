@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from videoanomaly.video.decoding import decode, to_image
+from videoanomaly.video.decoding import VideoFile, to_image
 
 
 def picture(t, width, height):
@@ -59,8 +59,8 @@ def write_video(
 
 def our_frames(path):
     reformatter = av.video.reformatter.VideoReformatter()
-    with av.open(str(path)) as container:
-        return [np.asarray(to_image(frame, reformatter)) for frame in decode(container.streams.video[0])]
+    with VideoFile(path) as video:
+        return [np.asarray(to_image(frame, reformatter)) for frame in video.decode()]
 
 
 def opencv_frames(path):

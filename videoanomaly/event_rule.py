@@ -35,7 +35,7 @@ class EventRule:
     """
 
     def __init__(self, rate: float, high: float, num_classes: int):
-        self.high, self.merge_gap, self.min_length = high, MERGE_GAP * rate, MIN_LENGTH * rate
+        self.rate, self.high, self.merge_gap, self.min_length = rate, high, MERGE_GAP * rate, MIN_LENGTH * rate
         self.nothing = np.zeros(1 + num_classes)
         self.forget()
 

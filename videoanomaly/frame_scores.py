@@ -25,6 +25,16 @@ class FrameScores(NamedTuple):
         """Seconds up to the end of the last frame."""
         return float(self.times[-1] + 1 / self.fps)
 
+    @property
+    def longest_shown(self) -> float:
+        """Seconds that a frame counts for in an event at most, though it stands for longer before a pause."""
+        return max(10 / self.fps, 5.0)
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Up to when each frame counts, (N,) seconds."""
+        return np.minimum(np.append(self.times[1:], self.duration), self.times + self.longest_shown)
+
 
 def score_frames(
     predict: Callable, rows: object, *others: object, num_frames: int, spacing: int, name: str

@@ -98,6 +98,8 @@ def summary(reader: Reader, watch: Watch | None, seconds: float) -> str:
         f"{reader.source.name}: {reader.num_frames} frames, {reader.num_rows} rows in {seconds:.0f} s, "
         f"{reader.num_dropped} rows dropped, {reader.num_breaks} breaks, {watch.num_events if watch else 0} events"
     )
+    if reader.num_jumps:
+        text += f", {reader.num_jumps} jumps of the time stamps"
     if watch and watch.latencies:
         text += "; latency median {:.2f} s, 95 % {:.2f} s".format(*np.percentile(watch.latencies, (50, 95)))
     return text

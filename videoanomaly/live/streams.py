@@ -18,11 +18,12 @@ from av.container import InputContainer
 
 from videoanomaly.live.webhook import public_name
 from videoanomaly.runtime.console import InputError, note
-from videoanomaly.video.decoding import BROKEN, video_stream
+from videoanomaly.video.decoding import BROKEN, picture_stream
+from videoanomaly.video.frame_clock import FrameClock, LiveClock
 
 TIMEOUT = 10.0  # seconds without data after which a stream counts as broken
 BACK_OFF = (1.0, 30.0)  # seconds before the first and at most before a further attempt to connect, doubled each time
-MAX_DRIFT = 5.0  # seconds that time stamps and clock may differ: more is a jump of the time stamps
+LONGEST_PAUSE = 10.0  # seconds between two pictures of a file: more is a jump of the time stamps
 QUEUE_FRAMES = 16  # frames waiting for the encoder: 50 MB of 1080p; enough for the time that the model takes
 MARGIN = 1.05  # frames are thinned out to a little fewer than the encoder can take, so that the queue empties
 MAX_DAMAGED = 250  # packets in a row that cannot be decoded before the stream counts as broken
@@ -104,9 +105,9 @@ class Sample(NamedTuple):
 class Reader(threading.Thread):
     """Reads a stream, again and again if it breaks, and puts the frames that are rows into a short queue.
 
-    Time is that of the frames' time stamps, tied to the clock when the stream begins, breaks or jumps. Where the
-    encoder takes longer than a row (`seconds_per_row`, set from outside), rows are left out evenly: the next is the
-    first one due.
+    Time is that of a FrameClock for a file, which is slowed down to the speed of filming, and of a LiveClock for a
+    stream. Where the encoder takes longer than a row (`seconds_per_row`, set from outside), rows are left out evenly:
+    the next is the first one due.
 
     Args:
         source: From `find_source`.
@@ -123,7 +124,8 @@ class Reader(threading.Thread):
         self.error: Exception | None = None
         self.start_time = 0.0  # of the first frame, seconds since 1970
         self.began: float | None = None  # the same by time.monotonic()
-        self.offset: float | None = None  # of the clock from the time stamps, seconds
+        self.clock: FrameClock | LiveClock = LiveClock()
+        self.num_jumps = 0  # of the time stamps
         self.row, self.due, self.seconds_per_row, self.is_away = -1, 0.0, 0.0, False
         self.num_frames = self.num_rows = self.num_dropped = self.num_breaks = 0
 
@@ -183,22 +185,20 @@ class Reader(threading.Thread):
     def read(self) -> None:
         """From connecting to the end."""
         with av.open(**self.source.options) as container:
-            stream = video_stream(container)
+            stream = picture_stream(container)
             frame_rate = sensible_rate(stream)
             self.rate = self.rate or frame_rate / self.stride
             if self.is_away:
                 note(f"{self.source.name}: connected")
             self.is_away = False
-            self.offset, early = None, min(0.5 / frame_rate, 0.5 / self.rate)  # time stamps of cameras tremble
+            early = min(0.5 / frame_rate, 0.5 / self.rate)  # time stamps of cameras tremble
+            self.clock = FrameClock(frame_rate, LONGEST_PAUSE) if self.source.ends else LiveClock()
             invented = not self.source.ends and bool(container.format.flags & NO_TIMESTAMPS)
             for frame in decode_patiently(container, stream):
                 if self.stopping.is_set():
                     return
-                stamp = frame.time
-                if stamp is None and self.source.ends:
-                    stamp = self.num_frames / frame_rate
                 self.num_frames += 1
-                self.sample(frame, None if invented else stamp, early)
+                self.sample(frame, None if invented else frame.time, early)
 
     def sample(self, frame: av.VideoFrame, stamp: float | None, early: float) -> None:
         """Puts a frame into the queue if a row is due and the encoder can take it, at its time.
@@ -211,7 +211,9 @@ class Reader(threading.Thread):
         now = time.monotonic()
         if self.began is None:
             self.began, self.start_time = now, time.time()
-        seconds = self.stream_time(stamp, now - self.began)
+        num_before = self.clock.num_jumps
+        seconds = self.clock(stamp, now - self.began)
+        self.num_jumps += self.clock.num_jumps - num_before
         ahead = seconds - (now - self.began)
         if self.source.bursts:
             self.stopping.wait(max(ahead, 0))
@@ -230,11 +232,3 @@ class Reader(threading.Thread):
             self.due = max(self.due, seconds - 1 / self.rate) + MARGIN * self.seconds_per_row
         except queue.Full:
             self.num_dropped += 1
-
-    def stream_time(self, stamp: float | None, clock: float) -> float:
-        """Seconds since the first frame, by time stamps where they go with the clock."""
-        if stamp is None:
-            return clock
-        if self.offset is None or abs(stamp + self.offset - clock) > MAX_DRIFT:
-            self.offset = clock - stamp
-        return stamp + self.offset

@@ -12,6 +12,7 @@ import numpy as np
 
 from anomalyclip import AnomalyCLIPConfig
 from videoanomaly.event_rule import Event, EventRule
+from videoanomaly.runtime.console import note
 
 GAP = 10.0  # seconds without a frame that end the open event
 
@@ -79,7 +80,7 @@ class Watch:
         self.arrivals: list[float] = []  # of the rows without scores yet, seconds
         self.next_row: int | None = None  # behind the last row
         self.features, self.arrival = np.zeros((num_crops, config.feature_dim), np.float32), 0.0  # of the last row
-        self.num_events = 0
+        self.num_events = self.num_alone = 0  # num_alone: the last rows that came with longer gaps before and behind
         self.latencies: deque[float] = deque(maxlen=4096)  # of the oldest new row at each run of the model, seconds
 
     def add(self, features: np.ndarray, row: int, arrival: float) -> None:
@@ -88,6 +89,7 @@ class Watch:
         `arrival` is when its frame came, time.monotonic().
         """
         if self.next_row is not None and row - self.next_row > self.max_missing:
+            self.note_slowness(row - self.next_row)
             self.finish()
         for missing in range(row - (row if self.next_row is None else self.next_row), -1, -1):
             self.ring.push(self.features if missing else features)
@@ -95,6 +97,16 @@ class Watch:
         self.next_row, self.features, self.arrival = row + 1, features, arrival
         if len(self.arrivals) >= self.num_frames:
             self.score(self.next_row)
+
+    def note_slowness(self, num_missing: int) -> None:
+        """One line if the source is too slow for this model: rows stand alone, time after time."""
+        self.num_alone = self.num_alone + 1 if self.ring.count == 1 else 0
+        if self.num_alone == 3:
+            found, most = (rows / self.rule.rate for rows in (num_missing + 1, self.max_missing + 1))
+            note(
+                f"a picture every {found:.1f} s: each is scored alone, as this model sees events in pictures at most "
+                f"{most:.1f} s apart"
+            )
 
     def score(self, next_row: int) -> None:
         """Runs the model and tells what the scores of the n rows before `next_row` begin, continue and end."""

@@ -13,10 +13,10 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageDraw, ImageFont
 
 from videoanomaly.frame_scores import FrameScores
-from videoanomaly.prediction.events import clock
 from videoanomaly.prediction.report import peaks
 from videoanomaly.runtime.files import write_atomically
-from videoanomaly.video.decoding import decode, to_image, video_stream
+from videoanomaly.video.decoding import VideoFile, to_image
+from videoanomaly.video.frame_clock import clock
 
 MIN_WIDTH = 480  # pixels; smaller pictures are doubled until then, so that the text can be read
 BACK, GRID, INK, SOFT, HEAD, SHADE = "#14181c", "#39424b", "#e7e9eb", "#9aa4ae", "#ff7186", "#54321c"
@@ -107,10 +107,10 @@ def encode(target: BinaryIO, video: Path, scores: FrameScores, make_panel: Calla
 
     `make_panel` is called with the width of the picture. An av.FFmpegError or InputError tells a damaged video.
     """
-    with av.open(str(video)) as source, av.open(target, "w", format="mp4") as copy:
+    with VideoFile(video) as source, av.open(target, "w", format="mp4") as copy:
         reformatter, last = VideoReformatter(), -1
         stream = None
-        for i, frame in zip(range(len(scores.times)), decode(video_stream(source))):
+        for i, frame in zip(range(len(scores.times)), source.decode()):
             image = to_image(frame, reformatter)
             if stream is None:
                 size = output_size(image)

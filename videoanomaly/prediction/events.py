@@ -12,6 +12,7 @@ import numpy as np
 
 from videoanomaly.event_rule import cut_events, highest_classes
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.video.frame_clock import clock
 
 CSV_COLUMNS = (
     "start_seconds",
@@ -35,13 +36,6 @@ def count(number: int, word: str) -> str:
     return f"{number:,} {word}{'s' * (number != 1)}"
 
 
-def clock(seconds: float) -> str:
-    """hh:mm:ss.mmm"""
-    milliseconds = round(max(seconds, 0) * 1000)
-    minutes, rest = divmod(milliseconds, 60000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest / 1000:06.3f}"
-
-
 def find_events(scores: FrameScores, classes: Sequence[str], threshold: float) -> list[dict]:
     """Events of p_A in the order of time, as plain values.
 
@@ -50,7 +44,7 @@ def find_events(scores: FrameScores, classes: Sequence[str], threshold: float) -
         start_time, end_time (hh:mm:ss.mmm), class (highest mean p_class), p_class (that mean), confidence (mean p_A)
         and others, the next two classes with their mean p_class.
     """
-    ends, result = np.append(scores.times[1:], scores.duration), []
+    ends, result = scores.ends, []
     found = cut_events(scores.p_A, scores.fps, high=threshold)
     for (first, behind), confidence in zip(found.intervals.tolist(), found.scores.tolist()):
         means = scores.p_class[first:behind].mean(axis=0, dtype=np.float64)  # (C,)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from errno import EDQUOT, ENOSPC, EROFS
 from functools import partial
 from pathlib import Path
 
@@ -18,22 +19,22 @@ from videoanomaly.prediction.results import read_result, result_settings, summar
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video.decoding import find_all_videos, header_frames, why_skipped
 from videoanomaly.video.encoders import Encoder, matching_encoder
-from videoanomaly.video.encoding import encode_videos, interpolate, read_timed
+from videoanomaly.video.encoding import Reading, encode_videos, interpolate, read_batches
 from videoanomaly.video.preprocessing import prepare
 from videoanomaly.weights.checkpoints import open_folders
 
 
 def encoded(
     videos: dict[str, Path], options: PredictionOptions, recogniser: Recogniser
-) -> Iterator[tuple[str, FrameScores | Exception]]:
-    """Yields (name, scores, or the error that a broken video gave) while a bar shows frames/s and the time left."""
+) -> Iterator[tuple[str, tuple[np.ndarray, Reading] | Exception]]:
+    """Yields what `encode_videos` does, rows as the model takes them; a bar shows frames/s and the time left."""
     stride = options.stride or recogniser.spacing
     encoder = encoder_of(options, recogniser)
     to_inputs = partial(
         prepare, preprocess=encoder.model.preprocess, num_crops=encoder.crops, jpeg=encoder.jpeg, n_px=encoder.n_px
     )
     read = partial(
-        read_timed,
+        read_batches,
         to_inputs=to_inputs,
         stride=stride,
         batch_size=options.batch,
@@ -41,25 +42,7 @@ def encoded(
     )
     total = sum(map(header_frames, videos.values())) // stride if sys.stderr.isatty() else None
     with tqdm(total=total, unit="frame", unit_scale=stride, disable=None) as bar:
-        for name, features, info in encode_videos(
-            videos, encoder.model, encoder.description, read, options.workers, encoder.crops, bar
-        ):
-            if features is None:
-                yield name, info
-                continue
-            rows = interpolate(features, stride, recogniser.spacing, info["frames"])
-            yield (
-                name,
-                score_rows(
-                    options,
-                    recogniser,
-                    rows,
-                    num_frames=info["frames"],
-                    name=name,
-                    times=info["times"],
-                    fps=info["fps"],
-                ),
-            )
+        yield from encode_videos(videos, encoder.model, encoder.description, read, options.workers, encoder.crops, bar)
 
 
 def encoder_of(options: PredictionOptions, recogniser: Recogniser) -> Encoder:
@@ -75,13 +58,12 @@ def score_rows(
     recogniser: Recogniser,
     rows: Rows,
     *others: object,
-    num_frames: int,
     name: str,
     times: np.ndarray,
     fps: float,
 ) -> FrameScores:
     """Scores of a video's rows by frame, with the Selector's likelihood where an explanation is asked for."""
-    spacing = recogniser.spacing
+    spacing, num_frames = recogniser.spacing, len(times)
     p_A, p_class = score_frames(
         recogniser.model.predict, rows, *others, num_frames=num_frames, spacing=spacing, name=name
     )
@@ -92,8 +74,13 @@ def score_rows(
     return FrameScores(p_A, p_class, times, fps, of_frames)
 
 
+def fails_for_all(error: Exception) -> bool:
+    """Whether the next video would fail, too: the disk is full, or not to be written to."""
+    return isinstance(error, OSError) and getattr(error.__cause__ or error, "errno", None) in (ENOSPC, EDQUOT, EROFS)
+
+
 def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: Recogniser) -> int:
-    """The exit status: 1 if a video could not be read, else 0."""
+    """The exit status: 1 if a video gave no results, else 0."""
     out = options.out or Path()
     videos = find_all_videos(sources, out)
     alone = len(sources) == 1 and sources[0].is_file()
@@ -105,13 +92,25 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
     }
     todo = {name: path for name, path in videos.items() if name not in results}
     failed, num_frames, start = {}, 0, time.monotonic()
-    for name, scores in encoded(todo, options, recogniser) if todo else ():
-        if isinstance(scores, Exception):
-            failed[name] = why_skipped(scores)
+    for name, found in encoded(todo, options, recogniser) if todo else ():
+        try:
+            if isinstance(found, Exception):
+                raise found
+            rows, read = found
+            for line in read.notes():
+                tqdm.write(f"{videos[name]}: {line}", file=sys.stderr)
+            rows = interpolate(rows, options.stride or recogniser.spacing, recogniser.spacing, len(read.times))
+            scores = score_rows(options, recogniser, rows, name=name, times=read.times, fps=read.fps)
+            results[name] = write_results(
+                folders[name], name, videos[name], scores, recogniser, options, settings[name], read
+            )
+        except Exception as error:  # whatever a video brings about costs that video alone
+            if fails_for_all(error):
+                raise
+            failed[name] = why_skipped(error)
             tqdm.write(f"skipped {videos[name]}: {failed[name]}", file=sys.stderr)
             continue
-        results[name] = write_results(folders[name], name, videos[name], scores, recogniser, options, settings[name])
-        num_frames += len(scores.times)
+        num_frames += len(read.times)
         tqdm.write(summary(folders[name], results[name]))
     if not alone:
         write_index(out, results, failed)
@@ -150,7 +149,7 @@ def predict_features(paths: list[Path], options: PredictionOptions, recogniser: 
     for path, name, (rows, others, num_frames, fps) in zip(paths, names, opened):
         folder = out if len(names) == 1 else out / name
         times = np.arange(num_frames) / fps
-        scores = score_rows(options, recogniser, rows, *others, num_frames=num_frames, name=name, times=times, fps=fps)
+        scores = score_rows(options, recogniser, rows, *others, name=name, times=times, fps=fps)
         results[name] = write_results(
             folder, name, None, scores, recogniser, options, result_settings(options, recogniser, path)
         )

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_from_bytes
 
-import av
 import numpy as np
 
 from videoanomaly.event_rule import MERGE_GAP, MIN_LENGTH
 from videoanomaly.frame_scores import FrameScores
-from videoanomaly.prediction.events import clock, count
-from videoanomaly.video.decoding import BROKEN
+from videoanomaly.prediction.events import count
+from videoanomaly.video.decoding import BROKEN, VideoFile
+from videoanomaly.video.frame_clock import clock
 from videoanomaly.video.key_frames import KeyFrame
 
 HERE = Path(__file__).parent
@@ -54,9 +54,9 @@ def relative_url(path: Path, folder: Path) -> str:
 def codec_of(video: Path) -> str:
     """FFmpeg's name of the codec of the pictures."""
     try:
-        with av.open(str(video)) as container:
-            return container.streams.video[0].codec_context.name
-    except (*BROKEN, IndexError):
+        with VideoFile(video) as file:
+            return file.codec
+    except BROKEN:
         return "unknown codec"
 
 
@@ -108,10 +108,11 @@ def page(
         checkpoint: Name of the checkpoint, for the reader.
     """
     template = (HERE / "report.html").read_text(encoding="utf-8")
-    data = {key: result[key] for key in ("video", "fps", "duration", "threshold", "classes")} | {
+    data = {key: result[key] for key in ("video", "fps", "duration", "threshold", "classes", "notes", "jumps")} | {
         "checkpoint": checkpoint,
         "merge_gap": MERGE_GAP,
         "min_length": MIN_LENGTH,
+        "longest_shown": scores.longest_shown,
         "source": video_data(video, folder),
         "p_A": base64_text(scores.p_A.astype("<f4").tobytes()),  # exact, so that the page finds the very same events
         "p_class": base64_text(np.round(scores.p_class * 65535).astype("<u2").tobytes()),
@@ -151,7 +152,8 @@ def index_row(name: str, result: dict, out: Path) -> str:
         "link": link,
         "spark": sparkline(out / name / "scores.npz"),
         "kind": "hit" if has_events else "quiet",
-        "facts": f"{clock(result['duration'])[:-4]}, {count(len(result['events']), 'event')}",
+        "facts": f"{clock(result['duration'])[:-4]}, {count(len(result['events']), 'event')}"
+        + (", not all of it can be decoded" if result.get("damage") else ""),
         "picture": f'<img src="{link}/key_frame.jpg" alt="" loading="lazy">' if has_picture else "",
         "best": f"highest p_A {result['highest_p_A']:.2f}",
     }

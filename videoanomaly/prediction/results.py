@@ -15,6 +15,7 @@ from videoanomaly.prediction.events import count, find_events, to_csv, to_vtt
 from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.runtime.console import as_text
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.video.encoding import Reading
 from videoanomaly.video.key_frames import key_frames
 
 
@@ -52,8 +53,9 @@ def write_results(
     recogniser: Recogniser,
     options: PredictionOptions,
     settings: dict,
+    read: Reading | None = None,
 ) -> dict:
-    """All files of a video, events.json last; returns what that holds."""
+    """All files of a video, events.json last; returns what that holds. `read` is what is known of a video file."""
     classes, threshold = recogniser.model.config.classes, recogniser.threshold
     events = find_events(scores, classes, threshold)
     result = {
@@ -65,6 +67,9 @@ def write_results(
         "highest_p_A": float(scores.p_A.max()),
         "classes": list(classes),
         "events": events,
+        "damage": [damage._asdict() for damage in read.damage] if read else [],
+        "jumps": [jump._asdict() for jump in read.jumps] if read else [],
+        "notes": read.notes() if read else [],
         "new_classes": list(options.classes or ()),
         "settings": settings,
     }
@@ -80,7 +85,7 @@ def write_results(
     plots.timeline(folder / "timeline.png", title, scores.p_A, scores.p_class, no_truth, classes)
     if options.annotate and video:
         annotated_video.write_video(folder / "annotated.mp4", video, scores, events, classes, threshold)
-    pictures = key_frames(video, scores.p_A, scores.times, events) if video else []
+    pictures = key_frames(video, scores.p_A, scores.times, events, read.may_seek) if video and read else []
     if pictures:
         best = max(pictures, key=lambda picture: picture.score)
         write_atomically(folder / "key_frame.jpg", lambda file: file.write(best.jpeg))

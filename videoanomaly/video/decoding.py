@@ -6,14 +6,20 @@ to 4:4:4, limited and full range, BT.601 and BT.709, odd sizes, variable frame r
 - from OpenCV 4.5.5, which the paper's code names: it takes every video for BT.601, so the colours of videos tagged
   BT.709 (most HD ones) are up to 41 of 255 levels off there; full-range VP9 (21), 10 bits (45) and MPEG-4 with odd
   sides (53) are off, too. Ours are the right colours;
-- where a video is damaged: OpenCV ends it there silently, we name it and leave it out. A .mkv, .webm or .ts file that
-  is cut off does not show it, and gives the frames up to there, as in OpenCV.
+- where a video is damaged: OpenCV ends it there silently, we go on behind the damage and name the place. A .mkv, .webm
+  or .ts file that is cut off between two frames does not show it;
+- interlaced MPEG-2 and the like, which OpenCV 5.0 gives as black pictures. Ours are both fields in one picture.
 """
 
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import av
+import av.error
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -21,24 +27,7 @@ from PIL import Image
 
 from videoanomaly.data.annotations import VIDEO_SUFFIXES
 from videoanomaly.runtime.console import InputError
-
-
-def frame_times(found: list[float | None], fps: float | None) -> tuple[np.ndarray, float]:
-    """When the frames are shown, (N,) float64 ascending seconds, and their mean rate, frames/s to three decimals.
-
-    Args:
-        found: Time stamps, None where the file has none: such a frame comes 1 / fps after the one before.
-        fps: Rate that the file's header names, or None: 25 frames/s are assumed where it is needed.
-    """
-    step, times, last = 1 / (fps or 25), [], None
-    for time in found:
-        if time is None:
-            time = 0.0 if last is None else last + step
-        last = time if last is None else max(time, last)
-        times.append(last)
-    span = times[-1] - times[0]
-    return np.array(times), round((len(times) - 1) / span if span > 0 else 1 / step, 3)
-
+from videoanomaly.video.frame_clock import LONGEST_STEP, FrameClock, clock
 
 TURNS = {
     90: Image.Transpose.ROTATE_90,
@@ -47,31 +36,191 @@ TURNS = {
     -90: Image.Transpose.ROTATE_270,
 }  # by the display matrix, degrees; OpenCV ignores other angles
 BROKEN = (av.FFmpegError, OSError, InputError)  # what an unreadable video raises; anything else ends the run
+LISTS = {"concat", "dash", "ffmetadata", "hls", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"}  # open other files
+MEDIA = {"protocol_whitelist": "file", "format_whitelist": ",".join(sorted(av.formats_available - LISTS))}
+LONGEST_PAUSE, TS_DISCONT = (3600.0, 10.0), 0x0200  # seconds; FFmpeg's mark of formats whose stamps may begin anew
+FLATTEST = 100  # longer side of a picture by the shorter one: more is resized to gigabytes
+MOST_REORDERED = 5  # frames between a frame's own packet and the one with which it comes, but for damage
+MAX_UNREADABLE = 100  # places of a file
+LOST_TAIL = 1.0  # seconds that the header may tell of more than there are
 
 
-def video_stream(container: InputContainer) -> av.VideoStream:
+class Damage(NamedTuple):
+    """A place that cannot be decoded."""
+
+    start: float  # seconds
+    end: float | None  # None: to the end, wherever that is
+    reason: str
+
+    def overlaps(self, other: "Damage") -> bool:
+        return self.start <= (other.end or self.start) and other.start <= (self.end or other.start)
+
+    def text(self) -> str:
+        """Such as 00:00:15.167 to 00:00:15.300 (Invalid data found when processing input)."""
+        return f"{clock(self.start)} to {'the end' if self.end is None else clock(self.end)} ({self.reason})"
+
+
+def seconds(ticks: int | None, time_base: Fraction | None) -> float:
+    """Of a time stamp; not a number if there is none."""
+    return math.nan if ticks is None or time_base is None else float(ticks * time_base)
+
+
+def mean_rate(times: np.ndarray, rate: float | None) -> float:
+    """Frames/s to three decimals of frames shown at `times`, (N,) seconds; pauses do not count.
+
+    `rate` is that of the file's header, for a single frame.
+    """
+    steps = np.diff(times)
+    if len(steps):
+        steps = steps[steps <= max(LONGEST_STEP * np.median(steps), 5)]
+    return round(len(steps) / steps.sum() if steps.sum() > 0 else rate or 25.0, 3)
+
+
+def with_holes(damage: list[Damage], times: np.ndarray) -> list[Damage]:
+    """Also where frames of a constant rate are missing that no error tells of; none where the rate varies anyway.
+
+    Args:
+        times: (N,) seconds.
+    """
+    steps = np.diff(times)
+    usual = np.median(steps) if len(steps) else 0.0
+    holes = np.flatnonzero(steps > 2.5 * usual)
+    if not usual or (np.abs(steps - usual) > 0.5 * usual).sum() > 1 + 0.01 * len(steps):
+        return damage
+    found = [Damage(float(times[i] + usual), float(times[i + 1]), "no pictures there") for i in holes]
+    return sorted(damage + [hole for hole in found if not any(hole.overlaps(known) for known in damage)])
+
+
+def picture_stream(container: InputContainer) -> av.VideoStream:
     """The stream that OpenCV reads: the first with pictures; an InputError if there is none."""
     if not container.streams.video:
         raise InputError("found no pictures in it, expected a video stream")
     return container.streams.video[0]
 
 
-def decode(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Yields every frame, an av.VideoFrame, in the order of showing.
+class VideoFile:
+    """An opened video file: what its header tells, its frames and their times. Use it in a `with` statement.
 
-    One thread a video: it is as fast for small videos, and with more of them FFmpeg hides errors near the end.
+    FFmpeg may open that file alone: no address that a name looks like, no list of other files.
 
     Raises:
-        av.FFmpegError: At the first damage that the decoder cannot conceal.
-        InputError: If the file ends in the middle of a frame.
+        One of BROKEN: If it is no video.
     """
-    is_cut_off, container = False, stream.container
-    assert isinstance(container, InputContainer), "the stream is one that is written"
-    for packet in container.demux(stream):
-        is_cut_off = packet.is_corrupt if packet.size else is_cut_off  # an empty packet only flushes the decoder
-        yield from packet.decode()
-    if is_cut_off:
-        raise InputError("the file is cut off in the middle of a frame")
+
+    def __init__(self, path: Path):
+        try:
+            self.container: InputContainer = av.open(f"file:{path}", options=MEDIA, metadata_errors="replace")
+        except av.error.ArgumentError:
+            raise InputError("found none of the formats of videos (a list of other files?)") from None
+        try:
+            self.stream = picture_stream(self.container)
+        except InputError:
+            self.container.close()
+            raise
+        self.codec, self.num_frames = self.stream.codec_context.name, self.stream.frames  # by the header, or 0
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        self.rate = float(rate) if rate else None
+        self.start = (self.container.start_time or 0) / av.time_base
+        pause = LONGEST_PAUSE[bool(self.container.format.flags & TS_DISCONT)]
+        self.clock = FrameClock(self.rate, pause, self.start)
+        self.damage: list[Damage] = []
+        # the stamps there are those of the order in the file, in which B-frames do not stand as they are shown
+        self.lacks_order = self.container.format.name == "avi" and self.stream.codec_context.has_b_frames
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.container.close()
+
+    def decode(self) -> Iterator[av.VideoFrame]:
+        """Yields every frame that can be decoded, in the order of showing; what cannot be is added to `damage`.
+
+        One thread a video: it is as fast for small videos, and with more of them FFmpeg hides errors near the end.
+        """
+        stamps: list[int | None] = []
+        lossy, read, shown = None, math.nan, math.nan  # the last packet, if something is missing in it; seconds
+        for packet in self.packets():
+            if packet.size:  # an empty one only flushes the decoder
+                self.note_damage(lossy, "packets are missing") if lossy else None
+                lossy, read = packet if packet.is_corrupt else None, seconds(packet.dts, packet.time_base)
+                stamps += [packet.dts] * self.lacks_order
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                self.note_damage(packet, why_skipped(error))
+                del stamps[-1:]
+                continue
+            for frame in frames:
+                if max(frame.width, frame.height) > FLATTEST * min(frame.width, frame.height):
+                    raise InputError(f"found pictures of {frame.width} x {frame.height}, expected less narrow ones")
+                frame.pts = stamps.pop(0) if stamps else frame.pts
+                if not self.is_leftover(frame, shown, read):
+                    shown = seconds(frame.pts, frame.time_base)
+                    yield frame
+        if lossy:
+            self.note_damage(None, "the file is cut off in the middle of a frame")
+
+    def is_leftover(self, frame: av.VideoFrame, shown: float, read: float) -> bool:
+        """Whether a frame from before some damage comes late; frames of a stream that begins anew are as late as any.
+
+        `shown` and `read` are the times of the frame before and of the newest packet, seconds, not a number if unknown.
+        """
+        time = seconds(frame.pts, frame.time_base)
+        return bool(self.damage) and time < shown and read - time > MOST_REORDERED * self.clock.step
+
+    def packets(self) -> Iterator[av.Packet]:
+        """Yields what the file holds; where it cannot be read, the next that can, and at last an empty packet."""
+        for _ in range(MAX_UNREADABLE):
+            try:
+                yield from self.container.demux(self.stream)
+                return
+            except av.FFmpegError as error:
+                self.note_damage(None, why_skipped(error))
+
+    def frames(self) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Yields every frame with the time at which a player shows it, seconds from 0; see `FrameClock`.
+
+        Raises:
+            One of BROKEN: If there is none.
+        """
+        for frame in self.decode():
+            yield self.clock(frame.time), frame
+        if not self.clock.num_frames:
+            raise InputError(self.damage[0].reason if self.damage else "found no frame in it, expected at least one")
+        self.find_lost_tail()
+
+    @property
+    def may_seek(self) -> bool:
+        """Whether the times of the frames so far are those of the file's time stamps."""
+        return self.clock.is_exact and not self.lacks_order
+
+    def note_damage(self, packet: av.Packet | None, reason: str) -> None:
+        """A packet that cannot be decoded, or None: nothing behind what was."""
+        step = self.clock.step
+        start = self.clock.time + step if self.clock.num_frames else 0.0
+        if packet and self.clock.stamp is not None:
+            time = seconds(packet.dts if packet.pts is None else packet.pts, packet.time_base) + self.clock.offset
+            start = start if math.isnan(time) else max(time, 0.0)
+        end = start + step if packet else None
+        if self.damage and (last := self.damage[-1]).end is not None and start <= last.end + 5 * step:
+            start, reason = min(start, last.start), last.reason
+            end = end and max(end, last.end)
+            self.damage.pop()
+        self.damage.append(Damage(start, end, reason))
+
+    def find_lost_tail(self) -> None:
+        """Frames that the header tells of and that are not there."""
+        stream, end, found = self.stream, self.clock.time + self.clock.step, self.clock.num_frames
+        told, reason = 0.0, f"the file ends after {found} of {self.num_frames} frames"
+        if self.num_frames > found:
+            told = seconds((stream.start_time or 0) + (stream.duration or 0), stream.time_base) - self.start
+        elif self.container.format.name == "matroska,webm" and len(self.container.streams) == 1:
+            told, reason = (self.container.duration or 0) / av.time_base - self.start, "the file ends there"
+        if told > end + LOST_TAIL and not self.clock.jumps:
+            if self.damage and self.damage[-1].end is None:
+                end, _, reason = self.damage.pop()
+            self.damage.append(Damage(end, told, reason))
 
 
 def to_image(frame: av.VideoFrame, reformatter: VideoReformatter) -> Image.Image:
@@ -108,15 +257,16 @@ def find_videos(source: Path) -> dict[str, Path]:
 def header_frames(path: Path) -> int:
     """Number of frames by the file's header, for shares and the time left only: it may be wrong, or 0."""
     try:
-        with av.open(str(path)) as container:
-            return video_stream(container).frames
+        with VideoFile(path) as video:
+            return video.num_frames
     except BROKEN:
         return 0
 
 
 def why_skipped(error: Exception) -> str:
     """What is wrong with a video that raised this, without its name."""
-    return getattr(error, "strerror", None) or str(error)
+    text = getattr(error, "strerror", None) or str(error)
+    return text if isinstance(error, BROKEN) else f"{type(error).__name__}: {text}"
 
 
 def find_all_videos(sources: list[Path], out: Path) -> dict[str, Path]:

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import av
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
@@ -21,10 +20,44 @@ from torch import Tensor
 from tqdm import tqdm
 
 from videoanomaly.runtime.console import InputError
-from videoanomaly.video.decoding import BROKEN, decode, frame_times, to_image, video_stream
+from videoanomaly.video.decoding import BROKEN, Damage, VideoFile, mean_rate, to_image, with_holes
+from videoanomaly.video.frame_clock import Jump, clock
 from videoanomaly.video.preprocessing import ImageEncoder
 
-Read = Callable[[Path], Iterator[Tensor | dict]]  # a video -> what `read_batches` yields
+TOLD = 3  # places of damage that a line names
+
+
+class Reading(NamedTuple):
+    """What is known of a video once it was read to its end."""
+
+    times: np.ndarray  # (N,) seconds, when each frame is shown
+    header_rate: float | None  # frames/s
+    damage: list[Damage]
+    jumps: list[Jump]
+    may_seek: bool  # see VideoFile
+
+    @property
+    def fps(self) -> float:
+        """Mean frames per second."""
+        return mean_rate(self.times, self.header_rate)
+
+    def notes(self) -> list[str]:
+        """Lines on what is not as it should be."""
+        lines = []
+        if self.damage:
+            places = [damage.text() for damage in self.damage[:TOLD]]
+            more = f" and {len(self.damage) - TOLD} more" if len(self.damage) > TOLD else ""
+            lines.append(f"cannot be decoded: {', '.join(places)}{more}; the rest was used")
+        if self.jumps:
+            first, times = self.jumps[0], "once" if len(self.jumps) == 1 else f"{len(self.jumps)} times"
+            lines.append(
+                f"time stamps jump {times}, first by {first.by:+.3f} s at {clock(first.time)}; "
+                "times go on there as if they did not"
+            )
+        return lines
+
+
+Read = Callable[[Path], Iterator[Tensor | Reading]]  # a video -> what `read_batches` yields
 
 
 def join_batches(batches: list[np.ndarray], num_crops: int) -> np.ndarray:
@@ -34,63 +67,49 @@ def join_batches(batches: list[np.ndarray], num_crops: int) -> np.ndarray:
 
 
 def read_batches(
-    path: Path,
-    to_inputs: Callable[[Image.Image], list[Tensor]],
-    stride: int,
-    batch_size: int,
-    pin_memory: bool,
-    times: list[float | None] | None = None,
-) -> Iterator[Tensor | dict]:
-    """Yields the encoder's inputs of a video, (n, 3, n_px, n_px), and at last {"frames": count, "fps": frames/s}.
+    path: Path, to_inputs: Callable[[Image.Image], list[Tensor]], stride: int, batch_size: int, pin_memory: bool
+) -> Iterator[Tensor | Reading]:
+    """Yields the encoder's inputs of a video, (n, 3, n_px, n_px), and at last what else was read.
 
     Frames that go to the encoder as they are have the video's size, (n, 3, H, W); where that changes, a batch ends.
-    `times`, if given, gets the second from the start of the file at which each frame is shown, None where it does not
-    tell.
 
     Raises:
-        av.FFmpegError, OSError, InputError: If the video cannot be read, or not to its end.
+        One of decoding.BROKEN: If the video cannot be read.
     """
 
     def stack(images: list[Tensor]) -> Tensor:
         batch = torch.stack(images)
         return batch.pin_memory() if pin_memory else batch  # so that its way to the GPU is a copy in the background
 
-    with av.open(str(path)) as container:
-        stream, reformatter = video_stream(container), VideoReformatter()
-        start = (container.start_time or 0) / av.time_base
-        images: list[Tensor] = []
-        num_frames = 0
-        for num_frames, frame in enumerate(decode(stream), start=1):
-            if times is not None:
-                times.append(None if frame.time is None else frame.time - start)
-            if (num_frames - 1) % stride:
+    with VideoFile(path) as video:
+        reformatter, images, times = VideoReformatter(), [], []
+        for time, frame in video.frames():
+            times.append(time)
+            if (len(times) - 1) % stride:
                 continue
             inputs = to_inputs(to_image(frame, reformatter))
             if len(images) >= batch_size or images and images[0].shape != inputs[0].shape:
                 yield stack(images)
                 images = []
             images += inputs
-        if not num_frames:
-            raise InputError("found no frame in it, expected at least one")
-        if images:
-            yield stack(images)
-        rate = stream.average_rate or stream.guessed_rate
-        yield {"frames": num_frames, "fps": rate and float(rate)}
+        yield stack(images)
+        shown = np.array(times)
+        yield Reading(shown, video.rate, with_holes(video.damage, shown), video.clock.jumps, video.may_seek)
 
 
 @contextmanager
 def reading_ahead(
     videos: dict[str, Path], read: Read, num_workers: int
-) -> Iterator[Callable[[], tuple[str, Tensor | dict | Exception]]]:
+) -> Iterator[Callable[[], tuple[str, Tensor | Reading | Exception]]]:
     """Reads several videos at once, each in a thread, so that the encoder never waits at the border of two.
 
     Gives a function that returns the next (key, item) of any video; an exception in a thread is an item, too. There are
     at most 3 * num_workers items at a time: two a thread in the queue, and one that each is making.
     """
-    items: queue.Queue[tuple[str, Tensor | dict | Exception]] = queue.Queue(2 * num_workers)
+    items: queue.Queue[tuple[str, Tensor | Reading | Exception]] = queue.Queue(2 * num_workers)
     stop = threading.Event()
 
-    def put(key: str, item: Tensor | dict | Exception) -> None:
+    def put(key: str, item: Tensor | Reading | Exception) -> None:
         while not stop.is_set():
             try:
                 return items.put((key, item), timeout=0.1)
@@ -135,10 +154,10 @@ def encode_videos(
     num_workers: int,
     num_crops: int,
     bar: tqdm,
-) -> Iterator[tuple[str, np.ndarray | None, Any]]:
-    """Yields (key, float16 features or None, what `read` gave at last) of each video, in the order in which they end.
+) -> Iterator[tuple[str, tuple[np.ndarray, Reading] | Exception]]:
+    """Yields (key, (float16 features, what else was read)) of each video, or (key, the exception) of an unreadable one.
 
-    An unreadable video has no features; what it gives at last is the exception. Of another video that is a dict.
+    They come in the order in which they end.
     """
     batches: defaultdict[str, list[np.ndarray]] = defaultdict(list)
     with reading_ahead(videos, read, num_workers) as next_item:
@@ -153,20 +172,7 @@ def encode_videos(
             done = batches.pop(key, [])
             if isinstance(item, Exception) and not isinstance(item, BROKEN):
                 raise item
-            yield key, None if isinstance(item, BROKEN) else join_batches(done, num_crops), item
-
-
-def read_timed(path: Path, **how: Any) -> Iterator[Tensor | dict]:
-    """As `read_batches`, with its further arguments, and at last also "times" (N,), seconds, and their "fps"."""
-    found: list[float | None] = []
-    last: dict = {}
-    for item in read_batches(path, times=found, **how):
-        if isinstance(item, Tensor):
-            yield item
-        else:
-            last = item
-    times, fps = frame_times(found, last["fps"])
-    yield {"frames": len(times), "fps": fps, "times": times}
+            yield key, item if isinstance(item, Exception) else (join_batches(done, num_crops), item)
 
 
 def interpolate(features: np.ndarray, stride: int, spacing: int, num_frames: int) -> np.ndarray:

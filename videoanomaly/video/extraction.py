@@ -141,12 +141,16 @@ def extract(
 ) -> None:
     """Encodes the videos; each one's file is written, and `record` extended, when its last frame is done."""
     meta = record.meta
-    for key, features, info in encode_videos(videos, encoder, meta["encoder"], read, num_workers, meta["crops"], bar):
-        if features is None:
-            bar.write(f"skipped {videos[key]}: {why_skipped(info)}", file=sys.stderr)
+    for key, found in encode_videos(videos, encoder, meta["encoder"], read, num_workers, meta["crops"], bar):
+        if isinstance(found, Exception):
+            bar.write(f"skipped {videos[key]}: {why_skipped(found)}", file=sys.stderr)
             continue
+        features, info = found
+        for line in info.notes():
+            bar.write(f"{videos[key]}: {line}", file=sys.stderr)
         write_atomically(record.out / f"{key}.npy", partial(np.save, arr=features))
-        record.add(key, info)
+        noted = {"frames": len(info.times), "fps": info.header_rate}
+        record.add(key, noted | ({"damage": [d._asdict() for d in info.damage]} if info.damage else {}))
 
 
 def prepare_folder(out: Path, settings: dict, videos: dict[str, Path]) -> dict:
