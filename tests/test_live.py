@@ -258,6 +258,18 @@ def test_missing_rows_repeat_the_last_one_and_a_longer_gap_ends_the_event(monkey
     assert watch.ring.newest()[:, 0, 0].tolist() == pytest.approx([0.8])
 
 
+def test_a_source_that_is_too_slow_for_the_model_is_told_once(capsys):
+    watch = make_watch(Brightness(), [])
+    for row in range(0, 3000, 300):  # a picture a minute
+        watch.add(grey(0.9), row, 0.0)
+    assert capsys.readouterr().err.startswith(
+        "a picture every 60.0 s: each is scored alone, as this model sees events in"
+    )
+    for row in range(3000, 3010):
+        watch.add(grey(0.9), row, 0.0)
+    assert not capsys.readouterr().err
+
+
 def test_an_open_event_is_updated_by_each_run_of_the_model_while_it_goes_on():
     told = []
     watch = make_watch(Brightness(), told)

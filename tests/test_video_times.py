@@ -2,6 +2,7 @@
 
 import io
 import json
+import queue
 import re
 from base64 import b64decode
 from fractions import Fraction
@@ -14,6 +15,7 @@ from PIL import Image
 
 import predict
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.live import streams
 from videoanomaly.prediction import annotated_video
 from videoanomaly.video import key_frames
 from videoanomaly.video.decoding import VideoFile, mean_rate, to_image
@@ -259,3 +261,47 @@ def test_jumps_are_told_on_the_terminal_in_the_file_and_on_the_page(predicted):
         assert result["duration"] == pytest.approx(4, abs=0.05) and result["fps"] == pytest.approx(25, rel=0.01)
         for note in result["notes"]:
             assert note.startswith("time stamps jump") and note in page
+
+
+class Clock:
+    """A clock that only waiting moves on, as module `time` and as an event that nobody sets."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    time = monotonic
+
+    def wait(self, seconds):
+        self.now += seconds
+
+    def is_set(self):
+        return False
+
+
+LIVE = {  # a video, and when its pictures are shown
+    "joined.ts": (JUMPS["joined.ts"], np.arange(N) / RATE),
+    "often.ts": (JUMPS["often.ts"], np.arange(N) / RATE),
+    "day.mkv": (JUMPS["day.mkv"], np.arange(N) / RATE),
+    "slow.mkv": (lambda path: write(path, times=6.0 * np.arange(N), options={"bf": "0"}), 6.0 * np.arange(N)),
+    "variable.mkv": (lambda path: write(path, times=VARIABLE), VARIABLE),
+    "elementary.h264": (write, np.arange(N) / RATE),
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_every_picture_of_a_file_that_is_watched_comes_at_its_time(name, tmp_path, monkeypatch):
+    make, times = LIVE[name]
+    make(tmp_path / name)
+    clock = Clock()
+    monkeypatch.setattr(streams, "time", clock)
+    reader = streams.Reader(streams.find_source(str(tmp_path / name)), RATE, 1)
+    reader.stopping, reader.samples = clock, queue.Queue()
+    reader.read()
+    samples = [reader.samples.get() for _ in range(reader.samples.qsize())]
+    numbers = [number_in(to_image(sample.frame, VideoReformatter())) for sample in samples]
+    assert numbers == list(range(N)) and reader.num_frames == N and reader.num_dropped == 0
+    assert [sample.arrival - 100 for sample in samples] == pytest.approx(times, abs=2e-3)
+    assert reader.num_jumps == {"joined.ts": 1, "often.ts": 4, "day.mkv": 1}.get(name, 0)
