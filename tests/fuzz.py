@@ -25,16 +25,21 @@ from collections import Counter, defaultdict
 from contextlib import redirect_stderr
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 
 import clip_model
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly.data import datasets, lists
 from videoanomaly.data.features import load_array, read_meta
 from videoanomaly.systems.s3r import S3R
+from videoanomaly.video.decoding import BROKEN, VideoFile, mean_rate, to_image, why_skipped, with_holes
 
 SECONDS, MEMORY = 5, 2**30  # of a case, of all cases
+MEDIA = {"mp4": "libx264", "mkv": "libx264", "ts": "libx264", "avi": "mpeg4", "mpg": "mpeg2video", "flv": "flv"}
+MEDIA |= {"webm": "libvpx", "mov": "mpeg4", "wmv": "wmv2", "h264": "libx264", "mxf": "mpeg2video"}
 HUGE = [
     b"9" * 20,
     b"9" * 5000,
@@ -322,6 +327,32 @@ def binary_parsers(folder: Path):
     yield "merge table", table, merges, mutate_gzip, lambda: read_merges(table)
 
 
+def media_parsers(folder: Path):
+    """The same for videos, all frames of which are read."""
+    for suffix, codec in MEDIA.items():
+        path = folder / f"v.{suffix}"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = 32, 32, "yuv420p", 5
+            for i in range(12):
+                picture = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(stream.encode())
+        yield f"video .{suffix}", path, path.read_bytes(), mutate, lambda path=path: read_video(path)
+
+
+def read_video(path: Path) -> None:
+    """All frames as pictures; AssertionError if time falls."""
+    try:
+        with VideoFile(path) as video:
+            times = [time for time, frame in video.frames() if to_image(frame, VideoReformatter())]
+    except BROKEN as error:
+        raise ValueError(why_skipped(error)) from None
+    damage = with_holes(video.damage, np.array(times))
+    assert times[0] >= 0 and (np.diff(times) >= 0).all() and mean_rate(np.array(times), None) > 0, times
+    assert all(place.start >= 0 and (place.end is None or place.end >= place.start) for place in damage), damage
+
+
 def read_merges(path: Path):
     """The merge table is read from beside clip_model.py: for a moment that is another folder."""
     real, clip_model.__file__ = clip_model.__file__, str(path.with_name("clip_model.py"))
@@ -400,7 +431,8 @@ def main(argv=None) -> int:
     try:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
             parsers = [*list_parsers(Path(folder))] * 5 + [
-                *binary_parsers(Path(folder))
+                *binary_parsers(Path(folder)),
+                *media_parsers(Path(folder)),
             ]  # lists take a tenth of the time
             limit_memory()
             counts, findings = fuzz(parsers, args.runs, random.Random(args.seed), args.save)

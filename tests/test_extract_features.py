@@ -701,6 +701,7 @@ def test_broken_videos_are_named_and_the_others_done(tmp_path, custom, capsys):
     (videos / "empty.mp4").touch()
     (videos / "text.mp4").write_bytes(b"no video " * 1000)
     write_sound(videos / "sound.mp4")
+    write_video(videos / "narrow.mkv", num_frames=2, codec="mpeg4", size=(4096, 16))
     write_sound(videos / "no_frame.mkv", empty_pictures=True)
     cut(write_video(videos / "without_index.mp4", num_frames=60), 0.5)
     cut(write_video(videos / "cut_off.mp4", num_frames=60, mux_options=index_first), 0.7)
@@ -716,6 +717,7 @@ def test_broken_videos_are_named_and_the_others_done(tmp_path, custom, capsys):
         "text.mp4": invalid,
         "sound.mp4": "found no pictures in it, expected a video stream",
         "no_frame.mkv": "found no frame in it, expected at least one",
+        "narrow.mkv": "found pictures of 4096 x 16, expected less narrow ones",
         "without_index.mp4": invalid,
     }
     in_part = dict(line.split(": cannot be decoded: ", 1) for line in lines if not line.startswith("skipped "))
@@ -727,7 +729,7 @@ def test_broken_videos_are_named_and_the_others_done(tmp_path, custom, capsys):
         assert len(np.load(tmp_path / "out" / f"{name}.npy")) == info["frames"]
         assert ("damage" in info) == (f"{name}.mp4" in in_part or f"{name}.avi" in in_part)
     num_frames = sum(info["frames"] for info in done.values())
-    assert f"5 of 10 videos written, 0 were there, 5 skipped; {num_frames} frames" in told.out and num_frames > 100
+    assert f"5 of 11 videos written, 0 were there, 6 skipped; {num_frames} frames" in told.out and num_frames > 100
 
 
 # ---------------------------------------------------------------- reading ahead

@@ -95,6 +95,8 @@ def picture_stream(container: InputContainer) -> av.VideoStream:
     """The stream that OpenCV reads: the first with pictures; an InputError if there is none."""
     if not container.streams.video:
         raise InputError("found no pictures in it, expected a video stream")
+    if container.streams.video[0].codec_context is None:
+        raise InputError("found pictures of a codec that FFmpeg does not know")
     return container.streams.video[0]
 
 
