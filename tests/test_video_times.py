@@ -91,6 +91,37 @@ KINDS = {  # what write() is given besides the path
 }
 
 
+@pytest.mark.parametrize("suffix", ["avi", "mkv", "mp4", "mov", "flv", "ts", "webm"])
+def test_titles_in_other_code_pages_do_no_harm(suffix, tmp_path):
+    mark, path = b"QQQQQQQQ", tmp_path / f"v.{suffix}"
+    for title in (
+        "监控录像".encode("gbk"),
+        "Entrée n°".encode("latin-1")[:8],
+        "カメラ二".encode("shift-jis"),
+        b"\xff\xfe\x00\xd8\x00\xdc\x80\x81",
+    ):
+        with av.open(str(path), "w") as container:
+            container.metadata["title" if suffix != "ts" else "service_name"] = mark.decode()
+            stream = container.add_stream(
+                "libvpx" if suffix == "webm" else "flv" if suffix == "flv" else "mpeg4", rate=RATE
+            )
+            stream.width = stream.height = 64
+            stream.pix_fmt, stream.metadata["title"], stream.metadata["handler_name"] = (
+                "yuv420p",
+                mark.decode(),
+                mark.decode(),
+            )
+            container.mux([*stream.encode(av.VideoFrame.from_ndarray(numbered(7))), *stream.encode()])
+        data = path.read_bytes()
+        assert mark in data
+        path.write_bytes(data.replace(mark, title))
+        with VideoFile(path) as file:
+            assert [time for time, _ in file.frames()] == [0]
+        reader = streams.Reader(streams.find_source(str(path)), RATE, 1)
+        reader.read()
+        assert reader.num_frames == 1
+
+
 def place(root, name):
     """Where the video of a kind lies: one name for each, also without the suffix."""
     return root / f"{name.replace('.', '-')}.{name.split('.')[1]}"

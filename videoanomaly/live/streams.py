@@ -184,7 +184,7 @@ class Reader(threading.Thread):
 
     def read(self) -> None:
         """From connecting to the end."""
-        with av.open(**self.source.options) as container:
+        with av.open(**self.source.options, metadata_errors="replace") as container:
             stream = picture_stream(container)
             frame_rate = sensible_rate(stream)
             self.rate = self.rate or frame_rate / self.stride
