@@ -88,7 +88,8 @@ def with_holes(damage: list[Damage], times: np.ndarray) -> list[Damage]:
     if not usual or (np.abs(steps - usual) > 0.5 * usual).sum() > 1 + 0.01 * len(steps):
         return damage
     found = [Damage(float(times[i] + usual), float(times[i + 1]), "no pictures there") for i in holes]
-    return sorted(damage + [hole for hole in found if not any(hole.overlaps(known) for known in damage)])
+    found = [hole for hole in found if not any(hole.overlaps(known) for known in damage)]
+    return sorted(damage + found, key=lambda place: place.start)
 
 
 def picture_stream(container: InputContainer) -> av.VideoStream:
@@ -144,7 +145,8 @@ class VideoFile:
         lossy, read, shown = None, math.nan, math.nan  # the last packet, if something is missing in it; seconds
         for packet in self.packets():
             if packet.size:  # an empty one only flushes the decoder
-                self.note_damage(lossy, "packets are missing") if lossy else None
+                if lossy:
+                    self.note_damage(lossy, "packets are missing")
                 lossy, read = packet if packet.is_corrupt else None, seconds(packet.dts, packet.time_base)
                 stamps += [packet.dts] * self.lacks_order
             try:
@@ -175,7 +177,10 @@ class VideoFile:
         """Yields what the file holds; where it cannot be read, the next that can, and at last an empty packet."""
         for _ in range(MAX_UNREADABLE):
             try:
-                yield from self.container.demux(self.stream)
+                for packet in self.container.demux(self.stream):
+                    if packet.size and self.damage and self.damage[-1].end is None:  # it was not the end
+                        self.damage[-1] = self.damage[-1]._replace(end=max(self.time_of(packet), self.damage[-1].start))
+                    yield packet
                 return
             except av.FFmpegError as error:
                 self.note_damage(None, why_skipped(error))
@@ -197,13 +202,18 @@ class VideoFile:
         """Whether the times of the frames so far are those of the file's time stamps."""
         return self.clock.is_exact and not self.lacks_order
 
-    def note_damage(self, packet: av.Packet | None, reason: str) -> None:
-        """A packet that cannot be decoded, or None: nothing behind what was."""
-        step = self.clock.step
-        start = self.clock.time + step if self.clock.num_frames else 0.0
+    def time_of(self, packet: av.Packet | None) -> float:
+        """When a packet's frame is shown, or the next one, seconds."""
+        time = math.nan
         if packet and self.clock.stamp is not None:
             time = seconds(packet.dts if packet.pts is None else packet.pts, packet.time_base) + self.clock.offset
-            start = start if math.isnan(time) else max(time, 0.0)
+        if math.isnan(time):
+            time = self.clock.time + self.clock.step if self.clock.num_frames else 0.0
+        return max(time, 0.0)
+
+    def note_damage(self, packet: av.Packet | None, reason: str) -> None:
+        """A packet that cannot be decoded, or None: nothing behind what was."""
+        step, start = self.clock.step, self.time_of(packet)
         end = start + step if packet else None
         if self.damage and (last := self.damage[-1]).end is not None and start <= last.end + 5 * step:
             start, reason = min(start, last.start), last.reason
