@@ -11,10 +11,14 @@ prompt, W width of the text tower, J passes over a video, N feature rows of a vi
 """
 
 import copy
+import hashlib
 import math
 import os
+import unicodedata
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -24,11 +28,40 @@ from torch import Tensor, nn
 
 ENGINEERED_PROMPT = "a video from a CCTV camera of a {}"  # Sec. 4.2 and Table 7
 CHECKPOINT_FORMAT = 1
+SEAL = b"sha256:"  # a checkpoint ends in this and the hash of all that stands before the hash, in hex
+HASH_LENGTH = 64
+MOST_UNPACKED = 10  # times the size of a file; weights hardly compress, so more is an attack on the memory
+MOST_CROPS = 10  # of a frame, as the field's ten crops; a longer axis is another one
+LONGEST_NAME = 1000  # characters of a class; more is no name
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A config field with the text and the choices that the command line shows."""
     return field(default=default, metadata={"help": help, "choices": choices})
+
+
+KINDS: dict[Any, tuple[type, str]] = {  # of config fields: what their values are, and what that is called
+    int: (Integral, "a whole number"),
+    int | None: (Integral, "a whole number"),
+    float: (Real, "a finite number"),
+    bool: (bool, "True or False"),
+}
+
+
+def check_number(name: str, value: Any, kind: type, what: str) -> None:
+    """A ValueError if the value of that name is not finite and of that kind, or a whole number below 1."""
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or not math.isfinite(value):
+        raise ValueError(f"{name} must be {what}, got {value!r:.60}")
+    if kind is Integral and value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def is_name(name: object) -> bool:
+    """Whether it is text that a terminal, a table and a picture can show: no control characters, no lone surrogates."""
+    odd = {"Cc", "Cs", "Zl", "Zp"}  # control, surrogate, line and paragraph separator
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        return False
+    return not any(unicodedata.category(letter) in odd for letter in name)
 
 
 @dataclass
@@ -82,12 +115,17 @@ class AnomalyCLIPConfig:
         if isinstance(self.classes, str) or not self.classes or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be a sequence of one or more different names, got {self.classes!r}")
         self.classes = tuple(self.classes)
+        for name in self.classes:
+            if not is_name(name):
+                raise ValueError(
+                    f"classes must be names of plain text, up to {LONGEST_NAME} characters, got {name!a:.60}"
+                )
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata.get("choices")
             if choices and value not in choices:
                 raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
-            if f.type in (int, int | None) and value is not None and value < 1:
-                raise ValueError(f"{f.name} must be at least 1, got {value}")
+            if f.type in KINDS and not (value is None and f.type == int | None):
+                check_number(f.name, value, *KINDS[f.type])
         if not 1 <= self.topk <= self.num_segments:
             raise ValueError(f"topk must be in [1, {self.num_segments}], the segments of a video, got {self.topk}")
         if not 0 <= self.mask_ratio < 1:
@@ -106,6 +144,12 @@ class AnomalyCLIPConfig:
 
 
 # ---- Temporal models (Sec. 3.2, Table 10): all map (B, S, F, E) to (B, S, F, E) ----
+
+
+def randn(*shape: int, scale: float = 1.0) -> Tensor:
+    """Normally distributed numbers; none on the meta device, whose random operations take a second to import."""
+    x = torch.empty(*shape)
+    return x if x.is_meta else x.normal_() * scale
 
 
 class ChannelNorm(nn.Module):
@@ -184,8 +228,8 @@ class AxialTransformer(nn.Module):
         self, dim: int, *, num_segments: int, num_frames: int, num_heads: int, depth: int, head_dim: int | None = None
     ):
         super().__init__()
-        self.pos_segments = nn.Parameter(torch.randn(num_segments, 1, dim))
-        self.pos_frames = nn.Parameter(torch.randn(1, num_frames, dim))
+        self.pos_segments = nn.Parameter(randn(num_segments, 1, dim))
+        self.pos_frames = nn.Parameter(randn(1, num_frames, dim))
         self.layers = nn.ModuleList(AxialLayer(dim, num_heads=num_heads, head_dim=head_dim) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,7 +248,7 @@ class AxisTransformer(nn.Module):
     def __init__(self, dim: int, *, length: int, long: bool, num_heads: int, depth: int):
         super().__init__()
         self.long = long
-        self.pos = nn.Parameter(torch.randn(length, dim))
+        self.pos = nn.Parameter(randn(length, dim))
         self.layers = nn.Sequential(
             *(
                 nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout=0.0, batch_first=True, norm_first=True)
@@ -422,6 +466,28 @@ def probabilities(anomaly_logits: Tensor, class_logits: Tensor) -> tuple[Tensor,
     return p_A, p_A.unsqueeze(-1) * class_logits.softmax(dim=-1)
 
 
+def checked_rows(name: str, rows: Any, dim: int, num_rows: int | None = None) -> Rows:
+    """What `predict` can read, of what it was given; lists become an array."""
+    expected = f"expected ({num_rows or 'N'}, {dim}) or ({num_rows or 'N'}, crops, {dim}), of up to {MOST_CROPS} crops"
+    try:
+        rows = np.asarray(rows, np.float32) if isinstance(rows, (list, tuple)) else rows
+        if hasattr(rows, "shape"):
+            shape = tuple(rows.shape)
+        else:
+            shape = (len(rows), *np.shape(rows[np.arange(1)])[1:]) if len(rows) else (0,)
+    except (TypeError, ValueError, RuntimeError, LookupError):
+        raise ValueError(f"{name}: found a {type(rows).__name__} that is no array of numbers, {expected}") from None
+    if shape[:1] == (0,):
+        raise ValueError(f"{name} hold no rows")
+    fits = len(shape) in (2, 3) and shape[-1] == dim and num_rows in (None, shape[0])
+    if not fits or len(shape) == 3 and not 1 <= shape[1] <= MOST_CROPS:
+        raise ValueError(f"{name}: found {shape}, {expected}")
+    dtype = getattr(rows, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind not in "fiub" or isinstance(rows, Tensor) and rows.is_complex():
+        raise ValueError(f"{name}: found {dtype}, expected real numbers")
+    return rows
+
+
 class VideoModel(nn.Module):
     """Inference over whole videos and checkpoints, for any model with NAME, config, and these parts of Prediction.
 
@@ -460,8 +526,13 @@ class VideoModel(nn.Module):
         Returns:
             p_A, (N,): probability that a row is anomalous; p_class, (N, C): that it shows an anomaly of each class.
         Raises:
-            ValueError: If there are no rows, or no directions yet.
+            ValueError: If there are no rows, features of another shape, or no directions yet.
         """
+        features = checked_rows("features", features, self.config.feature_dim)
+        if temporal_features is not None and self.config.temporal_feature_dim:
+            temporal_features = checked_rows(
+                "temporal_features", temporal_features, self.config.temporal_feature_dim, len(features)
+            )
         if not self.training:
             return self.predict_passes(features, temporal_features, batch_size)
         self.eval()
@@ -474,8 +545,7 @@ class VideoModel(nn.Module):
         self, features: Rows, temporal_features: Rows | None, batch_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """`predict` of a model that is in evaluation mode."""
-        if (num_rows := len(features)) == 0:
-            raise ValueError("features hold no rows")
+        num_rows = len(features)
         if hasattr(self, "directions") and not self.directions.any():
             raise ValueError("the model has no directions yet: give it CLIP, or load a checkpoint")
         p_A = np.empty(num_rows, np.float32)
@@ -495,9 +565,11 @@ class VideoModel(nn.Module):
     def read_rows(self, source: Rows, rows: np.ndarray) -> Tensor:
         """Rows (J, S, F) of a video -> (crops, J, S, F, D) float32 on the model's device."""
         index = rows.reshape(-1)
-        x = torch.as_tensor(
-            source[torch.from_numpy(index)] if isinstance(source, Tensor) else np.asarray(source[index])
-        )
+        if isinstance(source, Tensor):
+            x = source[torch.from_numpy(index)]
+        else:
+            array = np.asarray(source[index])
+            x = torch.from_numpy(array if array.dtype in (np.float16, np.float32) else array.astype(np.float32))
         x = x.to(self.prototype.device, torch.float32).reshape(*rows.shape, -1, x.shape[-1])  # (J, S, F, crops, D)
         return x.movedim(3, 0)
 
@@ -516,23 +588,32 @@ class VideoModel(nn.Module):
         self.finish_directions()
         return {k: v.cpu().clone() for k, v in self.state_dict().items() if ".text_tower." not in k}
 
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Loads what `trained_state` gave; without CLIP the prompts are left out, their directions are finished.
+    def fitting(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model takes of what `trained_state` gave; without CLIP the prompts are left out.
 
         Raises:
             ValueError: If the state is not one of a model with this config.
         """
         if getattr(self, "prompt_learner", None) is None:
             state = {k: v for k, v in state.items() if not k.startswith("prompt_learner.")}
-        own = {k: v.shape for k, v in self.state_dict().items() if ".text_tower." not in k}
-        found = {k: getattr(v, "shape", None) for k, v in state.items()}
-        if own != found:
-            differ = sorted(k for k in own.keys() | found.keys() if own.get(k) != found.get(k))
-            raise ValueError(
-                f"state does not fit the model at {' '.join(differ[0].split())}: found "
-                f"{found.get(differ[0], 'nothing')}, expected {own.get(differ[0], 'nothing')} ({len(differ)} such)"
-            )
-        self.load_state_dict(state, strict=False)
+        own = {k: v for k, v in self.state_dict().items() if ".text_tower." not in k}
+        for name in sorted(own.keys() | state.keys()):
+            found, expected = (getattr(values.get(name), "shape", "nothing") for values in (state, own))
+            if found == expected and state[name].is_floating_point() != own[name].is_floating_point():
+                found, expected = state[name].dtype, own[name].dtype
+            if found != expected:
+                where = " ".join(name.split())
+                raise ValueError(f"state does not fit the model at {where}: found {found}, expected {expected}")
+        storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in state.values()}
+        if sum(v.nbytes for v in state.values()) > sum(storages.values()):
+            raise ValueError("state does not fit the model: its tensors claim more bytes than there are")
+        if odd := next((k for k, v in state.items() if not v.isfinite().all()), None):
+            raise ValueError(f"state does not fit the model: {odd} holds values that are infinite or not a number")
+        return state
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Loads what `trained_state` gave; the directions of prompts that are left out are finished. See `fitting`."""
+        self.load_state_dict(self.fitting(state), strict=False)
 
     def checkpoint(self) -> dict[str, Any]:
         """The model as a plain dict; `from_checkpoint` reads it, and training adds its own entries."""
@@ -550,14 +631,24 @@ class VideoModel(nn.Module):
 
     @classmethod
     def from_dict(cls, checkpoint: dict[str, Any]) -> Self:
-        """A model in training mode, from what `checkpoint` gave; a ValueError if that is of another version."""
+        """A model in training mode, from what `checkpoint` gave; a ValueError if that is of another version.
+
+        Shapes are compared without memory for them first: what a hostile config claims is never built.
+        """
+        config, state = checkpoint["config"], checkpoint["model"]
+        if not (isinstance(state, dict) and all(isinstance(k, str) for k in state)):
+            raise ValueError("the checkpoint's model is no dict of tensors")
         try:
-            model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
-        except TypeError as error:
-            raise ValueError(
-                f"the checkpoint's config is not one of this version: {' '.join(str(error).split())}"
-            ) from None
-        model.load_trained_state(checkpoint["model"])
+            config = AnomalyCLIPConfig(**config)
+            if config.depth > len(state):  # each layer has a tensor at least
+                raise ValueError(f"state does not fit the model: found {len(state)} tensors, {config.depth} layers")
+            with torch.device("meta"):
+                cls(config).fitting(state)
+        except (TypeError, RuntimeError, OverflowError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(f"the checkpoint's config is not one of this version: {reason}") from None
+        model = cls(config)
+        model.load_trained_state(state)
         return model
 
 
@@ -602,7 +693,7 @@ class AnomalyCLIP(VideoModel):
         self.register_buffer("directions", torch.zeros(C, D))  # finished ones, for inference
         self.prompt_learner = self.free_directions = None
         if config.directions == "direct":  # points around m; only where they lie from m matters
-            self.free_directions = nn.Parameter(0.02 * torch.randn(C, D))
+            self.free_directions = nn.Parameter(randn(C, D, scale=0.02))
         elif clip is not None:
             if parts.text_projection.shape[1] != D:
                 raise ValueError(
@@ -747,28 +838,67 @@ class AnomalyCLIP(VideoModel):
             self.directions.copy_(self.class_directions())
 
 
+def damage(path: str | os.PathLike[str]) -> str | None:
+    """What is wrong with the bytes of a file of torch.save; None if all are as they were written.
+
+    Of files that end in SEAL any changed byte shows, of other zip archives those of their members.
+    """
+    with open(path, "rb") as file:
+        head, size = file.read(4), os.fstat(file.fileno()).st_size
+        file.seek(max(size - len(SEAL) - HASH_LENGTH, 0))
+        tail = file.read()
+        if tail.startswith(SEAL):
+            file.seek(0)
+            digest, left = hashlib.sha256(), size - HASH_LENGTH
+            while left and (block := file.read(min(left, 2**20))):
+                digest.update(block)
+                left -= len(block)
+            if digest.hexdigest().encode() != tail[len(SEAL) :]:
+                return "is damaged: its hash is another"
+        elif not head.startswith(b"PK"):
+            return None  # torch.save's older format
+        elif tail[-22:-18] != b"PK\5\6" or tail[-2:] != bytes(2):  # an archive's end, without a comment
+            return "is damaged: its end is not the one of an archive"
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MOST_UNPACKED * size:
+            return f"unpacks to more than {MOST_UNPACKED} times its size"
+        bad = None if tail.startswith(SEAL) else archive.testzip()
+        return bad and f"is damaged at {bad!a:.60}"
+
+
+def read_torch(path: str | os.PathLike[str], expected: str) -> Any:
+    """What torch.save wrote, tensors on the CPU; nothing in the file is executed.
+
+    Raises:
+        ValueError: If the file is damaged, or holds other things than tensors and plain values.
+    """
+    try:
+        problem = damage(path)
+        if not problem:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        problem = "no such file"
+    except Exception as error:  # torch.load has no error class of its own for files that are none of its
+        problem = f"found {type(error).__name__} on reading"
+    raise ValueError(f"{path}: {problem}, expected {expected}")
+
+
 def read_checkpoint(path: str | os.PathLike[str], *needed: str) -> dict[str, Any]:
     """The dict that train.py saved, tensors on the CPU, with the entries `needed`; nothing in the file is executed.
 
     Raises:
-        ValueError: If the file is not such a checkpoint, or one of a newer format.
+        ValueError: If the file is not such a checkpoint, damaged, or one of a newer format.
     """
     entries = {"format", "config", "model", *needed}
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file, expected a checkpoint of train.py") from None
-    except Exception as error:  # torch.load has no error class of its own for files that are none of its
-        raise ValueError(
-            f"{path}: found {type(error).__name__} on reading, expected a checkpoint of train.py"
-        ) from error
+    checkpoint = read_torch(path, "a checkpoint of train.py")
     if not isinstance(checkpoint, dict) or not entries <= checkpoint.keys():
         raise ValueError(
             f"{path}: found a file without {', '.join(sorted(entries))}, expected a checkpoint of train.py"
         )
-    if checkpoint["format"] > CHECKPOINT_FORMAT:
+    if not isinstance(checkpoint["format"], int) or checkpoint["format"] > CHECKPOINT_FORMAT:
         raise ValueError(
-            f"{path}: found checkpoint format {checkpoint['format']} of a newer version, expected {CHECKPOINT_FORMAT}"
+            f"{path}: found checkpoint format {checkpoint['format']!r:.20} of a newer version, "
+            f"expected {CHECKPOINT_FORMAT}"
         )
     return checkpoint
 

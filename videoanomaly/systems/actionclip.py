@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalyclip import AnomalyCLIPConfig
+from anomalyclip import AnomalyCLIPConfig, randn
 from clip_model import Transformer
 from videoanomaly.systems.base import Defaults, SegmentPrediction, per_frame
 from videoanomaly.systems.prompted import PromptedSystem, against_normal, starting_scale, text_side
@@ -81,7 +81,7 @@ class ActionCLIP(PromptedSystem):
     ):
         super().__init__(config, clip, tokenize, prototype)
         self.logit_scale = starting_scale(clip).requires_grad_(False)
-        self.positions = nn.Parameter(0.02 * torch.randn(config.num_frames, config.feature_dim))
+        self.positions = nn.Parameter(randn(config.num_frames, config.feature_dim, scale=0.02))
         self.temporal = Transformer(width=config.feature_dim, layers=6, heads=8, causal=False, quick_gelu=True)
 
     def make_prompts(

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalyclip import AnomalyCLIPConfig
+from anomalyclip import AnomalyCLIPConfig, randn
 from videoanomaly.systems.base import System
 
 NORMAL = "normal"  # the name of the class that AnomalyCLIP does without, in prompts; last of C + 1
@@ -44,7 +44,7 @@ class PromptedSystem(System):
         super().__init__(config, prototype)
         C, D = len(config.classes), config.feature_dim
         self.register_buffer("directions", torch.zeros(C + 1, D))  # finished texts, for inference
-        self.free_text = nn.Parameter(0.02 * torch.randn(1, C + 1, D)) if config.directions == "direct" else None
+        self.free_text = nn.Parameter(randn(1, C + 1, D, scale=0.02)) if config.directions == "direct" else None
         self.prompt_learner: nn.Module | None = None
         if clip is not None and self.free_text is None:
             if (width := text_width(clip)) != D:

@@ -81,7 +81,7 @@ class S3R(RTFM):
         codes = learner.fit(channels).transform(channels)  # (D, n)
         return torch.from_numpy(scale * codes.T).float().contiguous()
 
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+    def fitting(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         found = state.get("dictionary")  # of a file that anybody may have written
         if (
             isinstance(found, Tensor)
@@ -90,7 +90,7 @@ class S3R(RTFM):
             and (0 < found.numel() * found.element_size() <= found.untyped_storage().nbytes())
         ):
             self.dictionary = self.dictionary.new_zeros(found.shape)
-        super().load_trained_state(state)
+        return super().fitting(state)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Segments (B, S, D) out of atoms of normality."""

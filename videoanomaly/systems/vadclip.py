@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalyclip import AnomalyCLIPConfig
+from anomalyclip import AnomalyCLIPConfig, randn
 from clip_model import QuickGELU, Transformer
 from videoanomaly.systems.base import Defaults, closeness, per_frame, top_score_loss
 from videoanomaly.systems.prompted import PromptedSystem, text_side
@@ -44,7 +44,7 @@ class AroundPrompts(nn.Module):
                 tower.token_embedding(tokens[:, : at.shape[1]].to(tower.positional_embedding.device)).float().cpu()
             )
         self.register_buffer("embeddings", embeddings, persistent=False)  # (C + 1, L, W)
-        self.ctx = nn.Parameter(0.02 * torch.randn(2, num_ctx, embeddings.shape[-1]))
+        self.ctx = nn.Parameter(randn(2, num_ctx, embeddings.shape[-1], scale=0.02))
         self.text_tower: Any = text_side(clip)
 
     def forward(self) -> Tensor:
@@ -107,7 +107,7 @@ class VadCLIP(PromptedSystem):
     ):
         super().__init__(config, clip, tokenize, prototype)
         D = config.feature_dim
-        self.positions = nn.Parameter(0.01 * torch.randn(config.num_segments, D))
+        self.positions = nn.Parameter(randn(config.num_segments, D, scale=0.01))
         self.local = Transformer(width=D, layers=2, heads=1, causal=False, quick_gelu=True)
         self.alike, self.near, self.join = GraphBranch(D), GraphBranch(D), nn.Linear(D, D)
         self.binary_mlp, self.binary_head, self.text_mlp = feed_forward(D), nn.Linear(D, 1), feed_forward(D)
