@@ -93,16 +93,14 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     args = parse_args(argv)
-    import torch
-
     from videoanomaly.evaluation import tables
     from videoanomaly.evaluation.evaluator import EvaluationOptions, evaluate_checkpoint
     from videoanomaly.plots import recognition_bars
-    from videoanomaly.weights.checkpoints import load_model
+    from videoanomaly.weights.checkpoints import load_model, write_checkpoint
 
     if args.convert:
         checkpoint, _ = load_model(args.ckpt[0], dataset=args.dataset, root=args.root, features=args.features)
-        write_atomically(args.convert, lambda file: torch.save(checkpoint, file))
+        write_checkpoint(args.convert, checkpoint)
         return print(f"converted: {args.convert}")
     options = options_of(EvaluationOptions, vars(args))
     runs = {}

@@ -8,9 +8,9 @@
     torchrun --nproc-per-node 8 --max-restarts 3 train.py ...        # 8 processes, one per GPU, train as one
 
 Writes OUT/last.pt after every epoch, of 200 and more after every hundredth part, and a line per epoch to OUT/log.jsonl;
-evaluate.py reads last.pt. OUT/settings.json tells what is trained, OUT/training.json at the end what it took. Ctrl-C or
-SIGTERM: it finishes the step, saves, tells how to go on there, and exits with status 130 or 143; a second Ctrl-C stops
-at once.
+evaluate.py reads last.pt; OUT/previous.pt is the one before, from which --resume goes on if last.pt is damaged.
+OUT/settings.json tells what is trained, OUT/training.json at the end what it took. Ctrl-C or SIGTERM: it finishes the
+step, saves, tells how to go on there, and exits with status 130 or 143; a second Ctrl-C stops at once.
 """
 
 import videoanomaly  # noqa: F401  (first: it tells whether this Python is new enough)
@@ -116,16 +116,17 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_settings(settings: TrainingSettings) -> None:
-    batch_size, last = settings.batch_size, Path(settings.out) / "last.pt"
+    batch_size, out = settings.batch_size, Path(settings.out)
     if settings.root is None:
         raise InputError(f"--root is missing: expected the folder with the lists of --dataset {settings.dataset}")
     if batch_size < 2 or batch_size % 2:
         raise InputError(f"--batch-size {batch_size}: expected an even number, half of it normal videos")
     if batch_size % (twice := 2 * rank_and_world()[2]):
         raise InputError(f"--batch-size {batch_size}: expected a multiple of {twice}, twice the processes")
-    if last.exists() and not settings.resume:
-        raise InputError(f"{last}: found the result of an earlier run; go on with --resume, or choose another --out")
-    if Path(settings.out).is_file():
+    earlier = next((out / name for name in ("last.pt", "previous.pt") if (out / name).exists()), None)
+    if earlier and not settings.resume:
+        raise InputError(f"{earlier}: found the result of an earlier run; go on with --resume, or choose another --out")
+    if out.is_file():
         raise InputError(f"--out {settings.out}: found a file, expected a folder or a new name")
     if not settings.lr > 0:
         raise InputError(f"--lr {settings.lr}: expected a positive number")

@@ -110,7 +110,8 @@ def as_prompted(name: str) -> str:
 
 def are_moments(moments: Any, dim: int) -> bool:
     try:
-        return moments["count"] > 0 and moments["sum"].shape == (dim,) and moments["outer"].shape == (dim, dim)
+        shapes = moments["sum"].shape == (dim,) and moments["outer"].shape == (dim, dim)
+        return moments["count"] > 0 and shapes and bool((moments["sum"].isfinite() & moments["outer"].isfinite()).all())
     except (TypeError, KeyError, AttributeError):
         return False
 

@@ -4,24 +4,32 @@ Bit for bit: a run that was stopped or killed, as often as you like, and gone on
 gives.
 """
 
+import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from anomalyclip import AnomalyCLIPConfig, read_checkpoint
+from anomalyclip import HASH_LENGTH, SEAL, AnomalyCLIPConfig, damage, read_checkpoint
 from videoanomaly.data.features import FeatureFolder
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, note
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.torchrun import is_main
 from videoanomaly.systems.base import Trainable
 from videoanomaly.systems.catalogue import from_dict
 from videoanomaly.weights import released
+from videoanomaly.weights.entries import check_entries
 from videoanomaly.winograd import accelerate
 
 PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
 # may differ when a run is resumed, if what lies there does not
 ANYTIME = ("out", "resume", "device", "workers", "evaluate", *PATHS)
 SAME = ("config", "lists", "encoder", "temporal_encoder", "clip_sha256")  # of a checkpoint: this must not
+RESUMED = ("lists", "settings", "encoder", "epoch", "optimizer", "rng")  # entries
 # of an epoch: steps done, sums of their losses, seconds they took
 NOT_BEGUN: dict = {"steps": 0, "sums": {}, "seconds": 0.0}
 
@@ -41,6 +49,7 @@ def load_model(
             checkpoint = released.load(ckpt, dataset, root, features)
         else:
             checkpoint = read_checkpoint(ckpt, "lists", "settings", "encoder", "epoch")
+        check_entries(checkpoint)
         model = from_dict(checkpoint)
     except ValueError as error:
         text = " ".join(str(error).splitlines())  # names inside a hostile file may hold line ends
@@ -97,24 +106,93 @@ def rng_state(device: str) -> dict:
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device != "cpu" else None}
 
 
+def write_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Writes a checkpoint in which any changed byte shows on reading; the file is whole or the old one."""
+    write_atomically(path, lambda file: write_sealed(file, checkpoint))
+
+
+def write_sealed(file: BinaryIO, checkpoint: dict) -> None:
+    """What torch.save writes, a zip archive; its comment is SEAL and the hash of all bytes before the hash."""
+    torch.save(checkpoint, file)
+    file.seek(-2, os.SEEK_END)  # where an archive tells how long its comment is
+    file.write((len(SEAL) + HASH_LENGTH).to_bytes(2, "little") + SEAL)
+    file.flush()
+    with open(file.name, "rb") as written:
+        file.write(hashlib.file_digest(written, "sha256").hexdigest().encode())
+
+
 def save(path: Path, model: Trainable, optimizer: Optimizer, epoch: int, begun: dict, device: str, extra: dict) -> None:
-    """Writes everything that evaluation and resumption need; the file is whole or the old one."""
+    """Writes everything that evaluation and resumption need; the file that was there stays beside it, see `keep`.
+
+    Raises:
+        FloatingPointError: If a number became infinite; the files stay as they were.
+    """
     state = (
         model.checkpoint()
         | extra
         | {"epoch": epoch, "begun": begun, "optimizer": optimizer.state_dict(), "rng": rng_state(device)}
     )
-    write_atomically(path, lambda file: torch.save(state, file))
+    for name in ("model", "optimizer"):
+        if not all(x.isfinite().all() for x in tensors(state[name])):
+            raise FloatingPointError(
+                f"{path}: not written, the {name}'s numbers became infinite; what was saved before stays; try a lower "
+                "--lr, or look at the features"
+            )
+    keep(path)
+    write_checkpoint(path, state)
+
+
+def tensors(value: object) -> Iterator[Tensor]:
+    """All of nested dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from tensors(inner)
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint is kept that was at `path` before."""
+    return path.with_name("previous.pt")
+
+
+def keep(path: Path) -> None:
+    """Makes a sound checkpoint the previous one; a damaged one never takes the place of a sound one."""
+    if not path.exists() or damage(path):
+        return
+    previous_of(path).unlink(missing_ok=True)
+    try:
+        os.link(path, previous_of(path))
+    except OSError:  # a file system without hard links
+        os.replace(path, previous_of(path))
+
+
+def read_last(path: Path) -> dict | None:
+    """The checkpoint at `path`, or the one before it where that is damaged or gone; None if there is neither."""
+    previous = previous_of(path)
+    if not (path.exists() or previous.exists()):
+        return None
+    try:
+        return read_checkpoint(path, *RESUMED)
+    except ValueError as error:
+        try:
+            checkpoint = read_checkpoint(previous, *RESUMED)
+        except ValueError:
+            raise InputError(str(error)) from None
+        if is_main():
+            note(f"{error}; goes on from {previous}, after {checkpoint.get('epoch')} epochs")
+        return checkpoint
 
 
 def load_resumed(path: Path, config: AnomalyCLIPConfig, extra: dict) -> dict | None:
     """The checkpoint to go on from, None if there is none; settings and data must be the ones it was made with."""
-    if not path.exists():
+    checkpoint = read_last(path)
+    if checkpoint is None:
         return None
     try:
-        checkpoint = read_checkpoint(path, "optimizer")
+        check_entries(checkpoint)
     except ValueError as error:
-        raise InputError(str(error)) from None
+        raise InputError(f"{path}: {error}") from None
     old, new = {"model": "anomalyclip"} | checkpoint["settings"], extra["settings"]  # older ones could be nothing else
     changed = [(k, old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if k not in ANYTIME]
     changed += [(k, checkpoint.get(k), (extra | {"config": config.to_plain()})[k]) for k in SAME]
@@ -130,9 +208,16 @@ def load_resumed(path: Path, config: AnomalyCLIPConfig, extra: dict) -> dict | N
 
 def restore(checkpoint: dict, model: Trainable, optimizer: Optimizer, device: str) -> tuple[int, dict]:
     """Puts model, optimiser and random states where they were; the epoch to go on with, and what is done of it."""
-    model.load_trained_state(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    torch.set_rng_state(checkpoint["rng"]["cpu"])
-    if device != "cpu" and checkpoint["rng"]["cuda"] is not None:
-        torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
+    try:
+        model.load_trained_state(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if device != "cpu" and checkpoint["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"the checkpoint to resume does not fit the training: {reason}") from None
+    for parameter, values in optimizer.state.items():
+        if any(x.shape not in ((), parameter.shape) for x in tensors(values)):
+            raise InputError("the checkpoint to resume does not fit the training: its optimizer is of another model")
     return checkpoint["epoch"], checkpoint.get("begun", NOT_BEGUN)
