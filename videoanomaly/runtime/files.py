@@ -24,7 +24,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:  # not "wb", for which NumPy writes past Python and loses the error
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -38,8 +38,15 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         with suppress(OSError):  # it is gone if all went well; a read-only disk would raise once more
             temporary.unlink()
     if os.name == "posix":  # the new name survives a power cut only once the folder is written, too
-        folder = os.open(path.parent, os.O_RDONLY)
+        with suppress(OSError):  # network shares and folders that cannot be listed refuse it; the file is there
+            sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
         os.fsync(folder)
+    finally:
         os.close(folder)
 
 
