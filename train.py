@@ -43,7 +43,7 @@ from videoanomaly.runtime.files import remove_temporary_files, write_json
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.processes import any_rank, check_device, gather_videos, process_group, split_model
 from videoanomaly.runtime.run_folder import lock_folder, report, resume_command, seconds_of, trim_log, write_settings
-from videoanomaly.runtime.signals import stop_signals, survive_one_signal
+from videoanomaly.runtime.signals import obey_parent_alone, stop_signals
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, resolve
 from videoanomaly.systems.base import Trainable
@@ -228,7 +228,7 @@ def make_loader(settings: TrainingSettings, config, data: TrainingData, device: 
         num_workers=settings.workers,
         pin_memory=device != "cpu",
         persistent_workers=settings.workers > 0,
-        worker_init_fn=survive_one_signal,
+        worker_init_fn=obey_parent_alone,
         generator=torch.Generator(),  # of its own, so that workers change no other draw
     )
     return loader, batches

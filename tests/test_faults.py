@@ -251,7 +251,7 @@ def test_only_what_atomic_writing_leaves_is_removed_from_the_folder(dataset, tmp
 
 @pytest.mark.slow
 @needs_posix
-@pytest.mark.parametrize("number, workers", [(signal.SIGINT, "2"), (signal.SIGTERM, "0")])
+@pytest.mark.parametrize("number, workers", [(signal.SIGINT, "2"), (signal.SIGTERM, "2")])
 def test_a_stopped_script_tells_the_command_that_goes_on(dataset, tmp_path, start, number, workers):
     """The signal goes to the whole group, as from a terminal, a batch system or `timeout`."""
     options = [*arguments(dataset, Path("a run"), "--epochs", "40"), "--workers", workers]

@@ -1,19 +1,24 @@
 """What a user sees of a script: one-line errors, exit statuses, notes, and names that a terminal can show."""
 
 import argparse
+import io
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
+from videoanomaly.runtime.signals import sigterm_as_interrupt
+from videoanomaly.runtime.torchrun import is_main, rank_and_world
+
 # all but the tab; some would end a line of a message
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
-
-
-PATIENCE = 30.0  # seconds that other processes give the first one to tell an error that all of them have
+SIGPIPE = 13  # Windows has none
+PATIENCE = 10.0  # seconds that other processes give the first one to tell an error that all of them have
 
 Options = TypeVar("Options")
 
@@ -25,26 +30,70 @@ class InputError(ValueError):
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main()` and exits with the status it returns.
 
-    An InputError becomes one line and status 2, a failing system or a diverging training one line and status 1; of the
+    An InputError becomes one line and status 2, a failing system or a diverging training one line and status 1, Ctrl-C
+    and SIGTERM the word "stopped" and status 130 or 143; a reader of the output that is gone ends it quietly. Of the
     processes that torchrun started only the first one prints, and the first one of each machine tells errors; what it
     does not tell in time, another does.
     """
-    if int(os.environ.get("RANK", 0)):
-        sys.stdout = open(os.devnull, "w")
+    open_streams()
+    try:
+        with sigterm_as_interrupt():
+            status = status_of(main)
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        if is_main():
+            tell("stopped")
+        status = 128 + number
+    close_streams()
+    sys.exit(status)
+
+
+def status_of(main: Callable[[], int | None]) -> int | None:
+    """The exit status of a script, whose errors are told here."""
     try:
         status = main()
+        sys.stdout.flush()
     except InputError as error:
-        if int(os.environ.get("LOCAL_RANK", 0)):
+        if rank_and_world()[1]:
             time.sleep(PATIENCE)  # the first process has the same error: once it has told it, torchrun ends this one
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        tell(f"error: {without_worker(error)}")
+        return 2
+    except BrokenPipeError:  # as `head` leaves it
+        return 128 + SIGPIPE
     except (OSError, FloatingPointError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+        tell(f"failed: {without_worker(error)}")
+        return 1
+    return status
+
+
+def open_streams() -> None:
+    """Whatever the console is: letters that it lacks are shown as \\x.., and a closed stream takes what nobody sees."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None or name == "stdout" and not is_main():
+            setattr(sys, name, open(os.devnull, "w"))
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close_streams() -> None:
+    """What cannot be written any more is dropped; Python's own last attempt would tell of it and change the status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def without_worker(error: Exception) -> str:
+    """The line of an error, also of one that a DataLoader's worker raised, around which torch puts its traceback."""
+    text = str(error)
+    return text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else text
+
+
+def tell(text: str) -> None:
+    """One line on stderr, if anybody reads it."""
+    with suppress(OSError):
+        note(text)
 
 
 def as_text(name: str) -> str:

@@ -1,6 +1,8 @@
 """Stopping in good order when a signal asks for it."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -35,7 +37,33 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
 
-def survive_one_signal(worker_id: int = 0) -> None:
-    """For DataLoader workers: Ctrl-C reaches them, too, and would end them before the step that waits for its data."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """The first SIGTERM is a KeyboardInterrupt with its number; later ones leave the clearing up alone."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def obey_parent_alone(worker_id: int = 0) -> None:
+    """For DataLoader workers: signals of the terminal or of a batch system reach them, too, and would end them before
+    the step that waits for its data. The parent's SIGTERM, with which Python ends them, ends them at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows, where torch looks after SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_by_parent, daemon=True).start()
+
+
+def end_by_parent() -> None:
+    """Waits for the parent's SIGTERM, which is blocked in all threads, and ends the process."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

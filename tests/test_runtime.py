@@ -1,0 +1,216 @@
+"""Tests of runtime/: how scripts end, whatever goes wrong and wherever, what they print, and what they leave."""
+
+import errno
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import forkserver
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from tests.places import ROOT
+from tests.synthetic import arguments, write_dataset
+from videoanomaly.data.sampling import SegmentDataset
+from videoanomaly.runtime import files
+from videoanomaly.runtime.console import InputError, run_script
+
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+# ---- an error anywhere ends a script ----
+
+
+def fail(error):
+    def failing(*args, **kwargs):
+        raise error
+
+    return failing
+
+
+def losses_that_are_no_numbers(training, batch):
+    loss = sum(parameter.sum() for parameter in training.model.parameters() if parameter.requires_grad) * torch.nan
+    return {"total": loss}
+
+
+def killed(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+FAULTS = {  # where, what, and with which status and last line the script ends
+    "full disk": (os, "fsync", fail(OSError(errno.ENOSPC, "No space left on device")), 1, "No space left on device)"),
+    "no number": (train, "batch_losses", losses_that_are_no_numbers, 1, "failed: the loss became nan in this epoch"),
+    "assert in the loop": (train, "report", fail(AssertionError("a bug")), 1, "AssertionError: a bug"),
+    "error in a step": (train, "batch_losses", fail(RuntimeError("out of memory")), 1, "RuntimeError: out of memory"),
+    "bad file in a worker": (
+        SegmentDataset,
+        "__getitem__",
+        fail(InputError("x.npy: is gone")),
+        2,
+        "error: x.npy: is gone",
+    ),
+    "disk of a worker": (
+        SegmentDataset,
+        "__getitem__",
+        fail(OSError(5, "I/O error")),
+        1,
+        "failed: [Errno 5] I/O error",
+    ),
+    "bug in a worker": (SegmentDataset, "__getitem__", fail(KeyError("x")), 1, "KeyError: 'x'"),
+    "worker killed": (SegmentDataset, "__getitem__", killed, 1, "DataLoader worker (pid"),
+}
+
+
+def train_with(fault: str, argv: list[str], errors: str) -> None:
+    """In a child process: train.py with a fault."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as for users
+    sys.stdout, sys.stderr = open(os.devnull, "w"), open(errors, "w")
+    owner, name, replacement, *_ = FAULTS[fault]
+    setattr(owner, name, replacement)
+    run_script(lambda: train.main(argv))
+
+
+@pytest.fixture(scope="module")
+def children():
+    """Processes that are forked from one which has torch imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_runtime", "torch._dynamo"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # the server of Python 3.11 does not look into sys.path
+        forkserver.ensure_running()
+    return context
+
+
+@needs_posix
+@pytest.mark.parametrize("workers", ("0", "2"))
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_error_anywhere_ends_training_with_its_line_and_status(dataset, tmp_path, children, fault, workers):
+    if workers == "0" and FAULTS[fault][2] is killed:
+        pytest.skip("the worker is the script")
+    argv = arguments(dataset, tmp_path / "run", "--epochs", "2", "--workers", workers)
+    child = children.Process(target=train_with, args=(fault, argv, str(tmp_path / "errors")))
+    child.start()
+    child.join(60)
+    hangs = child.is_alive()
+    child.kill()
+    *_, status, line = FAULTS[fault]
+    assert not hangs and child.exitcode == status
+    assert line in (tmp_path / "errors").read_text().rstrip().splitlines()[-1]
+
+
+# ---- the console ----
+
+
+def shell(command: str, program: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a program as a script in a shell's command line, where it is called $RUN."""
+    code = f"from videoanomaly.runtime.console import *\ndef main():\n    {program}\nrun_script(main)"
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "RUN": code, "PY": sys.executable} | environment
+    command = command.replace("RUN", '"$PY" -c "$RUN"')
+    return subprocess.run(["bash", "-c", command], capture_output=True, env=variables)
+
+
+@pytest.mark.parametrize("encoding", ("ascii", "cp1252", "latin-1:strict", "utf-8"))
+def test_letters_that_a_console_lacks_are_shown_by_their_numbers(encoding):
+    program = "print('вход 监控 \\udcff'); note('ä 监'); raise InputError('вход')"
+    done = shell("RUN", program, PYTHONIOENCODING=encoding)
+    assert done.returncode == 2
+    if encoding == "utf-8":
+        assert done.stdout.decode() == "вход 监控 \\udcff\n" and done.stderr.decode() == "ä 监\nerror: вход\n"
+    else:
+        assert done.stdout == rb"\u0432\u0445\u043e\u0434 \u76d1\u63a7 \udcff" + b"\n"
+        assert done.stderr.endswith(rb"\u76d1" + b"\n" + rb"error: \u0432\u0445\u043e\u0434" + b"\n")
+
+
+@needs_posix
+@pytest.mark.parametrize(
+    "command, program, out, err, status",
+    [
+        ("RUN >&-", "print('a'); note('b'); return 3", "", "b\n", 3),
+        ("RUN 2>&-", "print('a'); note('b'); print('c', file=sys.stderr)", "a\n", "", 0),
+        ("RUN >&- 2>&-", "print('a'); note('b'); raise InputError('c')", "", "", 2),
+        ("RUN | head -1; exit ${PIPESTATUS[0]}", "[print(i) for i in range(10**6)]", "0\n", "", 141),
+        ("RUN | true; exit ${PIPESTATUS[0]}", "time.sleep(0.1); print('a')", "", "", 141),
+        ("RUN | true; exit ${PIPESTATUS[0]}", "time.sleep(0.1); print('a', flush=True)", "", "", 141),
+        ("(RUN 2>&1 >&3 | true; exit ${PIPESTATUS[0]}) 3>&1", "time.sleep(0.1); raise InputError('c')", "", "", 2),
+        ("RUN > /dev/full", "print('a')", "", "failed: [Errno 28] No space left on device\n", 1),
+        ("RUN", "os.kill(os.getpid(), 15)", "", "stopped\n", 143),
+        ("RUN", "os.kill(os.getpid(), 2)", "", "stopped\n", 130),
+    ],
+)
+def test_whatever_becomes_of_the_output_a_script_ends_quietly_with_its_status(command, program, out, err, status):
+    done = shell(command, program)
+    assert (done.stdout.decode(), done.stderr.decode(), done.returncode) == (out, err, status)
+
+
+# ---- files ----
+
+
+class FullDisk(io.FileIO):
+    """Takes 1,000 bytes."""
+
+    def write(self, data):
+        if self.tell() + len(data) > 1000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: torch.save({"a": torch.zeros(10**6)}, file),
+        lambda file: np.save(file, np.zeros(10**6)),
+        lambda file: np.save(file, np.zeros((10**3, 10**3), order="F")),
+        lambda file: np.savez(file, a=np.zeros(10**6)),
+        lambda file: np.savez_compressed(file, a=np.random.default_rng(0).normal(size=10**5)),
+        lambda file: Image.fromarray(np.zeros((10**3, 10**3), np.uint8)).save(file, "bmp"),
+        lambda file: file.write(bytes(10**6)),
+    ],
+)
+def test_a_full_disk_is_told_by_the_systems_own_words(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(files, "open", lambda path, mode: io.BufferedRandom(FullDisk(path, mode)), raising=False)
+    with pytest.raises(OSError, match=r"x: cannot be written \(No space left on device\)$"):
+        files.write_atomically(tmp_path / "x", write)
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_are_written_as_numpy_does(tmp_path):
+    for i, array in enumerate((np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3).T, np.zeros((0, 4)))):
+        np.save(tmp_path / f"{i}.npy", array)
+        files.write_atomically(tmp_path / "ours", lambda file, array=array: np.save(file, array))
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / f"{i}.npy").read_bytes()
+
+
+@needs_posix
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.EBADF])
+@pytest.mark.parametrize("function", ["open", "fsync"])
+def test_a_folder_that_cannot_be_synchronised_keeps_the_file(tmp_path, monkeypatch, code, function):
+    real = getattr(os, function)
+
+    def refuse(target, *rest):
+        path = Path(os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else target)
+        return real(target, *rest) if not path.is_dir() else fail(OSError(code, os.strerror(code)))()
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, function, refuse)
+    files.write_atomically(tmp_path / "x", lambda file: file.write(b"new"))
+    assert (tmp_path / "x").read_bytes() == b"new" and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_cannot_be_synchronised_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", fail(OSError(errno.EIO, os.strerror(errno.EIO))))
+    with pytest.raises(OSError, match=r"x: cannot be written \(Input/output error\)"):
+        files.write_atomically(tmp_path / "x", lambda file: file.write(b"new"))
+    assert not list(tmp_path.iterdir())
