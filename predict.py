@@ -25,7 +25,6 @@ from pathlib import Path
 
 from videoanomaly.data.datasets import PUBLISHED
 from videoanomaly.runtime.console import CONTROLS, InputError, Parser, at_least, options_of, run_script
-from videoanomaly.runtime.files import remove_temporary_files
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.run_folder import lock_folder
 
@@ -183,7 +182,6 @@ def main(argv: list[str] | None = None) -> int:
         how |= {"threshold": recogniser.threshold, "stride": spacing, "webhook": args.webhook}
         return service.run(args.live, recogniser.model, encoder.model, **how)
     with lock_folder(args.out):
-        remove_temporary_files(args.out.rglob(".*.tmp"))
         if args.features:
             return predict_features(args.features, options, recogniser)
         return predict_videos(args.videos, options, recogniser)

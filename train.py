@@ -39,7 +39,7 @@ from videoanomaly.demo.prepare import prepare
 from videoanomaly.evaluation.evaluator import EvaluationOptions, evaluate_checkpoint, surest
 from videoanomaly.evaluation.scoring import alarm_threshold
 from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
-from videoanomaly.runtime.files import remove_temporary_files, write_json
+from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.processes import any_rank, check_device, gather_videos, process_group, split_model
 from videoanomaly.runtime.run_folder import lock_folder, report, resume_command, seconds_of, trim_log, write_settings
@@ -258,8 +258,6 @@ def fit(
     """
     out, system, epochs = Path(settings.out), settings.system, settings.epochs
     last = out / "last.pt"
-    if is_main():
-        remove_temporary_files(out.iterdir())
     checkpoint = load_resumed(last, config, extra)
     torch.manual_seed(settings.seed)
     learned = {} if checkpoint else system.learn(data, settings.seed)

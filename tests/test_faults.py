@@ -27,7 +27,8 @@ from tests.places import ROOT
 from tests.synthetic import arguments, equal, write_dataset
 from tests.videos import write_video
 from videoanomaly.runtime import run_folder
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.files import write_atomically
 
 NUM_KILLS, NUM_WRITING = 30, 3  # at least so many kills, of them in the middle of a file
 ENCODER = """
@@ -238,12 +239,36 @@ def test_extraction_that_is_killed_30_times_ends_with_the_files_of_an_undisturbe
     assert num_writing >= NUM_WRITING
 
 
-def test_only_what_atomic_writing_leaves_is_removed_from_the_folder(dataset, tmp_path):
-    ours, others = f".{'0a' * 16}.tmp", (".notes.tmp", f"{'0a' * 16}.tmp", f".{'0g' * 16}.tmp")
-    for name in (ours, *others):
+def test_only_what_atomic_writing_leaves_is_removed_from_the_folder(tmp_path):
+    """Nothing of another run, which may be at work in a folder of its own below."""
+    ours = {".lock", *(f"{folder}.{'0a' * 16}.tmp" for folder in ("", "timelines/", "timelines/Arson/"))}
+    others = {".notes.tmp", f"{'0a' * 16}.tmp", f".{'0g' * 16}.tmp", "row-0/.lock", f"row-0/.{'0a' * 16}.tmp"}
+    for name in ours | others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    train.main(arguments(dataset, tmp_path, "--epochs", "1"))
-    assert not (tmp_path / ours).exists() and all((tmp_path / name).exists() for name in others)
+    with run_folder.lock_folder(tmp_path):
+        assert content(tmp_path).keys() == others | {".lock"}
+    assert content(tmp_path).keys() == others
+
+
+@needs_posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["evaluate", "predict", "extract_features", "ablate", "train"])
+def test_a_signal_outside_of_the_steps_stops_any_script_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys, module, number
+):
+    script = __import__(module)
+
+    def stop(*args, **kwargs):
+        out = tmp_path / "out"
+        with run_folder.lock_folder(out):
+            write_atomically(out / "file", lambda file: signal.raise_signal(number))
+
+    monkeypatch.setattr(script, "parse_args", stop)
+    with pytest.raises(SystemExit) as exit_:
+        run_script(script.main)
+    assert exit_.value.code == 128 + number and capsys.readouterr().err == "stopped\n"
+    assert not content(tmp_path) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 # ---- stopped ----

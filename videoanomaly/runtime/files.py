@@ -4,7 +4,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -90,8 +90,12 @@ def check_inside(path: str | Path, folder: str | Path) -> None:
         raise InputError(f"{path}: is a link to {os.path.realpath(path)}, expected a file inside {folder}")
 
 
-def remove_temporary_files(paths: Iterable[Path]) -> None:
-    """Those among the paths that `write_atomically` left when it was killed; call it with the folder locked."""
-    for path in paths:
-        if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
-            path.unlink()
+def remove_temporary_files(folder: Path) -> None:
+    """Those that `write_atomically` left when it was killed, but in subfolders that are another run's by their lock;
+    call it with the folder locked.
+    """
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not Path(place, name, ".lock").exists()]
+        for name in names:
+            if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", name):
+                Path(place, name).unlink(missing_ok=True)

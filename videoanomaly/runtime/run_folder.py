@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from videoanomaly.runtime.console import InputError
-from videoanomaly.runtime.files import write_atomically, write_json
+from videoanomaly.runtime.files import remove_temporary_files, write_atomically, write_json
 from videoanomaly.runtime.torchrun import is_main, rank_and_world
 
 try:
@@ -24,7 +24,8 @@ except ImportError:  # Windows: no lock there
 
 @contextmanager
 def lock_folder(path: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, made if need be; a run that wrote nothing leaves no new folder behind.
+    """Keeps other runs out of a folder, made if need be, and clears up after those that were killed in it; a run that
+    wrote nothing leaves no new folder behind.
 
     Of processes that torchrun started, the main one does this for all.
 
@@ -47,6 +48,7 @@ def lock_folder(path: Path) -> Iterator[None]:
     with file:
         take_lock(file, path)
         try:
+            remove_temporary_files(path)
             yield
         finally:
             (path / ".lock").unlink(missing_ok=True)

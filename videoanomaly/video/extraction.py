@@ -18,7 +18,7 @@ from tqdm import tqdm
 from videoanomaly.clip_weights import DEFAULT_CLIP
 from videoanomaly.data.features import read_meta
 from videoanomaly.runtime.console import InputError
-from videoanomaly.runtime.files import remove_temporary_files, write_atomically, write_json
+from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
@@ -156,7 +156,6 @@ def extract(
 def prepare_folder(out: Path, settings: dict, videos: dict[str, Path]) -> dict:
     """Clears up after runs that were killed, and writes and returns what is meta.json now."""
     meta = open_meta(out / "meta.json", settings, videos)
-    remove_temporary_files(out.rglob(".*.tmp"))
     meta["videos"] |= finished_videos(out)
     meta["videos"] = {key: info for key, info in meta["videos"].items() if (out / f"{key}.npy").exists()}
     write_meta(out / "meta.json", meta)
