@@ -42,7 +42,15 @@ from videoanomaly.runtime.console import InputError, Parser, at_least, run_scrip
 from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.processes import any_rank, check_device, gather_videos, process_group, split_model
-from videoanomaly.runtime.run_folder import lock_folder, report, resume_command, seconds_of, trim_log, write_settings
+from videoanomaly.runtime.run_folder import (
+    command,
+    lock_folder,
+    report,
+    resume_command,
+    seconds_of,
+    trim_log,
+    write_settings,
+)
 from videoanomaly.runtime.signals import obey_parent_alone, stop_signals
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, resolve
@@ -327,14 +335,14 @@ def main(argv: list[str] | None = None) -> int | None:
     if not is_main():
         return None
     if not settings.evaluate:
-        print(f"next: python evaluate.py --ckpt {out / 'last.pt'}")
+        print(f"next: {command('evaluate.py', '--ckpt', out / 'last.pt')}")
         return None
     with lock_folder(out / "eval"):
         evaluate_checkpoint(str(out / "last.pt"), out / "eval", EvaluationOptions(device=device))
     if data.dataset.is_made:
         video = surest(out / "eval" / "scores.npz", data.lists.test)
-        use = f"--ckpt {out / 'last.pt'} --clip {settings.clip}"
-        print(f"next: python predict.py {use} {settings.root}/{video}.mp4 --out {out}/report")
+        use = ["--ckpt", out / "last.pt", "--clip", settings.clip, f"{settings.root}/{video}.mp4"]
+        print(f"next: {command('predict.py', *use, '--out', out / 'report')}")
     return None
 
 

@@ -27,7 +27,7 @@ from benchmarks.measure import Line, Setup, machine, pick, spread
 from benchmarks.model_rows import accelerator, image_bf16, image_fp32, text, train
 from benchmarks.peers import MissingPeer
 from benchmarks.video_rows import extraction, limits, real_videos, startup
-from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.console import InputError, Parser, run_script
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.processes import check_device
@@ -85,7 +85,7 @@ def run_row(name: str, setup: Setup) -> list[Line]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table (default: all)")
     add("--quick", action="store_true", help="small models and inputs: a check that every row runs and agrees")

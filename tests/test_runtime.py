@@ -1,9 +1,11 @@
 """Tests of runtime/: how scripts end, whatever goes wrong and wherever, what they print, and what they leave."""
 
 import errno
+import importlib
 import io
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +22,8 @@ from tests.places import ROOT
 from tests.synthetic import arguments, write_dataset
 from videoanomaly.data.sampling import SegmentDataset
 from videoanomaly.runtime import files
-from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.console import InputError, Parser, expand_home, run_script
+from videoanomaly.runtime.run_folder import command
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -214,3 +217,83 @@ def test_a_file_that_cannot_be_synchronised_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"x: cannot be written \(Input/output error\)"):
         files.write_atomically(tmp_path / "x", lambda file: file.write(b"new"))
     assert not list(tmp_path.iterdir())
+
+
+# ---- command lines ----
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_shell_leaves_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = Parser("")
+    for name, options in (("--out", {"type": Path}), ("--ckpt", {"nargs": "+"}), ("--encoder", {}), ("videos", {})):
+        parser.add_argument(name, **options)
+    words = ["~/a b/~c.mp4", "--out=~/x=~", "--ckpt", "~", "a~/b", "~nobody-of-this-name/x", "--encoder", "~/e.py:E"]
+    found = parser.parse_args(words)
+    assert found.videos == f"{tmp_path}/a b/~c.mp4" and found.out == tmp_path / "x=~"
+    assert found.ckpt == [str(tmp_path), "a~/b", "~nobody-of-this-name/x"] and found.encoder == f"{tmp_path}/e.py:E"
+
+
+@needs_posix
+def test_a_tilde_may_name_a_user_who_has_one(monkeypatch):
+    import pwd
+
+    user = pwd.getpwuid(os.getuid())
+    assert expand_home(f"--out=~{user.pw_name}/x") == f"--out={user.pw_dir}/x"
+
+
+@pytest.mark.parametrize("word", ["~", "~/x", "--out=~/x"])
+def test_a_tilde_of_a_user_without_a_home_is_refused(monkeypatch, word):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(InputError, match=f"{word}: found no home folder of this user"):
+        expand_home(word)
+
+
+SCRIPTS = (
+    "train",
+    "evaluate",
+    "predict",
+    "extract_features",
+    "ablate",
+    "benchmarks.__main__",
+    "videoanomaly.demo.train_clip",
+)
+
+
+@pytest.mark.parametrize("module", SCRIPTS)
+def test_every_script_reads_its_command_line_by_the_same_parser(module, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Parser, "parse_known_args", lambda *given: seen.append(1) or sys.exit())
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).parse_args(["--help"])
+    assert seen
+
+
+@pytest.mark.parametrize("name", ["my run", "$HOME", 'a"b', "it's", "`id`;#*", "Ä监"])
+def test_the_next_commands_can_be_pasted_into_a_shell(dataset, tmp_path, monkeypatch, capsys, name):
+    made = train.DATASETS["custom"]._replace(is_made=True)
+    monkeypatch.setitem(train.DATASETS, "custom", made)
+    for function, value in {"prepare": None, "fit": (0, ""), "evaluate_checkpoint": None, "surest": "a b"}.items():
+        monkeypatch.setattr(train, function, lambda *args, value=value, **kwargs: value)
+    root, out = tmp_path / f"{name} root", tmp_path / name
+    root.symlink_to(dataset)
+    for options, expected in (
+        ((), ["evaluate.py", "--ckpt", f"{out}/last.pt"]),
+        (
+            ("--evaluate",),
+            [
+                "predict.py",
+                "--ckpt",
+                f"{out}/last.pt",
+                "--clip",
+                f"{root}/clip.pt",
+                f"{root}/a b.mp4",
+                "--out",
+                f"{out}/report",
+            ],
+        ),
+    ):
+        train.main(arguments(root, out, "--epochs", "1", *options))
+        line = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
+        words = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True).stdout
+        assert words.splitlines() == ["python", *expected]
+    assert shlex.split(command("x.py", name, 1)) == ["python", "x.py", name, "1"]

@@ -9,6 +9,7 @@ from videoanomaly.demo.train_clip import unpack
 from videoanomaly.demo.world import write_world
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.processes import same_for_all
+from videoanomaly.runtime.run_folder import command
 from videoanomaly.runtime.torchrun import is_main
 
 ROOT = Path(__file__).parents[2]
@@ -32,20 +33,11 @@ def write_dataset(root: str | Path, clip: str | Path, device: str) -> None:
     print(f"demo: videos of a rendered world in {root}; the first time takes about a minute and a half", flush=True)
     write_world(root)
     unpack(clip_path(root))
-    command = [
-        "extract_features.py",
-        "--videos",
-        str(root),
-        "--out",
-        str(Path(root, "features")),
-        "--clip",
-        str(clip),
-        "--stride",
-        "2",
-    ]
-    print("python", *command, flush=True)
+    script, features = "extract_features.py", Path(root, "features")
+    words = ["--videos", str(root), "--out", str(features), "--clip", str(clip), "--stride", "2"]
+    print(command(script, *words), flush=True)
     alone = {name: value for name, value in os.environ.items() if name not in OF_TORCHRUN}
-    done = subprocess.run([sys.executable, ROOT / command[0], *command[1:], "--device", device], env=alone)
+    done = subprocess.run([sys.executable, ROOT / script, *words, "--device", device], env=alone)
     if done.returncode:
         raise InputError(f"{root}: the features of the demo's videos could not be extracted, see above")
 

@@ -41,7 +41,7 @@ from videoanomaly.demo.world import (
     say,
     statements,
 )
-from videoanomaly.runtime.console import InputError, run_script
+from videoanomaly.runtime.console import InputError, Parser, run_script
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.processes import process_group, sum_over_ranks
 from videoanomaly.runtime.torchrun import is_main, rank_and_world
@@ -472,7 +472,7 @@ def zero_shot(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", default="runs/demo-clip", help="folder of last.pt (default: runs/demo-clip)")
     parser.add_argument("--steps", type=int, default=2000, help=f"steps of {BATCH} frames (default: 2000)")
     parser.add_argument("--stop-after", type=int, help="stop after so many steps of the schedule, to go on later")

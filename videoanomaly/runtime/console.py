@@ -108,7 +108,8 @@ def note(text: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are an InputError, and which takes no abbreviated options.
+    """A parser whose errors are an InputError, which takes no abbreviated options, and for which ~ is the home folder
+    where a shell leaves it alone: behind = and between quotes.
 
     Args:
         doc: The script's docstring, shown as it is.
@@ -117,9 +118,25 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str | None):
         super().__init__(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def parse_known_args(self, argv: Any = None, namespace: Any = None) -> Any:
+        """`parse_args` calls it."""
+        return super().parse_known_args(list(map(expand_home, sys.argv[1:] if argv is None else argv)), namespace)
+
     def error(self, message: str) -> NoReturn:
         """`argument --x: 0: expected ...` is told as `--x 0: expected ...`."""
         raise InputError(re.sub(r"^argument (\S+?)(/\S+)*: (?=\S+: expected )", r"\1 ", message))
+
+
+def expand_home(word: str) -> str:
+    """A word of a command line, of which what stands behind ~ or ~user is below that home folder.
+
+    Raises:
+        InputError: If the user has no home.
+    """
+    option, path = re.findall(r"\A(--[\w-]+=)?(.*)", word, re.DOTALL)[0]
+    if path.partition("/")[0] == "~" == os.path.expanduser("~"):
+        raise InputError(f"{word}: found no home folder of this user, expected a path that begins elsewhere")
+    return option + os.path.expanduser(path)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -76,13 +76,18 @@ def take_lock(file: BinaryIO, path: Path) -> None:
         pass
 
 
+def command(script: str, *words: object) -> str:
+    """A command line for a shell, whatever the words hold."""
+    return shlex.join(["python", script, *map(str, words)])
+
+
 def resume_command(argv: list[str] | None) -> str:
     """The command line of this run, for a shell, with --resume; argv as `main` got it."""
-    command = sys.orig_argv if argv is None else ["python", "train.py", *argv]
+    words = sys.orig_argv if argv is None else ["python", "train.py", *argv]
     if rank_and_world()[2] > 1:
         nodes, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
-        command = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes, *sys.argv]
-    return shlex.join([word for word in command if word != "--resume"] + ["--resume"])
+        words = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes, *sys.argv]
+    return shlex.join([word for word in words if word != "--resume"] + ["--resume"])
 
 
 def trim_log(log: Path, num_epochs: int) -> None:
