@@ -19,6 +19,7 @@ import argparse
 import os
 from pathlib import Path
 
+from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
 
@@ -70,6 +71,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def check_args(args: argparse.Namespace) -> None:
+    refuse_addresses(vars(args))
     if args.jpeg is not None and not 1 <= args.jpeg <= 100:
         raise InputError(f"--jpeg {args.jpeg}: expected a quality of 1 to 100")
     if args.out.is_file():

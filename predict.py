@@ -24,6 +24,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from videoanomaly.data.datasets import PUBLISHED
+from videoanomaly.runtime.addresses import LISTENING, STREAMS, WEBHOOKS, check_address, is_address, refuse_addresses
 from videoanomaly.runtime.console import CONTROLS, InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.run_folder import lock_folder
@@ -123,6 +124,7 @@ def class_names(text: str) -> tuple[str, ...]:
 
 
 def check_args(args: argparse.Namespace) -> None:
+    refuse_addresses({name: value for name, value in vars(args).items() if name not in ("live", "webhook", "classes")})
     if args.classes is not None:
         args.classes = class_names(args.classes)
     asked = [name for name in ("videos", "features", "live", "export") if getattr(args, name)]
@@ -147,6 +149,10 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--explain tells of videos or --features: expected some")
     if args.webhook and not args.live:
         raise InputError("--webhook goes with --live")
+    if args.live and is_address(args.live):
+        check_address("--live", args.live, STREAMS, LISTENING)
+    if args.webhook:
+        check_address("--webhook", args.webhook, WEBHOOKS)
     if (args.dataset is None) != (args.root is None):
         raise InputError("--dataset and --root go together: they are for checkpoints of the authors")
     if args.export and args.export.suffix not in (".onnx", ".pt2"):

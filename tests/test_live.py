@@ -520,7 +520,7 @@ def test_an_rtsp_server_that_restarts_in_the_middle(tmp_path):
         ("none.mp4", "--live none.mp4: no such file"),
         ("99", "no camera /dev/video99|not read by number"),
         (__file__, "expected a video"),
-        ("foo://u:s3cret@h/x", r"foo://h/x: Protocol not found"),
+        ("rist://u:s3cret@h:1/x", "rist://h:1/x: Protocol not found"),
     ],
 )
 def test_sources_that_cannot_be_are_refused(source, message, capfd):
@@ -534,30 +534,9 @@ def test_models_and_webhooks_that_do_not_fit_are_refused(video, capfd):
     encoder.dim = 3
     with pytest.raises(InputError, match="3 values, expected 2"):
         watch_here(video, capfd, encoder)
-    with pytest.raises(InputError, match="expected one") as caught:
+    with pytest.raises(InputError, match="--webhook: .*expected SCHEME") as caught:
         watch_here(video, capfd, webhook="ftp://user:s3cret@host/")
     assert "s3cret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "url, shown",
-    [
-        ("rtsp://cam/live", "rtsp://cam/live"),
-        ("rtsp://user:pass@cam:554/a/b", "rtsp://cam:554/a/b"),
-        ("rtsp://user:p:a@[::1]:8554/live?x=pass", "rtsp://[::1]:8554/live"),
-        ("http://cam/a?password=pass#pass", "http://cam/a"),
-        ("tcp://1.2.3.4:5?password=pass", "tcp://1.2.3.4:5"),
-        ("tcp://1.2.3.4:5?pass@pass", "tcp://..."),
-        ("rtsp://user:p/pass@cam/x", "rtsp://..."),
-        ("rtsp://user:p?pass@cam/x", "rtsp://..."),
-        ("rtsp://u:p@pass@cam/x", "rtsp://..."),
-        ("rtsp://u:a pass@cam", "rtsp://..."),
-        ("rtsp://user:12/pass@cam", "rtsp://..."),
-        ("rtsp://user:1#pass@cam", "rtsp://..."),
-    ],
-)
-def test_addresses_are_shown_without_credentials(url, shown):
-    assert webhook.public_name(url) == shown
 
 
 # ---------------------------------------------------------------- webhook

@@ -1,7 +1,7 @@
 """Cameras and streams: a thread that reads one, again and again if it breaks, and picks the frames that are rows.
 
-Addresses hold passwords. They are shown as webhook.public_name gives them, and of FFmpeg's errors only what went wrong:
-their texts have the whole address.
+Addresses hold passwords. They are shown as addresses.public_name gives them, and of FFmpeg's errors only what went
+wrong: their texts have the whole address.
 """
 
 import queue
@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import url2pathname
 
 import av
 import av.error
 from av.container import InputContainer
 
-from videoanomaly.live.webhook import public_name
-from videoanomaly.runtime.console import InputError, note
+from videoanomaly.runtime.addresses import LISTENING, STREAMS, check_address, is_address, public_name
+from videoanomaly.runtime.console import InputError, as_text, note
 from videoanomaly.video.decoding import BROKEN, picture_stream
 from videoanomaly.video.frame_clock import FrameClock, LiveClock
 
@@ -28,6 +29,7 @@ QUEUE_FRAMES = 16  # frames waiting for the encoder: 50 MB of 1080p; enough for 
 MARGIN = 1.05  # frames are thinned out to a little fewer than the encoder can take, so that the queue empties
 MAX_DAMAGED = 250  # packets in a row that cannot be decoded before the stream counts as broken
 USUAL_RATE = 25.0  # frames/s of a source that does not tell, or nothing sensible
+HOPELESS = (av.error.ProtocolNotFoundError, av.error.DemuxerNotFoundError, av.error.ArgumentError)  # at the first time
 # FFmpeg's AVFMT_NOTIMESTAMPS: MJPEG over HTTP, raw H.264; theirs would be 25 frames/s by assumption
 NO_TIMESTAMPS = 0x80
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation")}  # file and format by system
@@ -46,31 +48,45 @@ def find_source(text: str) -> Source:
     """What --live names.
 
     Raises:
-        InputError: If it is a camera or file that does not exist.
+        InputError: If it is a camera or file that does not exist, or an address of which nothing can ever come.
     """
     if text == "-":
         return Source("standard input", {"file": "pipe:0"}, True, True)
-    if "://" in text:
-        options = {"rtsp_flags": "prefer_tcp"} if text.startswith(("rtsp://", "rtsps://")) else {}
-        return Source(
-            public_name(text),
-            {"file": text, "timeout": (TIMEOUT, TIMEOUT), "options": options},
-            False,
-            text.startswith("http"),
-        )
+    if text.lower().startswith("file:") and not Path(text).exists():
+        path = text[len("file:") :]
+        return file_source(path if Path(path).exists() else url2pathname(path.removeprefix("//localhost")))
     if text.isdigit():
-        if sys.platform not in CAMERAS:
-            raise InputError(f"--live {text}: cameras are not read by number on this system, expected an address")
-        file, format = CAMERAS[sys.platform]
-        if sys.platform == "linux" and not Path(file.format(text)).exists():
-            raise InputError(f"--live {text}: found no camera {file.format(text)}, expected one")
-        options = {"file": file.format(text), "format": format, "timeout": (TIMEOUT, TIMEOUT)}
-        return Source(f"camera {text}", options, False, False)
-    if not Path(text).is_file():
+        return camera_source(text)
+    return address_source(text) if is_address(text) else file_source(text)
+
+
+def address_source(text: str) -> Source:
+    """A stream of the network, which is opened again if it breaks."""
+    address = check_address("--live", text, STREAMS, LISTENING)
+    options = {"rtsp_flags": "prefer_tcp"} if address.startswith(("rtsp://", "rtsps://")) else {}
+    how = {"file": address, "timeout": (TIMEOUT, TIMEOUT), "options": options}
+    return Source(public_name(address), how, False, address.startswith("http"))
+
+
+def camera_source(text: str) -> Source:
+    """A camera of this machine, by its number."""
+    if sys.platform not in CAMERAS:
+        raise InputError(f"--live {text}: cameras are not read by number on this system, expected an address")
+    file, format = CAMERAS[sys.platform]
+    if sys.platform == "linux" and not Path(file.format(text)).exists():
+        raise InputError(f"--live {text}: found no camera {file.format(text)}, expected one")
+    options = {"file": file.format(text), "format": format, "timeout": (TIMEOUT, TIMEOUT)}
+    return Source(f"camera {text}", options, False, False)
+
+
+def file_source(path: str) -> Source:
+    """A file, at the speed at which it was filmed."""
+    if not Path(path).is_file():
         raise InputError(
-            f"--live {text}: no such file, expected a file, an address, the number of a camera, or - for standard input"
+            f"--live {as_text(path)}: no such file, expected a file, an address, the number of a camera, or - for "
+            "standard input"
         )
-    return Source(text, {"file": f"file:{text}"}, True, True)  # FFmpeg would take the name "a:b" for an address
+    return Source(as_text(path), {"file": f"file:{path}"}, True, True)  # FFmpeg takes the name "a:b" for an address
 
 
 def sensible_rate(stream: av.VideoStream) -> float:
@@ -152,12 +168,12 @@ class Reader(threading.Thread):
             num_before, reason = self.num_frames, "ended"
             try:
                 self.read()
-            except (av.error.ProtocolNotFoundError, av.error.DemuxerNotFoundError) as error:
-                raise InputError(
-                    f"--live {self.source.name}: {self.reason(error)}, expected an address that FFmpeg knows"
-                ) from None
             except BROKEN as error:
                 reason = self.reason(error)
+                if isinstance(error, HOPELESS) and not (self.source.ends or self.num_frames):
+                    raise InputError(
+                        f"--live {self.source.name}: {reason}, expected an address that FFmpeg can open"
+                    ) from None
             if self.stopping.is_set():
                 return
             if self.source.ends:

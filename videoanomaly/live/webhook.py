@@ -1,39 +1,32 @@
 """Posts JSON to a URL from a thread of its own: whatever the receiver does, the caller never waits for it.
 
-Addresses carry secrets (user:password@, tokens in queries and paths), so notes never name the webhook's; `public_name`
-gives what may be shown of another.
+Addresses carry secrets (user:password@, tokens in queries and paths), so notes never name the webhook's.
 """
 
 import base64
+import io
 import json
-import re
+import os
+import socket
+import string
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import deque
-from http.client import HTTPException, HTTPMessage
-from typing import IO
-from urllib.parse import unquote, urlsplit
+from collections.abc import Callable
+from errno import ETIMEDOUT
+from http.client import HTTPMessage, HTTPResponse
+from typing import IO, Any
+from urllib.parse import quote, unquote, urlsplit
 
+from videoanomaly.runtime.addresses import WEBHOOKS, check_address
 from videoanomaly.runtime.console import InputError, note
 
-TIMEOUT = 5.0  # seconds, for each wait within a request
+TIMEOUT = 5.0  # seconds for a whole attempt, whatever the receiver sends, and however slowly
 DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 MAX_WAITING = 100  # events; the oldest goes first
 CLOSING = 5.0  # seconds that the end of the program waits for the last events
-PLAIN_URL = re.compile(
-    r"(?P<scheme>[\w+.-]+)://([^/?#@\s]*@)?(?P<host>[^/?#@:\s\[\]]*|\[[\da-fA-F:.]+\])(?P<port>:\d+)?"
-    r"(?P<path>/[^?#@\s]*)?([?#][^@\s]*)?"
-)
-
-
-def public_name(url: str) -> str:
-    """An address without user, password, query and fragment; the scheme alone where it is not clear what is which."""
-    match = PLAIN_URL.fullmatch(url)
-    if not match:
-        return f"{url.partition('://')[0]}://..."
-    return f"{match['scheme']}://{match['host']}{match['port'] or ''}{match['path'] or ''}"
 
 
 def note_sparingly(count: int, text: str) -> None:
@@ -42,8 +35,57 @@ def note_sparingly(count: int, text: str) -> None:
         note(f"webhook: {text}: {count} so far")
 
 
-class SameMethodRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows 307 and 308, which post again; after others nothing would be posted, so they are errors."""
+class TimedReader(io.RawIOBase):
+    """What a socket receives, until the time is over; `remaining` gives the seconds that are left, or raises."""
+
+    def __init__(self, sock: socket.socket, remaining: Callable[[], float]):
+        self.sock, self.file, self.remaining = sock, sock.makefile("rb", buffering=0), remaining
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        self.sock.settimeout(self.remaining())
+        return self.file.readinto(buffer)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+class Timed(urllib.request.AbstractHTTPHandler):
+    """Connects, sends and reads within the seconds that are left."""
+
+    remaining: Callable[[], float]
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **how: Any) -> HTTPResponse:
+        """As its parent's; the connection's responses, also those of a proxy, are read in time."""
+
+        def respond(sock: socket.socket, *given: Any, **named: Any) -> HTTPResponse:
+            response = HTTPResponse(sock, *given, **named)
+            response.fp.close()
+            response.fp = io.BufferedReader(TimedReader(sock, self.remaining))
+            return response
+
+        def connect(host: str, **named: Any) -> Any:
+            connection = http_class(host, **named)
+            connection.response_class = respond
+            return connection
+
+        req.timeout = self.remaining()
+        return super().do_open(connect, req, **how)
+
+
+class TimedHTTP(Timed, urllib.request.HTTPHandler):
+    """http://"""
+
+
+class TimedHTTPS(Timed, urllib.request.HTTPSHandler):
+    """https://"""
+
+
+class NearRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows 307 and 308, which post again, on the same host, from https to https alone; others are errors."""
 
     max_redirections = max_repeats = 3
 
@@ -51,11 +93,12 @@ class SameMethodRedirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         """The request to post to `newurl`; None: an error."""
-        if code not in (307, 308) or not newurl.startswith(("http://", "https://")):
+        fp.close()  # of the body nothing is read, it may have no end
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        schemes = ("https",) if old.scheme == "https" else ("http", "https")
+        if code not in (307, 308) or new.scheme not in schemes or new.hostname != old.hostname:
             return None
-        return urllib.request.Request(newurl, req.data, req.headers)  # without the password, it may be another host
-
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # Python 3.10 does not follow it by itself
+        return urllib.request.Request(newurl, req.data, req.headers)  # without the password
 
 
 def make_request(url: str) -> tuple[str, dict[str, str]]:
@@ -65,15 +108,15 @@ def make_request(url: str) -> tuple[str, dict[str, str]]:
         InputError: If it is not an http or https URL.
     """
     try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True) and url.isprintable()
-    except ValueError:
-        valid = False
-    if not valid or " " in url:
-        raise InputError("--webhook: found no address with http:// or https:// and a host, expected one")  # never shown
+        parts = urlsplit(check_address("--webhook", url, WEBHOOKS))
+    except InputError:
+        raise
+    except ValueError:  # whose text has the host; odd letters that stand for / or @
+        raise InputError("--webhook: found an address with odd letters in the host, expected others") from None
     user, at, host = parts.netloc.rpartition("@")
     headers = {"Authorization": f"Basic {base64.b64encode(unquote(user).encode()).decode()}"} if at else {}
-    return parts._replace(netloc=host, fragment="").geturl(), headers
+    path, query = (quote(part, string.punctuation) for part in (parts.path, parts.query))
+    return parts._replace(netloc=host, path=path, query=query, fragment="").geturl(), headers
 
 
 class Webhook:
@@ -87,7 +130,10 @@ class Webhook:
 
     def __init__(self, url: str):
         self.url, self.secret_headers = make_request(url)
-        self.opener = urllib.request.build_opener(SameMethodRedirects)
+        handlers = TimedHTTP(), TimedHTTPS()
+        for handler in handlers:
+            handler.remaining = self.remaining
+        self.opener, self.until = urllib.request.build_opener(NearRedirects, *handlers), 0.0
         self.waiting: deque[dict] = deque()
         self.changed = threading.Condition()
         self.closing, self.num_dropped, self.num_failed = False, 0, 0
@@ -133,8 +179,10 @@ class Webhook:
                 return None
             except urllib.error.HTTPError as error:
                 error.close()
-                reason, is_final = f"HTTP status {error.code}", error.code < 500 and error.code not in (408, 429)
-            except (OSError, HTTPException, ValueError) as error:  # the text may hold the URL
+                followed = ", a redirect that is not followed" if 300 <= error.code < 400 else ""
+                reason = f"HTTP status {error.code}{followed}"
+                is_final = error.code < 500 and error.code not in (408, 429)
+            except Exception as error:  # the text may hold the URL
                 cause = getattr(error, "reason", error)
                 reason, is_final = getattr(cause, "strerror", None) or type(cause).__name__, False
             if is_final or delay is None or self.closing:
@@ -142,11 +190,18 @@ class Webhook:
             self.pause(delay)
 
     def send(self, body: bytes) -> None:
-        """One attempt; OSError, HTTPException or ValueError if it fails."""
+        """One attempt of TIMEOUT seconds; an exception if it fails."""
+        self.until = time.monotonic() + TIMEOUT
         request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"}, method="POST")
         for name, value in self.secret_headers.items():
             request.add_unredirected_header(name, value)
-        self.opener.open(request, timeout=TIMEOUT).close()
+        self.opener.open(request).close()
+
+    def remaining(self) -> float:
+        """Seconds that are left of the attempt; a TimeoutError if there are none."""
+        if (seconds := self.until - time.monotonic()) <= 0:
+            raise TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
+        return seconds
 
     def pause(self, seconds: float) -> None:
         """Waits so long, or until the queue is closed."""

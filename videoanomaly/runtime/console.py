@@ -19,6 +19,8 @@ from videoanomaly.runtime.torchrun import is_main, rank_and_world
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
 SIGPIPE = 13  # Windows has none
 PATIENCE = 10.0  # seconds that other processes give the first one to tell an error that all of them have
+# in a text, with all that follows: a password may hold blanks
+ADDRESS = re.compile(r"([^\s'\"=]{2,}:/|[^\s'\"=]+:\S.*@|\S*\?.*=).*", re.S)
 
 Options = TypeVar("Options")
 
@@ -123,8 +125,9 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(list(map(expand_home, sys.argv[1:] if argv is None else argv)), namespace)
 
     def error(self, message: str) -> NoReturn:
-        """`argument --x: 0: expected ...` is told as `--x 0: expected ...`."""
-        raise InputError(re.sub(r"^argument (\S+?)(/\S+)*: (?=\S+: expected )", r"\1 ", message))
+        """`argument --x: 0: expected ...` is told as `--x 0: expected ...`; addresses are left out, with passwords."""
+        message = ADDRESS.sub("...", message)
+        raise InputError(re.sub(r"^argument (\S+?)(/\S+)*: (?=\S+: expected )", r"\1 ", message)) from None
 
 
 def expand_home(word: str) -> str:
