@@ -5,6 +5,7 @@ The RTSP tests need GStreamer's server: apt packages gir1.2-gst-rtsp-server-1.0,
 and gstreamer1.0-plugins-bad, and the system's Python.
 """
 
+import contextlib
 import gc
 import io
 import json
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -655,6 +657,100 @@ def test_redirects_post_again_without_the_password_at_most_three_times(quick, ca
         wait_until(lambda: hook.num_failed)
         hook.close()
         assert len(receiver.bodies) <= count
+
+
+@pytest.mark.parametrize("status", [307, 308])
+@pytest.mark.parametrize(
+    "old, new, followed",
+    [
+        ("http://h/x", "http://h/y", True),
+        ("http://h/x", "http://H:8080/y", True),
+        ("http://h/x", "https://h/y", True),
+        ("https://h/x", "https://h/y", True),
+        ("https://h/x", "http://h/x", False),
+        ("http://h/x", "http://other/x", False),
+        ("https://h/x", "https://h.other/x", False),
+        ("https://h/x", "https://h@other/x", False),
+        ("https://h/x", "https://other#@h/x", False),
+        ("https://h/x", "ftp://h/x", False),
+    ],
+)
+def test_redirects_stay_on_the_host_and_encrypted(old, new, followed, status):
+    request = urllib.request.Request(old, b"{}", method="POST")
+    found = webhook.NearRedirects().redirect_request(request, io.BytesIO(), status, "", None, new)
+    assert (found and (found.full_url, found.get_method(), found.data)) == ((new, "POST", b"{}") if followed else None)
+
+
+def test_a_redirect_to_another_host_delivers_nothing_and_is_noted(quick, capfd):
+    target = Receiver(200)
+    first = Receiver(target.url.replace("127.0.0.1", "localhost"))
+    hook = webhook.Webhook(first.url)
+    hook.post({"n": 1})
+    wait_until(lambda: hook.num_failed)
+    hook.close()
+    assert not target.bodies and len(first.bodies) == 1
+    told = "webhook: events not delivered (HTTP status 307, a redirect that is not followed): 1 so far\n"
+    assert capfd.readouterr().err == told
+
+
+def trickle(answer, repeated=b"", wait=0.0) -> str:
+    """The address of a server that sends the first part of an answer at once, and then the rest without end."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        while True:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(answer)
+                while repeated:
+                    connection.sendall(repeated)
+                    time.sleep(wait)
+                connection.recv(10**6)
+                connection.recv(1)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.05),
+        (b"", b"H", 0.05),
+        (b"HTTP/1.1 200 OK\r\n", b"X", 0.05),
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.05),
+        (b"HTTP/1.1 307 Go\r\nLocation: /x\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", 0.05),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\n", b"x", 0.05),
+        (b"",),
+    ],
+)
+def test_an_attempt_ends_in_time_whatever_comes_and_however_slowly(quick, monkeypatch, answer):
+    monkeypatch.setattr(webhook, "TIMEOUT", 0.25)
+    url, ended = trickle(*answer), []
+
+    def attempt(url):
+        try:
+            webhook.Webhook(url).send(b"{}")
+        except Exception as error:
+            ended.append(error)
+
+    for given in (url, url.replace("//", "//user:password@")):
+        thread = threading.Thread(target=attempt, args=(given,), daemon=True)
+        thread.start()
+        thread.join(2)
+        assert not thread.is_alive()
+    assert len(ended) == 2
+
+
+def test_a_proxy_that_trickles_is_left_in_time(quick, monkeypatch):
+    monkeypatch.setattr(webhook, "TIMEOUT", 0.25)
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("https_proxy", trickle(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.05))
+    begun = time.monotonic()
+    with pytest.raises(OSError):
+        webhook.Webhook("https://host.invalid/").send(b"{}")
+    assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize(
