@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections import OrderedDict
@@ -381,7 +382,21 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 _MOST_UNPACKED = 10  # times the size of a file; weights hardly compress, so more is an attack on the memory
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_DTYPES = {  # of safetensors, those that weights may have; ids, masks and what is newer are none
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_WRAPPED = re.compile(r"^((_orig_mod|module|model|clip_model|clip)\.)+")  # by compile, DataParallel, Lightning, others
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -393,11 +408,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         header, left = json.loads(file.read(header_length)), left - header_length
         header.pop("__metadata__", None)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):  # no overlaps, no gaps
-            dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            size, position = math.prod(shape) * dtype.itemsize, file.tell() - 8 - header_length
-            if begin != position or end != begin + size or not position < end <= left:
+            dtype, shape, (begin, end) = _DTYPES.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
+            size, position = (
+                math.prod(shape) * dtype.itemsize if dtype else end - begin,
+                file.tell() - 8 - header_length,
+            )
+            if begin != position or end != begin + size or not position <= end <= left:
                 raise WeightsError(f"{name} claims shape {shape} at bytes {begin} to {end}, not {position} to {left}")
-            state[name] = torch.frombuffer(bytearray(file.read(size)), dtype=dtype).reshape(shape)
+            if dtype and size:
+                state[name] = torch.frombuffer(bytearray(file.read(size)), dtype=dtype).reshape(shape)
+            else:
+                file.seek(size, os.SEEK_CUR)
     return state
 
 
@@ -460,7 +481,9 @@ def _read_torch(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             reader = TensorUnpickler(archive)
             if f"{reader.root}/constants.pkl" in archive.namelist():  # this is how torch tells the two apart
-                return dict(_tensors_of(reader.load()))
+                return dict(_tensors_of(reader.load()))  # an archive looks at what it reads, torch.load does not
+            if damaged := archive.testzip():
+                raise WeightsError(f"is damaged at {damaged!a:.60}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -563,6 +586,7 @@ def build(state: dict[str, Tensor], settings: dict) -> CLIP:
     with torch.device("meta"):  # neither memory nor initialisation
         model = CLIP(**{**_sizes_of(state), **settings})
     expected = model.state_dict()
+    state = {name: x for name, x in state.items() if name in expected or x.is_floating_point()}  # others: ids, masks
     for name in sorted(expected.keys() | state.keys()):
         found, wanted = (
             "nothing"
@@ -578,6 +602,12 @@ def build(state: dict[str, Tensor], settings: dict) -> CLIP:
     return model.eval()
 
 
+def check_claims(state: dict[str, Tensor], path: Path) -> None:
+    """Refuses tensors that are far larger than their file, as those whose values all are one."""
+    if sum(tensor.nbytes for tensor in state.values()) > _MOST_UNPACKED * path.stat().st_size:  # stride 0
+        raise WeightsError(f"its tensors claim more than {_MOST_UNPACKED} times its size")
+
+
 def _find_file(path: Path) -> Path:
     names = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     for file in (path, *(path / name for name in names)):
@@ -591,10 +621,11 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", quick_gel
 
     A name (`available_models`) is fetched once into the folder CLIP_CACHE (by default ~/.cache/clip). A path may be
     OpenAI's TorchScript archive, a state dict (.pt, .bin, .safetensors) with OpenAI's, open_clip's or Hugging Face's
-    (CLIPModel) names, or a Hugging Face or open_clip folder. All sizes are read off the weights, heads and activation
-    off config.json or open_clip_config.json beside them. Without one, and for OpenAI's own files (they hold a scalar
-    input_resolution), heads are 64 wide and the activation is QuickGELU; but it is GELU, open_clip's default, for its
-    training checkpoints and for file names that begin with open_clip, unless they contain "quickgelu".
+    (CLIPModel) names, also behind the prefixes of a wrapper such as DataParallel, or a Hugging Face or open_clip
+    folder. All sizes are read off the weights, heads and activation off config.json or open_clip_config.json beside
+    them. Without one, and for OpenAI's own files (they hold a scalar input_resolution), heads are 64 wide and the
+    activation is QuickGELU; but it is GELU, open_clip's default, for its training checkpoints and for file names that
+    begin with open_clip, unless they contain "quickgelu".
 
     Args:
         name_or_path: Model name, weights file or folder.
@@ -608,13 +639,11 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", quick_gel
     path = _fetch(str(name_or_path)) if name_or_path in _URLS else _find_file(Path(name_or_path))
     with _named_errors(path):
         content: dict[str, Any] = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-        state = {
-            name.removeprefix("module.").removeprefix("text."): tensor  # of DataParallel, of open_clip's towers
-            for name, tensor in content.get("state_dict", content).items()
-            if isinstance(tensor, Tensor)
-        }
-        if sum(tensor.nbytes for tensor in state.values()) > _MOST_UNPACKED * path.stat().st_size:  # stride 0
-            raise WeightsError(f"its tensors claim more than {_MOST_UNPACKED} times its size")
+        found = {name: x for name, x in content.get("state_dict", content).items() if isinstance(x, Tensor)}
+        state = {_WRAPPED.sub("", name).removeprefix("text."): x for name, x in found.items()}  # open_clip's towers
+        if len(state) < len(found):
+            raise WeightsError("holds several models, whose names differ in their prefixes alone")
+        check_claims(state, path)
         chosen = {} if quick_gelu is None else {"quick_gelu": quick_gelu}
         model = build(_openai_names(state), _settings(path, state, "state_dict" in content) | chosen)
     return model.to(device)

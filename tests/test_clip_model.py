@@ -72,7 +72,7 @@ def small_clip(**changes) -> CLIP:
 
 def write_safetensors(path: Path, state: dict, header_changes: dict | None = None, header_length: int | None = None):
     header, data = {"__metadata__": {"format": "pt"}}, b""
-    dtypes = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16"}
+    dtypes = {dtype: name for name, dtype in clip_model._DTYPES.items()}
     for name, tensor in state.items():
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         header[name] = {
@@ -516,6 +516,80 @@ def test_reference_files_give_openais_features(file):
     check_features(load(str(SHARED_CLIP / file)))
 
 
+NO_WEIGHTS = ["I8", "I16", "I32", "I64", "U8", "BOOL", "U16", "U32", "U64", "F4", "F8_E8M0", "C64"]
+
+
+@pytest.mark.parametrize("dtype", NO_WEIGHTS)
+def test_safetensors_that_are_no_weights_are_passed_over_whatever_their_type(tmp_path, dtype):
+    state, path = tiny_clip_state_dict(), tmp_path / "model.safetensors"
+    write_safetensors(path, {"a_mask": torch.ones(2, 8, dtype=torch.uint8), "z_ids": torch.ones(16).byte(), **state})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    header, data = json.loads(path.read_bytes()[8 : 8 + length]), path.read_bytes()[8 + length :]
+    sizes = {"I8": 1, "U8": 1, "BOOL": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "F4": 0.5, "F8_E8M0": 1}
+    for name in ("a_mask", "z_ids"):
+        header[name] |= {"dtype": dtype, "shape": [int(16 / sizes.get(dtype, 8))]}
+    header["b_empty"] = {"dtype": dtype, "shape": [0], "data_offsets": [16, 16]}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    loaded = load(path).state_dict()
+    assert all(torch.equal(loaded[name], state[name].float()) for name in state)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+def test_weights_may_have_any_floating_type(tmp_path, dtype):
+    state, path = {name: x.to(dtype) for name, x in tiny_clip_state_dict().items()}, tmp_path / "model.safetensors"
+    write_safetensors(path, state)
+    loaded = load(path).state_dict()
+    assert all(torch.equal(loaded[name], state[name].float()) for name in state)
+
+
+def test_weights_of_whole_numbers_are_named(tmp_path):
+    for dtype in (torch.int8, torch.bool):
+        state = tiny_clip_state_dict() | {"visual.proj": torch.ones(64, 64, dtype=dtype)}
+        write_safetensors(tmp_path / "model.safetensors", state)
+        assert f"visual.proj: expected (64, 64), found {dtype}" in refused(tmp_path / "model.safetensors")
+
+
+PREFIXES = [
+    *("_orig_mod.", "module.", "model.", "clip_model.", "clip.", "module._orig_mod.", "_orig_mod.module."),
+    *("model.clip_model.", "module.model._orig_mod."),
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("names", ["openai", "huggingface"])
+def test_weights_are_found_behind_the_prefixes_of_wrappers(tmp_path, prefix, names):
+    state = tiny_clip_state_dict()
+    theirs = hugging_face_state(state) if names == "huggingface" else state
+    if names == "huggingface":
+        write_hugging_face_config(tmp_path)
+    write_safetensors(tmp_path / "model.safetensors", {prefix + name: x for name, x in theirs.items()})
+    torch.save(
+        {"epoch": 1, "state_dict": {prefix + name: x for name, x in theirs.items()}}, tmp_path / "lightning.ckpt"
+    )
+    for file in ("model.safetensors", "lightning.ckpt"):
+        loaded = load(tmp_path / file, quick_gelu=True).state_dict()
+        assert all(torch.equal(loaded[name], state[name].float()) for name in state)
+
+
+def test_two_models_in_one_file_are_not_mixed(tmp_path):
+    state = tiny_clip_state_dict()
+    write_safetensors(
+        tmp_path / "two.safetensors", {f"{p}.{k}": x for p in ("model", "module") for k, x in state.items()}
+    )
+    assert "holds several models" in refused(tmp_path / "two.safetensors")
+
+
+@pytest.mark.parametrize("layout", ["plain", "torchscript"])
+def test_a_changed_byte_of_a_tensor_is_noticed(tiny_files, tmp_path, layout):
+    content = bytearray(tiny_files[layout].read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.pt").write_bytes(content)
+    assert ("is damaged" if layout == "plain" else "Bad CRC-32") in refused(tmp_path / "x.pt")
+
+
 @pytest.mark.parametrize("layout", ["plain", "torchscript", "hf", "open_clip"])
 def test_hash_of_the_weights_does_not_depend_on_the_layout(tiny_files, layout):
     digest = hashlib.sha256()
@@ -714,7 +788,8 @@ SAFETENSORS_ATTACKS = {  # an entry of 16 bytes of data, and a part of the messa
     "two negatives": ({"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}, "cannot be read"),
     "before the data": ({"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]}, "claims shape"),
     "shape too small": ({"dtype": "F32", "shape": [3], "data_offsets": [0, 16]}, "claims shape"),
-    "unknown type": ({"dtype": "F33", "shape": [4], "data_offsets": [0, 16]}, "F33"),
+    "unknown type": ({"dtype": "F33", "shape": [4], "data_offsets": [0, 16]}, "lacks"),
+    "unknown type, backwards": ({"dtype": "F33", "shape": [4], "data_offsets": [0, -16]}, "claims shape"),
     "no offsets": ({"dtype": "F32", "shape": [4]}, "data_offsets"),
     "no entry": (7, "TypeError"),
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import clip_model
-from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, read_torch
 from videoanomaly.data.annotations import VideoLists
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.features import FeatureFolder
@@ -88,6 +88,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], int]:
             if isinstance(value, Tensor)
         }
         ctx, epoch = state["prompt_learner.ctx"], int(content["epoch"])
+        clip_model.check_claims(state, path)
         assert ctx.ndim in (2, 3), f"contexts of shape {tuple(ctx.shape)}"
     except Exception as error:  # a damaged or hostile file can raise anything
         reason = (str(error).splitlines() or [""])[0]
@@ -162,12 +163,12 @@ def config_of(state: dict[str, Tensor], classes: Sequence[str]) -> AnomalyCLIPCo
 def read_prototype(path: Path, feature_dim: int) -> Tensor:
     """The normality prototype, (D,) float32; an InputError if the file holds another thing."""
     try:
-        prototype = torch.load(path, map_location="cpu", weights_only=True)
-        assert prototype.shape == (feature_dim,), f"shape {tuple(prototype.shape)}"
-    except Exception as error:
-        raise InputError(
-            f"{path}: found {str(error).splitlines()[0]}, expected a tensor of {feature_dim} numbers"
-        ) from error
+        prototype = read_torch(path, f"a tensor of {feature_dim} numbers")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if not (isinstance(prototype, Tensor) and prototype.shape == (feature_dim,) and prototype.isfinite().all()):
+        found = f"shape {tuple(prototype.shape)}" if isinstance(prototype, Tensor) else type(prototype).__name__
+        raise InputError(f"{path}: found {found}, expected a tensor of {feature_dim} finite numbers")
     return prototype.float()
 
 
