@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from tests.places import ROOT, SHARED
 from videoanomaly.data import prototype as prototype_
 from videoanomaly.data.annotations import Video
-from videoanomaly.data.features import FeatureFolder, check_features, matching_rows
+from videoanomaly.data.features import FeatureFolder, check_features, load_array, matching_rows
 from videoanomaly.data.lists import load_lists
 from videoanomaly.data.prototype import normality_prototype
 from videoanomaly.data.sampling import BalancedBatches, SegmentDataset, training_rows
@@ -165,6 +166,13 @@ def test_meta_gives_frames_stride_and_encoder(tmp_path, sub):
         json.dumps(demo_meta(stride="4")),
         json.dumps(demo_meta(videos=["v"])),
         json.dumps(demo_meta(videos={"v": {"frames": 0}})),
+        json.dumps(demo_meta(stride=1.5)),
+        json.dumps(demo_meta(dim=True)),
+        json.dumps(demo_meta(crops=0)),
+        json.dumps(demo_meta(videos={"v": {"frames": 2.5}})),
+        json.dumps(demo_meta(videos={"v": {"frames": 9, "fps": float("nan")}})),
+        json.dumps(demo_meta(videos={"v": {"frames": 9, "fps": -1}})),
+        json.dumps(demo_meta(videos={"v": {"frames": 9, "fps": "25"}})),
     ],
 )
 def test_damaged_meta_is_told(tmp_path, text):
@@ -191,6 +199,56 @@ def test_arrays_that_are_no_features_are_told(tmp_path, array, crops, message):
     with pytest.raises(InputError, match=message) as error:
         FeatureFolder(tmp_path, crops=crops).open("v")
     assert str(tmp_path / "v.npy") in str(error.value) and "\n" not in str(error.value)
+
+
+AXIS_TOO_MANY = {  # shapes of the files of a folder, its meta.json, and a part of the message
+    "a batch of one": ([(1, 90, 3)], None, r"found an array \(1, 90, 3\), expected \(N, 3\) or \(N, crops, 3\)"),
+    "crops in front": ([(10, 90, 3)], None, r"found an array \(10, 90, 3\), expected \(N, 3\) or \(N, crops, 3\)"),
+    "short videos": ([(1, 7, 3), (1, 9, 3)], None, r"found an array \(1, 9, 3\), expected 7 crops .* as in the others"),
+    "crops that meta.json does not tell": ([(90, 10, 3)], 1, r"\(90, 10, 3\), expected 1 crops per frame, \(N, 1, 3\)"),
+    "rows where it tells crops": ([(5, 9, 3)], 5, r"\(5, 9, 3\), expected 5 crops per frame, \(N, 5, 3\)"),
+    "a batch of videos": ([(2, 90, 10, 3)], None, r"found an array \(2, 90, 10, 3\) of float32, expected rows"),
+}
+
+
+@pytest.mark.parametrize("kind", AXIS_TOO_MANY)
+def test_an_axis_too_many_is_told_with_both_shapes(tmp_path, kind):
+    shapes, crops, message = AXIS_TOO_MANY[kind]
+    write_features(tmp_path, {f"v{i}": random_array(*shape) for i, shape in enumerate(shapes)})
+    if crops:
+        (tmp_path / "meta.json").write_text(json.dumps(demo_meta(crops=crops, videos={})))
+    features = FeatureFolder(tmp_path)
+    *others, last = (f"v{i}" for i in range(len(shapes)))
+    for name in others:
+        features.open(name)
+    with pytest.raises(InputError, match=message):
+        features.open(last)
+
+
+def test_crops_in_the_middle_are_legal_beside_files_without(tmp_path):
+    write_features(tmp_path, {"a": random_array(90, 10, 3), "b": random_array(1, 10, 3), "c": random_array(9, 3)})
+    features = FeatureFolder(tmp_path)
+    assert [features.open(name).shape for name in "abc"] == [(90, 10, 3), (1, 10, 3), (9, 1, 3)]
+
+
+@pytest.mark.parametrize("shape", [(2**40, 3), (2**32, 2**32), (2**62, 4), (-1, 3), (10**12,), (3, 10**12, 10**9)])
+def test_a_header_that_claims_more_than_the_file_holds_is_told(tmp_path, shape):
+    with open(tmp_path / "v.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        file.write(bytes(800))
+    with pytest.raises(InputError, match="v.npy: "):
+        FeatureFolder(tmp_path).open("v")
+
+
+def test_nobody_is_advised_to_load_a_file_unsafely(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}, None]))
+    (tmp_path / "pickle.npy").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "text.npy").write_text("hello")
+    np.savez(tmp_path / "archive", a=np.array([{}]))
+    for name in ("objects.npy", "pickle.npy", "text.npy", "archive.npz"):
+        with pytest.raises(InputError) as error:
+            load_array(tmp_path / name)
+        assert "pickle" not in str(error.value).replace("pickle.npy", "") and "unsafe" not in str(error.value)
 
 
 def test_files_that_are_no_arrays_are_told(tmp_path):

@@ -400,6 +400,25 @@ def test_what_does_not_go_with_the_checkpoint_is_told(planted, planted_spaced, t
     assert not (tmp_path / "out").exists()
 
 
+def test_features_with_an_axis_too_many_are_told_and_crops_are_said(planted, tmp_path, capsys):
+    rows = np.load(planted.features / "test00.npy")
+    for name, array in (
+        ("batch", rows[None]),
+        ("front", np.stack([rows] * 10)),
+        ("crops", np.stack([rows] * 10, axis=1)),
+    ):
+        np.save(tmp_path / f"{name}.npy", array)
+    options = ["--ckpt", planted.checkpoint, "--fps", "25", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    for name in ("batch", "front"):
+        with pytest.raises(
+            InputError, match=rf"{name}.npy: found an array \(10?, {len(rows)}, 64\), expected \(N, 64\)"
+        ):
+            predict.main([*options, "--features", str(tmp_path / f"{name}.npy")])
+    predict.main([*options, "--features", str(tmp_path / "crops.npy")])
+    assert f"({len(rows)}, 10, 64), read as {len(rows)} rows of 10 crops each" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "events.json").read_text())["frames"] == len(rows)
+
+
 def test_two_videos_of_one_name_are_told(planted, tmp_path):
     for folder in "ab":
         write_clip(tmp_path / folder / "v.mp4", 3)

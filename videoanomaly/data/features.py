@@ -4,6 +4,7 @@ Letters: D feature size, N feature rows of a video (a row stands for `frames_per
 """
 
 import json
+import math
 import mmap
 import os
 import sys
@@ -18,6 +19,7 @@ from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import check_inside
 
 FEATURE_SUBFOLDERS = ("", "features", "Image-Features")
+MOST_CROPS = 10  # of a frame, as the field's ten crops; a longer axis is another one
 LENGTH_TOLERANCE = 15  # the field's ground truths and feature files differ by up to so many frames per video
 
 
@@ -29,9 +31,13 @@ def load_array(path: str | Path, scattered: bool = False) -> np.ndarray:
     """
     expected = "expected a .npy file with one array of numbers"
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="ignore"):  # sizes that a damaged header claims
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header can raise nearly anything
-        raise InputError(f"{path}: cannot be read ({str(error).split(chr(10))[0]}), {expected}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "pickle" in reason:  # NumPy tells how to load it unsafely, also where the file is a text
+            reason = "no array, or one of Python objects"
+        raise InputError(f"{path}: cannot be read ({reason}), {expected}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: is an archive of arrays, {expected}")
     if scattered and hasattr(mmap, "MADV_RANDOM"):  # where the system reads megabytes ahead: 100 times faster
@@ -131,6 +137,7 @@ class FeatureFolder:
         self.crops = crops
         # D; without meta.json known after the first `open`
         self.dim: int | None = self.meta["dim"] if self.meta else None
+        self.several: int | None = None  # crops of the files (N, crops, D) that have more than one
         self.scattered: dict[str, RowsOnDisk] = {}  # what `open_scattered` has found, by video
 
     @property
@@ -171,7 +178,7 @@ class FeatureFolder:
         """The file of a video, or its files if each crop has one."""
         for folder in self.folders:
             for stem in dict.fromkeys((name, name.rsplit("/", 1)[-1])):  # RTFM's files lie flat in one folder
-                crop_paths = [folder / f"{stem}__{crop}.npy" for crop in range(10)]
+                crop_paths = [folder / f"{stem}__{crop}.npy" for crop in range(MOST_CROPS)]
                 for paths in ([folder / f"{stem}.npy"], [folder / f"{stem}_i3d.npy"], crop_paths):
                     if paths := [path for path in paths if os.path.isfile(path)]:  # Path.is_file raises for long names
                         for path in paths:
@@ -192,22 +199,44 @@ class FeatureFolder:
             )
         if array.shape[-1] != (self.dim or array.shape[-1]):
             raise InputError(f"{path}: found features of size {array.shape[-1]}, expected {D} as in the others")
-        if array.ndim == 2 and len(array) % self.crops or array.ndim == 3 and self.crops not in (1, array.shape[1]):
+        if array.ndim == 2 and len(array) % self.crops:
             raise InputError(f"{path}: found an array {array.shape}, expected {self.crops} crops per frame")
+        if array.ndim == 3:
+            self._check_crops(path, array.shape)
         self.dim = array.shape[-1]
         return array if array.ndim == 3 else array.reshape(-1, self.crops, array.shape[-1])  # (N, crops, D)
+
+    def _check_crops(self, path: Path, shape: tuple[int, ...]) -> None:
+        """Refuses a middle axis of (N, crops, D) that cannot be one of crops: there is an axis too many."""
+        found, told = shape[1], self.meta.get("crops") if self.meta else None
+        known = self.crops if self.crops > 1 else told
+        if found != (known or found):
+            expected = f"{known} crops per frame, (N, {known}, {shape[2]})"
+        elif found > MOST_CROPS:
+            expected = f"(N, {shape[2]}) or (N, crops, {shape[2]}), up to {MOST_CROPS} crops per frame"
+        elif found > 1 and found != (self.several or found):
+            expected = f"{self.several} crops per frame, (N, {self.several}, {shape[2]}), as in the others"
+        else:
+            self.several = found if found > 1 else self.several
+            return
+        raise InputError(f"{path}: found an array {shape}, expected {expected}")
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """Checked content of the meta.json that extract_features.py writes; an InputError if it is no such file."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        valid = min(meta["stride"], meta["dim"]) >= 1 and all(v["frames"] >= 1 for v in meta["videos"].values())
+        counts = [meta["stride"], meta["dim"], meta.get("crops", 1), *(v["frames"] for v in meta["videos"].values())]
+        rates = [v.get("fps") for v in meta["videos"].values()]
+        valid = all(type(n) is int and n >= 1 for n in counts)
+        valid &= all(fps is None or math.isfinite(fps) and fps > 0 for fps in rates)
         _ = meta["encoder"], meta["weights_sha256"]  # used by whoever compares encoders
     except Exception as error:  # other types than expected, a million brackets
         raise InputError(f"{path}: is damaged ({error!r}), expected what extract_features.py writes") from error
     if not valid:
-        raise InputError(f"{path}: found a stride, dim or frames below 1, expected what extract_features.py writes")
+        raise InputError(
+            f"{path}: found a stride, dim, crops, frames or fps that is none, expected what extract_features.py writes"
+        )
     return meta
 
 

@@ -16,7 +16,7 @@ from videoanomaly.frame_scores import FrameScores, score_frames
 from videoanomaly.prediction import explain
 from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.prediction.results import read_result, result_settings, summary, write_index, write_results
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, note
 from videoanomaly.video.decoding import find_all_videos, header_frames, why_skipped
 from videoanomaly.video.encoders import Encoder, matching_encoder
 from videoanomaly.video.encoding import Reading, encode_videos, interpolate, read_batches
@@ -123,7 +123,7 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
 
 def open_rows(path: Path, options: PredictionOptions, recogniser: Recogniser) -> tuple:
     """A feature file's rows, those of the Temporal model's own features (none or one), its frames and their rate."""
-    load_array(path)  # a missing or damaged file is told as such
+    array = load_array(path)  # a missing or damaged file is told as such
     name, checkpoint = path.stem, recogniser.checkpoint
     settings = checkpoint["settings"] | {"frames_per_feature": recogniser.spacing}
     features, temporal = open_folders(checkpoint | {"settings": settings}, str(path.parent), options.temporal_features)
@@ -132,6 +132,8 @@ def open_rows(path: Path, options: PredictionOptions, recogniser: Recogniser) ->
         raise InputError(
             f"{path}: found features of {features.dim} values, expected {recogniser.model.config.feature_dim}"
         )
+    if array.ndim == 3 and rows.shape[1] > 1 and features.meta is None:
+        note(f"note: {path}: found an array {array.shape}, read as {len(rows)} rows of {rows.shape[1]} crops each")
     others = () if temporal is None else (matching_rows(temporal, name, len(rows), recogniser.spacing),)
     known = (features.meta or {"videos": {}})["videos"].get(name, {})
     fps = options.fps or known.get("fps")
