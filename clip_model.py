@@ -354,7 +354,12 @@ def available_models() -> list[str]:
 def _fetch(name: str) -> Path:
     """The cached file of a model, checked by its SHA-256; downloaded if it is missing or damaged."""
     *_, sha256, filename = _URLS[name].split("/")
-    path = Path(os.environ.get("CLIP_CACHE") or "~/.cache/clip").expanduser() / filename
+    folder = os.path.expanduser(os.environ.get("CLIP_CACHE") or "~/.cache/clip")
+    if folder.startswith("~"):
+        raise WeightsError(
+            f"{name}: no home folder to keep it in, set CLIP_CACHE to a folder or give a file of weights"
+        )
+    path = Path(folder, filename)
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
         return path
     part = path.with_name(f".{filename}.{os.getpid()}.part")
@@ -365,7 +370,9 @@ def _fetch(name: str) -> Path:
             os.fsync(file.fileno())
         os.replace(part, path)
     except Exception as error:  # no network, no space, a wrong hash: the way out is the same
-        raise WeightsError(f"cannot fetch {name} ({error}): put the file {_URLS[name]} at {path}") from error
+        raise WeightsError(
+            f"cannot fetch {name} ({error}): put the file {_URLS[name]} at {path}, or set CLIP_CACHE"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return path

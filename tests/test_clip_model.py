@@ -1025,6 +1025,14 @@ def test_without_network_the_file_and_its_place_are_named(tmp_path, monkeypatch)
     assert "\n" not in str(caught.value) and "Connection refused" in str(caught.value)
 
 
+@pytest.mark.parametrize("cache", [None, "", "~/weights", "~nobody-of-this-name/weights"])
+def test_without_a_home_a_line_names_the_variable_and_the_way_around(monkeypatch, cache):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user whom the system does not know
+    monkeypatch.setenv("CLIP_CACHE", cache) if cache is not None else monkeypatch.delenv("CLIP_CACHE", raising=False)
+    with pytest.raises(WeightsError, match="^ViT-B/16: no home folder .* set CLIP_CACHE to a folder or give a file"):
+        load("ViT-B/16")
+
+
 def test_published_addresses_end_with_a_hash_and_the_file_name():
     assert available_models() == ["ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"]
     for name in available_models():

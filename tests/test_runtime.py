@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,3 +298,14 @@ def test_the_next_commands_can_be_pasted_into_a_shell(dataset, tmp_path, monkeyp
         words = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True).stdout
         assert words.splitlines() == ["python", *expected]
     assert shlex.split(command("x.py", name, 1)) == ["python", "x.py", name, "1"]
+
+
+@needs_posix
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
+def test_a_user_without_a_home_sees_no_word_of_it():
+    code = "import os; from videoanomaly import plots; print(os.getuid(), os.path.expanduser('~'))"
+    command = ["unshare", "--user", "--map-user=54321", "env", "-u", "HOME", sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if "54321 ~" not in done.stdout:
+        pytest.skip("needs the right to change the user")
+    assert done.stderr == ""

@@ -4,19 +4,25 @@ Shapes: N frames, C anomaly classes; p_A (N,), p_class (N, C), labels (N,) with 
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 
 from videoanomaly.runtime.files import write_atomically
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend that needs no screen)
+# isort: split
+# ruff: noqa: E402  (what matplotlib must know before the rest of it is imported)
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it tells at length that it has no cache
+import matplotlib
+
+matplotlib.use("Agg")  # needs no screen
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
 
 # Okabe and Ito's colours, told apart by colour-blind people; more classes than colours change the line style
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
