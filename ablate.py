@@ -35,7 +35,7 @@ from videoanomaly import plots
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.evaluation import tables
 from videoanomaly.evaluation.paper_tables import COMPARED, TABLES, Row, Table
-from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
+from videoanomaly.runtime.console import InputError, Parser, at_least, differences, run_script
 from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.signals import stop_signals
@@ -198,8 +198,8 @@ def check_settings(options: Options, settings: dict) -> None:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise InputError(
-                f"{path}: found {name} = {old.get(name)}, expected {new.get(name)} as given now; go on with "
-                "the same settings, or choose another --out"
+                f"{path}: {differences(name, old.get(name), new.get(name))} as given now; go on with the same settings, "
+                "or choose another --out"
             )
 
 

@@ -23,7 +23,7 @@ from tests.places import ROOT
 from tests.synthetic import arguments, write_dataset
 from videoanomaly.data.sampling import SegmentDataset
 from videoanomaly.runtime import files
-from videoanomaly.runtime.console import InputError, Parser, expand_home, run_script
+from videoanomaly.runtime.console import InputError, Parser, differences, expand_home, run_script
 from videoanomaly.runtime.run_folder import command
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -309,3 +309,27 @@ def test_a_user_without_a_home_sees_no_word_of_it():
     if "54321 ~" not in done.stdout:
         pytest.skip("needs the right to change the user")
     assert done.stderr == ""
+
+
+MANY = [f"class{i}" for i in range(50)]
+
+
+@pytest.mark.parametrize(
+    "found, expected, text",
+    [
+        (1, 2.5, "found x = 1, expected 2.5"),
+        (None, "a", "found x = None, expected a"),
+        ([*MANY, "Running"], [*MANY, "Fleeing"], "found x = Running, expected Fleeing"),
+        (["b", *MANY, "a"], ["a", *MANY, "b"], "found x = b, a, expected a, b"),
+        (MANY, ("Falling", *MANY), "found x = nothing, expected Falling"),
+        ({"a": MANY, "b": 1}, {"a": MANY, "b": 2}, "found b = 1, expected 2"),
+        (
+            {"a": {"b": MANY}, "c": 1},
+            {"a": {"b": MANY[1:]}},
+            "found b = class0, expected nothing; found c = 1, expected None",
+        ),
+        ({"a": 1}, None, "found x = {'a': 1}, expected None"),
+    ],
+)
+def test_of_two_settings_what_differs_alone_is_shown(found, expected, text):
+    assert differences("x", found, expected) == text

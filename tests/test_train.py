@@ -245,6 +245,11 @@ def test_a_finished_run_is_not_overwritten_nor_resumed_with_other_settings(datas
     other = write_dataset(tmp_path / "other", encoder="another")
     with pytest.raises(InputError, match="found encoder = .*synthetic.*, expected .*another.* as given now"):
         run(other, tmp_path, "--epochs", "1", "--resume")
+    renamed = write_dataset(tmp_path / "renamed")
+    for path in renamed.glob("*.txt"):
+        path.write_text(path.read_text().replace("fall", "drop"))
+    with pytest.raises(InputError, match=r"last.pt: found classes = fall, expected drop as given now; resume"):
+        run(renamed, tmp_path, "--epochs", "1", "--resume")
     (other / "train.txt").write_text("\n".join(sorted((other / "train.txt").read_text().split("\n"), reverse=True)))
     (other / "features" / "meta.json").write_text((dataset / "features" / "meta.json").read_text())
     with pytest.raises(InputError, match="found lists = other ones, expected the same as given now"):

@@ -103,6 +103,20 @@ def as_text(name: str) -> str:
     return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
+def differences(name: str, found: Any, expected: Any) -> str:
+    """`found NAME = VALUE, expected VALUE` of two values that differ; of dicts and lists what differs alone."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        names = [key for key in found | expected if found.get(key) != expected.get(key)]
+        return "; ".join(differences(key, found.get(key), expected.get(key)) for key in names)
+    if isinstance(found, (list, tuple)) and isinstance(expected, (list, tuple)):
+        if len(found) == len(expected):
+            found, expected = zip(*(pair for pair in zip(found, expected) if pair[0] != pair[1]))
+        else:
+            found, expected = [x for x in found if x not in expected], [x for x in expected if x not in found]
+        found, expected = (", ".join(map(str, values)) or "nothing" for values in (found, expected))
+    return f"found {name} = {found}, expected {expected}"
+
+
 def note(text: str) -> None:
     """One line on stderr."""
     sys.stderr.write(f"{text}\n")  # one write: lines of several threads do not mix

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from anomalyclip import HASH_LENGTH, SEAL, AnomalyCLIPConfig, damage, read_checkpoint
 from videoanomaly.data.features import FeatureFolder
-from videoanomaly.runtime.console import InputError, note
+from videoanomaly.runtime.console import InputError, differences, note
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.torchrun import is_main
 from videoanomaly.systems.base import Trainable
@@ -200,8 +200,8 @@ def load_resumed(path: Path, config: AnomalyCLIPConfig, extra: dict) -> dict | N
         if found != expected:
             found, expected = ("other ones", "the same") if name == "lists" else (found, expected)
             raise InputError(
-                f"{path}: found {name} = {found}, expected {expected} as given now; resume with the same settings "
-                "and data, or choose another --out"
+                f"{path}: {differences(name, found, expected)} as given now; resume with the same settings and data, "
+                "or choose another --out"
             )
     return checkpoint
 
