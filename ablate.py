@@ -198,8 +198,8 @@ def check_settings(options: Options, settings: dict) -> None:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise InputError(
-                f"{path}: {differences(name, old.get(name), new.get(name))} as given now; go on with the same settings, "
-                "or choose another --out"
+                f"{path}: {differences(name, old.get(name), new.get(name))} as given now; go on with the same "
+                "settings, or choose another --out"
             )
 
 

@@ -40,7 +40,7 @@ from videoanomaly.evaluation.evaluator import EvaluationOptions, evaluate_checkp
 from videoanomaly.evaluation.scoring import alarm_threshold
 from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
 from videoanomaly.runtime.files import write_json
-from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.memory import keep_freed_memory, workers_that_fit
 from videoanomaly.runtime.processes import any_rank, check_device, gather_videos, process_group, split_model
 from videoanomaly.runtime.run_folder import (
     command,
@@ -52,7 +52,7 @@ from videoanomaly.runtime.run_folder import (
     write_settings,
 )
 from videoanomaly.runtime.signals import obey_parent_alone, stop_signals
-from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
+from videoanomaly.runtime.torchrun import is_main, local_device, processes_here, rank_and_world
 from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, resolve
 from videoanomaly.systems.base import Trainable
 from videoanomaly.systems.catalogue import SYSTEMS, build, make_optimizer, num_trained
@@ -219,23 +219,19 @@ def learning_rate(
 def make_loader(settings: TrainingSettings, config, data: TrainingData, device: str):
     """The loader and its batch sampler."""
     videos, released = data.lists.train, config.variant == "released"
-    dataset = SegmentDataset(
-        videos,
-        data.features,
-        config.num_segments,
-        config.num_frames,
-        data.temporal,
-        released,
-        settings.system.SEES_MEANS,
-    )
+    sizes = {"num_segments": config.num_segments, "num_frames": config.num_frames}
+    how = {"temporal_features": data.temporal, "released": released, "mean": settings.system.SEES_MEANS}
+    dataset = SegmentDataset(videos, data.features, **sizes, **how)
     labels = [video.label for video in videos]
     batches = RestOfEpoch(BalancedBatches(labels, settings.batch_size, settings.seed, released=released))
+    batch_bytes = settings.batch_size // rank_and_world()[2] * dataset.sample_bytes()
+    workers = workers_that_fit(settings.workers, batch_bytes, processes_here())
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=settings.workers,
+        num_workers=workers,
         pin_memory=device != "cpu",
-        persistent_workers=settings.workers > 0,
+        persistent_workers=workers > 0,
         worker_init_fn=obey_parent_alone,
         generator=torch.Generator(),  # of its own, so that workers change no other draw
     )

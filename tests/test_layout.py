@@ -36,7 +36,6 @@ MAY_IMPORT = {
 MAY_IMPORT |= dict.fromkeys(SCRIPTS | {"benchmarks"}, set(MAY_IMPORT))
 LATE = {"sklearn", "resource"}  # slow; missing on Windows
 SMALL = {  # modules under 40 lines, with the reason to stand alone
-    "videoanomaly.runtime.memory": "one measured trick",
     "videoanomaly.runtime.torchrun": "torchrun's variables are read nowhere else",
     "videoanomaly.systems.ours": "a file for each system",
     "videoanomaly.systems.ssrl": "a file for each system",

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from PIL import Image
 
 import train
 from tests.places import ROOT
-from tests.synthetic import arguments, write_dataset
+from tests.synthetic import arguments, equal, run, write_dataset
 from videoanomaly.data.sampling import SegmentDataset
 from videoanomaly.runtime import files
 from videoanomaly.runtime.console import InputError, Parser, differences, expand_home, run_script
+from videoanomaly.runtime.memory import workers_that_fit
 from videoanomaly.runtime.run_folder import command
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -53,27 +55,24 @@ def killed(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def in_worker(failing):
+    """Gives samples in the script itself, which looks at one, too."""
+    sample = SegmentDataset.__getitem__
+    return lambda *args: failing() if torch.utils.data.get_worker_info() else sample(*args)
+
+
+SAMPLE = SegmentDataset, "__getitem__"
+BAD_FILE, BAD_DISK = InputError("x.npy: is gone"), OSError(5, "I/O error")
 FAULTS = {  # where, what, and with which status and last line the script ends
     "full disk": (os, "fsync", fail(OSError(errno.ENOSPC, "No space left on device")), 1, "No space left on device)"),
     "no number": (train, "batch_losses", losses_that_are_no_numbers, 1, "failed: the loss became nan in this epoch"),
     "assert in the loop": (train, "report", fail(AssertionError("a bug")), 1, "AssertionError: a bug"),
     "error in a step": (train, "batch_losses", fail(RuntimeError("out of memory")), 1, "RuntimeError: out of memory"),
-    "bad file in a worker": (
-        SegmentDataset,
-        "__getitem__",
-        fail(InputError("x.npy: is gone")),
-        2,
-        "error: x.npy: is gone",
-    ),
-    "disk of a worker": (
-        SegmentDataset,
-        "__getitem__",
-        fail(OSError(5, "I/O error")),
-        1,
-        "failed: [Errno 5] I/O error",
-    ),
-    "bug in a worker": (SegmentDataset, "__getitem__", fail(KeyError("x")), 1, "KeyError: 'x'"),
-    "worker killed": (SegmentDataset, "__getitem__", killed, 1, "DataLoader worker (pid"),
+    "bad file": (*SAMPLE, fail(BAD_FILE), 2, "error: x.npy: is gone"),
+    "bad file in a worker": (*SAMPLE, in_worker(fail(BAD_FILE)), 2, "error: x.npy: is gone"),
+    "disk of a worker": (*SAMPLE, in_worker(fail(BAD_DISK)), 1, "failed: [Errno 5] I/O error"),
+    "bug in a worker": (*SAMPLE, in_worker(fail(KeyError("x"))), 1, "KeyError: 'x'"),
+    "worker killed": (*SAMPLE, in_worker(killed), 1, "DataLoader worker (pid"),
 }
 
 
@@ -102,8 +101,8 @@ def children():
 @pytest.mark.parametrize("workers", ("0", "2"))
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_error_anywhere_ends_training_with_its_line_and_status(dataset, tmp_path, children, fault, workers):
-    if workers == "0" and FAULTS[fault][2] is killed:
-        pytest.skip("the worker is the script")
+    if workers == "0" and "worker" in fault:
+        return
     argv = arguments(dataset, tmp_path / "run", "--epochs", "2", "--workers", workers)
     child = children.Process(target=train_with, args=(fault, argv, str(tmp_path / "errors")))
     child.start()
@@ -333,3 +332,33 @@ MANY = [f"class{i}" for i in range(50)]
 )
 def test_of_two_settings_what_differs_alone_is_shown(found, expected, text):
     assert differences("x", found, expected) == text
+
+
+# ---- shared memory ----
+
+
+@pytest.mark.parametrize(
+    "free, workers, processes, expected",
+    [(600, 2, 1, 2), (599, 2, 1, 0), (599, 1, 1, 1), (600, 2, 2, 0), (0, 0, 1, 0), (10**6, 8, 8, 8)],
+)
+def test_workers_are_left_out_where_shared_memory_cannot_hold_their_batches(
+    tmp_path, monkeypatch, capsys, free, workers, processes, expected
+):
+    status = types.SimpleNamespace(f_bavail=free, f_frsize=10**6)
+    monkeypatch.setattr(os, "statvfs", lambda path: status if path == tmp_path else None)
+    assert workers_that_fit(workers, 10**8, processes, folder=tmp_path) == expected
+    line = capsys.readouterr().err
+    assert (expected == workers) == (line == "")
+    assert line == "" or line.count("\n") == 1 and "going on with --workers 0; Docker gives more by --shm-size" in line
+
+
+def test_a_system_without_such_a_folder_has_no_such_limit(tmp_path):
+    assert workers_that_fit(2, 10**15, folder=tmp_path / "none") == 2
+
+
+def test_training_goes_on_without_workers_and_gives_the_same(dataset, tmp_path, monkeypatch, capsys):
+    with_workers = run(dataset, tmp_path / "a", "--epochs", "1", "--workers", "1")
+    monkeypatch.setattr(os, "statvfs", lambda path: types.SimpleNamespace(f_bavail=1, f_frsize=4096))
+    without = run(dataset, tmp_path / "b", "--epochs", "1", "--workers", "1")
+    assert "/dev/shm has 0 MB left, and 1 workers need" in capsys.readouterr().err
+    assert equal(with_workers["model"], without["model"])

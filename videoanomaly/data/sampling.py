@@ -71,6 +71,10 @@ class SegmentDataset:
     def __len__(self) -> int:
         return len(self.videos)
 
+    def sample_bytes(self) -> int:
+        """Of the tensors of one sample; all have the same shapes."""
+        return sum(value.nbytes for value in self[0, 0].values() if isinstance(value, Tensor))
+
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         """`features` (S, F, D) float32, `label`, `video_idx`, and of second features `temporal_features` (S, F, D2)."""
         video_idx, seed = index

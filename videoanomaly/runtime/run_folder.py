@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import remove_temporary_files, write_atomically, write_json
-from videoanomaly.runtime.torchrun import is_main, rank_and_world
+from videoanomaly.runtime.torchrun import is_main, processes_here, rank_and_world
 
 try:
     import fcntl
@@ -85,7 +85,7 @@ def resume_command(argv: list[str] | None) -> str:
     """The command line of this run, for a shell, with --resume; argv as `main` got it."""
     words = sys.orig_argv if argv is None else ["python", "train.py", *argv]
     if rank_and_world()[2] > 1:
-        nodes, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
+        nodes, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), str(processes_here())
         words = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes, *sys.argv]
     return shlex.join([word for word in words if word != "--resume"] + ["--resume"])
 

@@ -14,6 +14,11 @@ def rank_and_world() -> tuple[int, int, int]:
     return rank, local_rank, world_size
 
 
+def processes_here() -> int:
+    """How many processes torchrun started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def is_main() -> bool:
     """Whether this is the process that writes and prints for all."""
     return rank_and_world()[0] == 0
