@@ -1,7 +1,9 @@
 """Tests of evaluate.py with several checkpoints, and of tables.py, scoring.py, key_frames.py and plots.py."""
 
 import csv
+import html
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import evaluate
 from tests.synthetic import run, write_dataset
 from videoanomaly import plots
 from videoanomaly.evaluation import evaluator, tables
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.video import key_frames
 
 
@@ -123,6 +125,18 @@ def test_an_absent_class_is_absent_in_every_table():
         "absent",
         "absent",
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["a|b", "|", "a\\|b", "a\\\\|b", "\\", "a\n|b", "\r\n", "<img src=x>", "R&D", "--> x", "事|故"]
+)
+def test_names_stay_in_their_cell_of_a_markdown_table(name):
+    lines = tables.to_markdown([[["class", "AUC"], [name, "1"]]]).split("\n")
+    assert len(lines) == 4 and lines[1] == "|---|---|"
+    cells = re.findall(r"((?:\\.|[^\\|])*)\|", lines[2])  # a backslash takes the next letter, whatever it is, with it
+    before, shown, number = (cell.strip() for cell in cells)
+    assert (before, number) == ("", "1") and "<" not in lines[2]
+    assert html.unescape(re.sub(r"\\(.)", r"\1", shown)) == as_text(name)
 
 
 def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):

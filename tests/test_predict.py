@@ -13,14 +13,16 @@ import pytest
 import torch
 
 import evaluate
+import extract_features
 import predict
 from anomalyclip import AnomalyCLIP
 from tests.places import REFERENCE, REFERENCE_DATA, needs_reference
 from tests.videos import BLUE, RED, write_clip
 from videoanomaly import frame_scores, winograd
+from videoanomaly.evaluation import evaluator, tables
 from videoanomaly.event_rule import cut_events
-from videoanomaly.prediction import events, predictor, results
-from videoanomaly.runtime.console import InputError
+from videoanomaly.prediction import events, explain, predictor, results
+from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.video import encoding
 from videoanomaly.weights import checkpoints
 
@@ -54,8 +56,6 @@ def test_a_video_gives_its_events_with_names_and_times_in_every_file(planted, tm
 
 
 def test_scores_equal_those_of_the_features_that_extract_features_writes(planted_spaced, tmp_path):
-    import extract_features
-
     video = write_clip(tmp_path / "v.mp4", 101)
     extract_features.main(
         [
@@ -236,6 +236,47 @@ def test_names_that_are_no_text_or_look_like_formulas_do_no_harm(planted, tmp_pa
     )
 
 
+HOSTILE = ("\x1b[2J", "\x07", "\nerror: forged", "\r", "\x9b2J", "\u202egpj", "\u2028", "事", os.fsdecode(b"\xff"))
+
+
+def lines_shown(out: str) -> list[str]:
+    """Lines of a terminal, in which nothing but letters and line ends may be."""
+    assert all(line.isprintable() or "\N{REPLACEMENT CHARACTER}" in line for line in out.split("\n"))
+    assert not set(out) & set("\x1b\x07\r\x9b\u202e\u2028")
+    return out.splitlines()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_videos_that_cannot_be_read_are_named_without_control_characters(planted, tmp_path, capfd, name):
+    folder = tmp_path / f"in{name}"
+    folder.mkdir()
+    (folder / f"a{name}.mp4").write_bytes(b"no video")
+    extract = ["--videos", str(folder), "--encoder", planted.options[3], "--device", "cpu"]
+    assert predict.main([*planted.options, str(folder), "--out", str(tmp_path / f"out{name}")]) == 1
+    assert extract_features.main([*extract, "--out", str(tmp_path / f"features{name}")]) == 1
+    assert evaluator.timeline_pictures(str(folder), f"a{name}", np.zeros(9)) == []
+    told = capfd.readouterr()
+    assert len(lines_shown(told.out)) == 2 and len(lines_shown(told.err)) == 3, told
+    for script in (predict, extract_features):
+        with pytest.raises(SystemExit, match="2"):
+            run_script(
+                lambda: script.main(
+                    [*planted.options, str(folder / "none"), "--out", str(tmp_path / "o")]
+                    if script is predict
+                    else [*extract, "--videos", str(folder / "none"), "--out", str(tmp_path / "o")]
+                )
+            )
+        assert len(lines_shown(capfd.readouterr().err)) == 1
+
+
+def test_classes_are_shown_without_control_characters():
+    name = "\x1b[2J\nx"
+    segment = {"start": 0.0, "end": 1.0, "likelihood": 0.0, "p_class": 0.5, "p_A": 0.5}
+    assert len(lines_shown(explain.segments_text({name: [segment]}))) == 3
+    assert len(lines_shown(explain.words_text({name: [[{"word": "w", "distance": 1.0}]]}))) == 2
+    assert len(lines_shown(tables.align([["class", "AUC"], [name, "1"]]))) == 2
+
+
 def test_results_within_the_input_folder_are_no_input(planted, tmp_path, capsys):
     write_clip(tmp_path / "in" / "v.mp4", 30)
     command = [*planted.options, str(tmp_path / "in"), "--out", str(tmp_path / "in" / "out"), "--annotate"]
@@ -344,9 +385,10 @@ def test_clock_carries_over():
     ]
 
 
-def test_subtitles_escape_names():
-    event = {"start_time": "a", "end_time": "b", "class": "x\n\n--> <i>&", "confidence": 0.5}
-    assert events.to_vtt([event]).endswith("a --> b\nx --&gt; &lt;i&gt;&amp; 50%\n")
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n", "\x0b", "\x85", "\u2028", "\u2029"])
+def test_subtitles_escape_names(end):
+    event = {"start_time": "a", "end_time": "b", "class": f"x{end}--> <i>&|", "confidence": 0.5}
+    assert events.to_vtt([event] * 2).endswith("\n\n2\na --> b\nx --&gt; &lt;i&gt;&amp;| 50%\n")
 
 
 # ---- bad input

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import read_lines
 
 VIDEO_SUFFIXES = {
@@ -190,7 +190,8 @@ def add_intervals(
         raise InputError(f"{annotations[others[0]][0]}: found {others[0]}, expected a video of the test list")
     if others:
         print(
-            f"note: {path}: ignored {len(others)} annotated videos that are not in the test list, such as {others[0]}",
+            as_text(f"note: {path}: ignored {len(others)} annotated videos that are not in the test list, such as ")
+            + as_text(others[0]),
             file=sys.stderr,
         )
     return result

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from videoanomaly.data.annotations import Video
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import check_inside
 
 FEATURE_SUBFOLDERS = ("", "features", "Image-Features")
@@ -324,6 +324,6 @@ def note(place: Path, differences: dict[str, int], what: str) -> None:
     count, worst = sum(n > 0 for n in differences.values()), max(differences, key=differences.__getitem__, default="")
     if count:
         print(
-            f"note: {place}: in {count} videos {what} by up to {differences[worst]} frames (in {worst})",
+            as_text(f"note: {place}: in {count} videos {what} by up to {differences[worst]} frames (in {worst})"),
             file=sys.stderr,
         )

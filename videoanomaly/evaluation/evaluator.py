@@ -19,7 +19,7 @@ from videoanomaly.evaluation import metrics, scoring, tables
 from videoanomaly.evaluation.projections import projections
 from videoanomaly.evaluation.rules import evaluate_rules
 from videoanomaly.evaluation.scoring import Scores, of_classes
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.processes import check_device
 from videoanomaly.video.decoding import BROKEN
@@ -72,14 +72,14 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
         results["vadclip"] = metrics.vadclip_map(list(scores.values()), lists.classes, normal_segments=normal)
     scoring.write_scores(out / "scores.npz", scores)
     print(
-        f"{ckpt}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, "
+        f"{as_text(ckpt)}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, "
         f"per cent with 95% intervals\n{tables.summary(results)}"
     )
     if options.projections and isinstance(model, AnomalyCLIP):
         plots.projections(out / "projections.png", *projections(model, lists.test, features), lists.classes)
     draw_all(out, results, scores, lists, num_timelines=options.timelines, videos=options.videos)
     write_json(out / "metrics.json", results)  # all else is there
-    print(f"metrics, scores and pictures: {out}\n")
+    print(f"metrics, scores and pictures: {as_text(str(out))}\n")
     return results
 
 
@@ -117,7 +117,7 @@ def timeline_pictures(folder: str, name: str, p_A: np.ndarray) -> list[tuple[int
         for found in read_frames(path, peak_frames(p_A, (), 6)):
             pictures.append(found)
     except BROKEN as error:
-        print(f"no key frames of {path}: {error}", file=sys.stderr)
+        print(as_text(f"no key frames of {path}: {error}"), file=sys.stderr)
     return pictures
 
 

@@ -4,8 +4,11 @@
 """
 
 import csv
+import html
 import io
 import statistics
+
+from videoanomaly.runtime.console import as_text
 
 HEADLINE = ("AUC", "AP", "mAUC", "mAP")
 
@@ -19,6 +22,7 @@ def percent(value: float | None, interval: list[float] | None = None) -> str:
 
 def align(rows: list[list[str]]) -> str:
     """Columns side by side, the first to the left, the others to the right."""
+    rows = [[as_text(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
@@ -118,12 +122,17 @@ def to_csv(runs: dict[str, dict]) -> str:
     return file.getvalue()
 
 
+def escape_markdown(cell: str) -> str:
+    """A name as it is: no end of a cell or a line, no HTML."""
+    return html.escape(as_text(cell), quote=False).replace("\\", "\\\\").replace("|", "\\|")
+
+
 def to_markdown(tables: list[list[list[str]]]) -> str:
     """Tables of cells as Markdown, first row the header."""
     lines = []
     for rows in tables:
         for i, row in enumerate(rows):
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+            lines.append("| " + " | ".join(escape_markdown(cell) for cell in row) + " |")
             lines += ["|---" * len(row) + "|"] * (i == 0)
         lines.append("")
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from anomalyclip import AnomalyCLIP, Rows
 from videoanomaly.data.prototype import CHUNK_ROWS
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction.events import clock
+from videoanomaly.runtime.console import as_text
 
 NUM_WORDS, NUM_SEGMENTS = 5, 3  # shown per context vector, per class and video
 
@@ -108,7 +109,9 @@ def words_text(words: dict[str, list]) -> str:
     """What `nearest_words` found, for the screen."""
     lines = [] if words else ["no learned contexts: these prompts or directions have none"]
     for name, vectors in words.items():
-        lines.append(f"learned contexts of {name}: nearest words (Euclidean distance to their token embeddings)")
+        lines.append(
+            f"learned contexts of {as_text(name)}: nearest words (Euclidean distance to their token embeddings)"
+        )
         for i, found in enumerate(vectors, 1):
             lines.append(f"  {i}: " + ", ".join(f"{near['word']} {near['distance']:.3f}" for near in found))
     return "\n".join(lines)
@@ -118,7 +121,7 @@ def segments_text(segments: dict[str, list]) -> str:
     """What `driving_segments` found, for the screen."""
     lines = ["segments that drove the score of each class (means over the segment)"]
     for name, found in segments.items():
-        lines.append(f"  {name}")
+        lines.append(f"  {as_text(name)}")
         lines += [
             f"    {clock(s['start'])} - {clock(s['end'])}  likelihood {s['likelihood']:7.2f}  "
             f"p_class {s['p_class']:.4f}  p_A {s['p_A']:.4f}"

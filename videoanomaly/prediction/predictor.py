@@ -16,7 +16,7 @@ from videoanomaly.frame_scores import FrameScores, score_frames
 from videoanomaly.prediction import explain
 from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.prediction.results import read_result, result_settings, summary, write_index, write_results
-from videoanomaly.runtime.console import InputError, note
+from videoanomaly.runtime.console import InputError, as_text, note
 from videoanomaly.video.decoding import find_all_videos, header_frames, why_skipped
 from videoanomaly.video.encoders import Encoder, matching_encoder
 from videoanomaly.video.encoding import Reading, encode_videos, interpolate, read_batches
@@ -98,7 +98,7 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
                 raise found
             rows, read = found
             for line in read.notes():
-                tqdm.write(f"{videos[name]}: {line}", file=sys.stderr)
+                tqdm.write(as_text(f"{videos[name]}: {line}"), file=sys.stderr)
             rows = interpolate(rows, options.stride or recogniser.spacing, recogniser.spacing, len(read.times))
             scores = score_rows(options, recogniser, rows, name=name, times=read.times, fps=read.fps)
             results[name] = write_results(
@@ -108,15 +108,16 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
             if fails_for_all(error):
                 raise
             failed[name] = why_skipped(error)
-            tqdm.write(f"skipped {videos[name]}: {failed[name]}", file=sys.stderr)
+            tqdm.write(as_text(f"skipped {videos[name]}: {failed[name]}"), file=sys.stderr)
             continue
         num_frames += len(read.times)
         tqdm.write(summary(folders[name], results[name]))
     if not alone:
         write_index(out, results, failed)
     print(
-        f"{out}: {len(todo) - len(failed)} of {len(videos)} videos done, {len(videos) - len(todo)} were there, "
-        f"{len(failed)} skipped; {num_frames} frames, {num_frames / (time.monotonic() - start):.1f} frames/s"
+        f"{as_text(str(out))}: {len(todo) - len(failed)} of {len(videos)} videos done, "
+        f"{len(videos) - len(todo)} were there, {len(failed)} skipped; "
+        f"{num_frames} frames, {num_frames / (time.monotonic() - start):.1f} frames/s"
     )
     return int(bool(failed))
 

@@ -126,8 +126,7 @@ def summary(folder: Path, result: dict) -> str:
         if best
         else f"highest p_A {result['highest_p_A']:.2f}"
     )
-    page = as_text(str(folder / "report.html"))
-    return f"{result['video']}: {count(len(result['events']), 'event')}, {found}; {page}"
+    return as_text(f"{result['video']}: {count(len(result['events']), 'event')}, {found}; {folder / 'report.html'}")
 
 
 def write_index(out: Path, results: dict, failed: dict) -> None:

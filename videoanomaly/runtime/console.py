@@ -19,6 +19,8 @@ from videoanomaly.runtime.torchrun import is_main, rank_and_world
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
 SIGPIPE = 13  # Windows has none
 PATIENCE = 10.0  # seconds that other processes give the first one to tell an error that all of them have
+# also what old terminals obey, what turns the direction of a line, and halves of letters
+UNSHOWN = re.compile(CONTROLS.pattern[:-1] + r"\x80-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]")
 # in a text, with all that follows: a password may hold blanks
 ADDRESS = re.compile(r"([^\s'\"=]{2,}:/|[^\s'\"=]+:\S.*@|\S*\?.*=).*", re.S)
 
@@ -100,7 +102,8 @@ def tell(text: str) -> None:
 
 def as_text(name: str) -> str:
     """A name to show: bytes that are no text become \\x.., which can be printed, control characters a replacement."""
-    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", os.fsencode(name).decode("utf-8", "backslashreplace"))
+    shown = UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", name)
+    return shown.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def differences(name: str, found: Any, expected: Any) -> str:
@@ -118,8 +121,8 @@ def differences(name: str, found: Any, expected: Any) -> str:
 
 
 def note(text: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(f"{text}\n")  # one write: lines of several threads do not mix
+    """One line on stderr, as `as_text` shows it."""
+    sys.stderr.write(f"{as_text(text)}\n")  # one write: lines of several threads do not mix
     sys.stderr.flush()
 
 

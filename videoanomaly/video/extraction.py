@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from videoanomaly.clip_weights import DEFAULT_CLIP
 from videoanomaly.data.features import read_meta
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import lock_folder
@@ -143,11 +143,11 @@ def extract(
     meta = record.meta
     for key, found in encode_videos(videos, encoder, meta["encoder"], read, num_workers, meta["crops"], bar):
         if isinstance(found, Exception):
-            bar.write(f"skipped {videos[key]}: {why_skipped(found)}", file=sys.stderr)
+            bar.write(as_text(f"skipped {videos[key]}: {why_skipped(found)}"), file=sys.stderr)
             continue
         features, info = found
         for line in info.notes():
-            bar.write(f"{videos[key]}: {line}", file=sys.stderr)
+            bar.write(as_text(f"{videos[key]}: {line}"), file=sys.stderr)
         write_atomically(record.out / f"{key}.npy", partial(np.save, arr=features))
         noted = {"frames": len(info.times), "fps": info.header_rate}
         record.add(key, noted | ({"damage": [d._asdict() for d in info.damage]} if info.damage else {}))
@@ -176,7 +176,7 @@ def finish(record: Record, num_videos: int, todo: dict[str, Path], stride: int, 
     done = todo.keys() & videos.keys()
     num_rows = sum(math.ceil(videos[key]["frames"] / stride) for key in done)
     print(
-        f"{record.out}: {len(done)} of {num_videos} videos written, {num_videos - len(todo)} were there, "
+        f"{as_text(str(record.out))}: {len(done)} of {num_videos} videos written, {num_videos - len(todo)} were there, "
         f"{len(todo) - len(done)} skipped; {num_rows} frames, {num_rows / seconds:.1f} frames/s"
     )
     return int(len(done) < len(todo))
