@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -355,6 +356,59 @@ def test_an_encoder_that_does_not_fit_is_refused(spec, message, tmp_path, custom
     with pytest.raises(InputError, match=message):
         run(video, tmp_path / "out", "--encoder", spec.format(custom))
     assert not (tmp_path / "out").exists()
+
+
+DATACLASS = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+SETTINGS = "\n@dataclass\nclass Settings:\n    size: int = 8\n"
+
+
+@pytest.mark.parametrize(
+    "head", [DATACLASS, DATACLASS.split("\n", 1)[1], "import typing, enum\nfrom dataclasses import *\n"]
+)
+def test_an_encoder_file_may_hold_dataclasses(head, tmp_path, custom):
+    custom.write_text(head + CUSTOM_ENCODER + SETTINGS)
+    video = write_video(tmp_path / "a.mp4", num_frames=3)
+    assert run(video, tmp_path / "out", "--encoder", f"{custom}:MeanColour") == 0
+
+
+def write_encoder(path, code):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(code)
+    return f"{path}:Own"
+
+
+def test_objects_of_an_encoder_file_can_be_pickled(tmp_path):
+    own = "class Own:\n    dim = 3\n    class Inner: pass\n    def __init__(self): self.inner = Own.Inner()\n"
+    encoder = encoders.custom_encoder(write_encoder(tmp_path / "my.encoder.py", own), "cpu")
+    assert pickle.dumps(encoder)  # it looks the classes up, as workers do
+
+
+def test_encoder_files_of_one_name_do_not_mix(tmp_path):
+    specs = [write_encoder(tmp_path / c / "clip_model.py", f"class Own:\n    dim = {ord(c)}\n") for c in "ab"]
+    ours, found = sys.modules["clip_model"], [encoders.custom_encoder(spec, "cpu") for spec in specs]
+    assert [encoder.dim for encoder in found] == [97, 98] and sys.modules["clip_model"] is ours
+    assert len(set(map(pickle.dumps, found))) == 2
+
+
+def test_an_encoder_file_may_import_its_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (tmp_path / "train.py").write_text("dim = 5\n")  # a name that the project has, too
+    (tmp_path / "late_neighbour.py").write_text("dim = 6\n")
+    own = "from train import dim\nclass Own:\n    dim = dim\n    def late(self):\n        import late_neighbour\n"
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    encoder = encoders.custom_encoder(
+        write_encoder(tmp_path / "own.py", own + "        return late_neighbour.dim\n"), "cpu"
+    )
+    monkeypatch.delitem(sys.modules, "train")
+    assert (encoder.dim, encoder.late()) == (5, 6)
+    monkeypatch.delitem(sys.modules, "late_neighbour")
+
+
+def test_an_encoder_file_that_fails_leaves_nothing_loaded(tmp_path):
+    before, path = set(sys.modules), sys.path[:]
+    with pytest.raises(ZeroDivisionError):
+        encoders.custom_encoder(write_encoder(tmp_path / "own.py", "1 / 0\n"), "cpu")
+    assert set(sys.modules) == before and sys.path == path
 
 
 def test_weights_that_are_none_are_one_line(tmp_path):

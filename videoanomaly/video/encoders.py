@@ -1,8 +1,12 @@
 """Image encoders: CLIP's image tower or a class of the user's, and which one made a checkpoint's features."""
 
+import hashlib
 import importlib.util
 import inspect
+import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,16 +67,35 @@ def clip_description(name_or_path: str, encoder: ClipEncoder) -> str:
     )
 
 
+def run_file(file: str) -> ModuleType:
+    """The module of a Python file, whose neighbours it may import as when Python is given the file.
+
+    It stays under a name of its own among the loaded modules: dataclasses and pickle look their classes up there.
+    """
+    path = Path(file).resolve()
+    name = f"encoder_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader, "a file that ends in .py has both"
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for later imports; last, so that none of its files hides one of ours
+    return module
+
+
 def custom_encoder(spec: str, device: str) -> ImageEncoder:
     """An object of the class that FILE.py:CLASS names. This runs the code in the file."""
     file, _, class_name = spec.rpartition(":")
     if not (file.endswith(".py") and Path(file).is_file()):
         raise InputError(f"--encoder {spec}: found no file {file!r}, expected FILE.py:CLASS")
-    module_spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert module_spec and module_spec.loader, "a file that ends in .py has both"
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    encoder_class: Any = getattr(module, class_name, None)
+    encoder_class: Any = getattr(run_file(file), class_name, None)
     if not inspect.isclass(encoder_class):
         raise InputError(f"--encoder {spec}: found no class {class_name!r} in {file}")
     given = {"device": device} if "device" in inspect.signature(encoder_class).parameters else {}
