@@ -27,7 +27,13 @@ from videoanomaly.runtime.memory import keep_freed_memory
 def parse_args(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--videos", type=Path, required=True, help="a folder, taken with its subfolders, or one video")
+    add(
+        "--videos",
+        type=Path,
+        required=True,
+        help="a folder, taken with its subfolders, or one video; a folder of pictures 000.jpg, 001.jpg, ... is a video",
+    )
+    add("--fps", type=float, help="frames per second of folders of pictures, for meta.json (default: 25)")
     add("--out", type=Path, required=True, help="folder of the .npy files and meta.json")
     add("--clip", default="ViT-B/16", help="CLIP weights: a name or a file (default: ViT-B/16)")
     add(
@@ -74,6 +80,8 @@ def check_args(args: argparse.Namespace) -> None:
     refuse_addresses(vars(args))
     if args.jpeg is not None and not 1 <= args.jpeg <= 100:
         raise InputError(f"--jpeg {args.jpeg}: expected a quality of 1 to 100")
+    if args.fps is not None and not 0.001 <= args.fps <= 1000:
+        raise InputError(f"--fps {args.fps}: expected 0.001 to 1000 frames/s")
     if args.out.is_file():
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
     if args.device_preprocess and args.encoder:

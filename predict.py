@@ -38,7 +38,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         nargs="*",
         type=Path,
         metavar="VIDEO_OR_FOLDER",
-        help="videos, and folders taken with their subfolders",
+        help="videos, and folders taken with their subfolders; a folder of pictures 000.jpg, 001.jpg, ... is a video",
     )
     add("--ckpt", required=True, help="checkpoint that train.py wrote, or with --dataset one of the paper's authors")
     add("--out", type=Path, help="output folder")
@@ -80,7 +80,12 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="feature files instead of videos; no encoder is needed",
     )
     add("--temporal-features", help="with --features: folder of the Temporal model's own features, if it has any")
-    add("--fps", type=float, help="with --features: frames per second (default: as meta.json beside them tells)")
+    add(
+        "--fps",
+        type=float,
+        help="frames per second of --features (default: as meta.json beside them tells) and of folders of pictures "
+        "(default: 25)",
+    )
     add(
         "--frames-per-feature",
         type=at_least(1),

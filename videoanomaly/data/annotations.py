@@ -17,24 +17,10 @@ import numpy as np
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import read_lines
 
-VIDEO_SUFFIXES = {
-    ".3gp",
-    ".asf",
-    ".avi",
-    ".flv",
-    ".m2ts",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".mp4",
-    ".mpeg",
-    ".mpg",
-    ".mts",
-    ".ogv",
-    ".ts",
-    ".vob",
-    ".webm",
-    ".wmv",
+VIDEO_SUFFIXES = {  # all that FFmpeg demuxes; .dav and those of raw H.264 and H.265 are what recorders write
+    *(".264", ".265", ".3g2", ".3gp", ".asf", ".avc", ".avi", ".dav", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265"),
+    *(".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe"),
+    *(".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
 }
 FILE_SUFFIXES = VIDEO_SUFFIXES | {".npy"}
 INTEGER = re.compile("-?[0-9]+")

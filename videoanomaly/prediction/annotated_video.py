@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction.report import peaks
 from videoanomaly.runtime.files import write_atomically
-from videoanomaly.video.decoding import VideoFile, to_image
+from videoanomaly.video.decoding import open_video, to_image
 from videoanomaly.video.frame_clock import clock
 
 MIN_WIDTH = 480  # pixels; smaller pictures are doubled until then, so that the text can be read
@@ -107,7 +107,7 @@ def encode(target: BinaryIO, video: Path, scores: FrameScores, make_panel: Calla
 
     `make_panel` is called with the width of the picture. An av.FFmpegError or InputError tells a damaged video.
     """
-    with VideoFile(video) as source, av.open(target, "w", format="mp4") as copy:
+    with open_video(video) as source, av.open(target, "w", format="mp4") as copy:
         reformatter, last = VideoReformatter(), -1
         stream = None
         for i, frame in zip(range(len(scores.times)), source.decode()):

@@ -17,9 +17,11 @@ from videoanomaly.prediction import explain
 from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.prediction.results import read_result, result_settings, summary, write_index, write_results
 from videoanomaly.runtime.console import InputError, as_text, note
-from videoanomaly.video.decoding import find_all_videos, header_frames, why_skipped
+from videoanomaly.video.decoding import header_frames, why_skipped
 from videoanomaly.video.encoders import Encoder, matching_encoder
 from videoanomaly.video.encoding import Reading, encode_videos, interpolate, read_batches
+from videoanomaly.video.finding import find_all_videos
+from videoanomaly.video.picture_folder import picture_rate
 from videoanomaly.video.preprocessing import prepare
 from videoanomaly.weights.checkpoints import open_folders
 
@@ -39,6 +41,7 @@ def encoded(
         stride=stride,
         batch_size=options.batch,
         pin_memory=options.device.startswith("cuda"),
+        fps=picture_rate(videos.values(), options.fps),
     )
     total = sum(map(header_frames, videos.values())) // stride if sys.stderr.isatty() else None
     with tqdm(total=total, unit="frame", unit_scale=stride, disable=None) as bar:
@@ -83,7 +86,7 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
     """The exit status: 1 if a video gave no results, else 0."""
     out = options.out or Path()
     videos = find_all_videos(sources, out)
-    alone = len(sources) == 1 and sources[0].is_file()
+    alone = sources == [*videos.values()]  # not a folder of videos
     folders = {name: out if alone else out / name for name in videos}
     settings = {name: result_settings(options, recogniser, path) for name, path in videos.items()}
     finished = {name: result for name in videos if (result := read_result(folders[name]))}

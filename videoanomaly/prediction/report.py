@@ -61,8 +61,8 @@ def codec_of(video: Path) -> str:
 
 
 def video_data(video: Path | None, folder: Path) -> dict | None:
-    """What the page plays: the file itself up to a size, else a link to it."""
-    if video is None:
+    """What the page plays: the file itself up to a size, else a link to it; nothing of a folder of pictures."""
+    if video is None or video.is_dir():
         return None
     kind, size = MEDIA_TYPES.get(video.suffix.lower(), "video/mp4"), video.stat().st_size
     embedded = size <= EMBEDDED_BYTES

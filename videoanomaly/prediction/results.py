@@ -16,12 +16,12 @@ from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.runtime.console import as_text
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.video.encoding import Reading
+from videoanomaly.video.finding import size_and_time
 from videoanomaly.video.key_frames import key_frames
 
 
 def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Path) -> dict:
     """What the results of a video depend on; equal settings need no second run."""
-    stat = path.stat()
     return {
         "checkpoint": recogniser.sha256,
         "threshold": recogniser.threshold,
@@ -32,7 +32,7 @@ def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Pa
         "encoder": [options.clip, options.encoder],
         "new_classes": list(options.classes or ()),
         "explain": options.explain,
-        "source": [path.name, stat.st_size, stat.st_mtime_ns],
+        "source": [path.name, *size_and_time(path).values()],
     }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import av
 import av.error
@@ -25,9 +25,9 @@ from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
-from videoanomaly.data.annotations import VIDEO_SUFFIXES
 from videoanomaly.runtime.console import InputError
-from videoanomaly.video.frame_clock import LONGEST_STEP, FrameClock, clock
+from videoanomaly.video.frame_clock import LONGEST_STEP, Damage, FrameClock, Jump
+from videoanomaly.video.picture_folder import FPS, PictureFolder
 
 TURNS = {
     90: Image.Transpose.ROTATE_90,
@@ -43,21 +43,6 @@ FLATTEST = 100  # longer side of a picture by the shorter one: more is resized t
 MOST_REORDERED = 5  # frames between a frame's own packet and the one with which it comes, but for damage
 MAX_UNREADABLE = 100  # places of a file
 LOST_TAIL = 1.0  # seconds that the header may tell of more than there are
-
-
-class Damage(NamedTuple):
-    """A place that cannot be decoded."""
-
-    start: float  # seconds
-    end: float | None  # None: to the end, wherever that is
-    reason: str
-
-    def overlaps(self, other: "Damage") -> bool:
-        return self.start <= (other.end or self.start) and other.start <= (self.end or other.start)
-
-    def text(self) -> str:
-        """Such as 00:00:15.167 to 00:00:15.300 (Invalid data found when processing input)."""
-        return f"{clock(self.start)} to {'the end' if self.end is None else clock(self.end)} ({self.reason})"
 
 
 def seconds(ticks: int | None, time_base: Fraction | None) -> float:
@@ -198,6 +183,11 @@ class VideoFile:
         self.find_lost_tail()
 
     @property
+    def jumps(self) -> list[Jump]:
+        """Of the time stamps of the frames so far."""
+        return self.clock.jumps
+
+    @property
     def may_seek(self) -> bool:
         """Whether the times of the frames so far are those of the file's time stamps."""
         return self.clock.is_exact and not self.lacks_order
@@ -229,7 +219,7 @@ class VideoFile:
             told = seconds((stream.start_time or 0) + (stream.duration or 0), stream.time_base) - self.start
         elif self.container.format.name == "matroska,webm" and len(self.container.streams) == 1:
             told, reason = (self.container.duration or 0) / av.time_base - self.start, "the file ends there"
-        if told > end + LOST_TAIL and not self.clock.jumps:
+        if told > end + LOST_TAIL and not self.jumps:
             if self.damage and self.damage[-1].end is None:
                 end, _, reason = self.damage.pop()
             self.damage.append(Damage(end, told, reason))
@@ -244,32 +234,15 @@ def to_image(frame: av.VideoFrame, reformatter: VideoReformatter) -> Image.Image
     return image.transpose(TURNS[frame.rotation]) if frame.rotation in TURNS else image
 
 
-def find_videos(source: Path) -> dict[str, Path]:
-    """Every video in a folder and its subfolders, or the one file, by its path without extension, with "/".
-
-    Raises:
-        InputError: If there is none, or two have one name.
-    """
-    if not source.exists():
-        raise InputError(f"--videos {source}: found nothing there, expected a video or a folder of videos")
-    root, files = (source.parent, [source]) if source.is_file() else (source, sorted(source.rglob("*")))
-    videos = {}
-    for path in files:
-        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
-        key = path.relative_to(root).with_suffix("").as_posix()
-        if key in videos:
-            raise InputError(f"{videos[key]} and {path} would both give {key}.npy: rename one of them")
-        videos[key] = path
-    if not videos:
-        raise InputError(f"--videos {source}: found no video, expected files with {' '.join(sorted(VIDEO_SUFFIXES))}")
-    return videos
+def open_video(path: Path, fps: float = FPS) -> VideoFile | PictureFolder:
+    """A video file, or a folder of pictures that come `fps` a second; use it in a `with` statement."""
+    return PictureFolder(path, fps) if path.is_dir() else VideoFile(path)
 
 
 def header_frames(path: Path) -> int:
     """Number of frames by the file's header, for shares and the time left only: it may be wrong, or 0."""
     try:
-        with VideoFile(path) as video:
+        with open_video(path) as video:
             return video.num_frames
     except BROKEN:
         return 0
@@ -279,26 +252,3 @@ def why_skipped(error: Exception) -> str:
     """What is wrong with a video that raised this, without its name."""
     text = getattr(error, "strerror", None) or str(error)
     return text if isinstance(error, BROKEN) else f"{type(error).__name__}: {text}"
-
-
-def find_all_videos(sources: list[Path], out: Path) -> dict[str, Path]:
-    """Videos of all sources by name, the path below the folder given, without suffix; what lies below `out` is ours.
-
-    Raises:
-        InputError: As `find_videos`, also if two sources have videos of one name.
-    """
-    videos = {}
-    for source in sources:
-        try:
-            found = find_videos(source)
-        except InputError as error:
-            raise InputError(str(error).removeprefix("--videos ")) from None
-        for name, path in found.items():
-            if out.resolve() in path.resolve().parents:
-                continue
-            if name in videos:
-                raise InputError(
-                    f"{videos[name]} and {path} would both give {name}: rename one of them, or run them apart"
-                )
-            videos[name] = path
-    return videos

@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from videoanomaly.runtime.console import InputError
-from videoanomaly.video.decoding import BROKEN, Damage, VideoFile, mean_rate, to_image, with_holes
-from videoanomaly.video.frame_clock import Jump, clock
+from videoanomaly.video.decoding import BROKEN, mean_rate, open_video, to_image, with_holes
+from videoanomaly.video.frame_clock import Damage, Jump, clock
+from videoanomaly.video.picture_folder import FPS
 from videoanomaly.video.preprocessing import ImageEncoder
 
 TOLD = 3  # places of damage that a line names
@@ -67,11 +68,17 @@ def join_batches(batches: list[np.ndarray], num_crops: int) -> np.ndarray:
 
 
 def read_batches(
-    path: Path, to_inputs: Callable[[Image.Image], list[Tensor]], stride: int, batch_size: int, pin_memory: bool
+    path: Path,
+    to_inputs: Callable[[Image.Image], list[Tensor]],
+    stride: int,
+    batch_size: int,
+    pin_memory: bool,
+    fps: float = FPS,
 ) -> Iterator[Tensor | Reading]:
     """Yields the encoder's inputs of a video, (n, 3, n_px, n_px), and at last what else was read.
 
     Frames that go to the encoder as they are have the video's size, (n, 3, H, W); where that changes, a batch ends.
+    Pictures of a folder come `fps` a second.
 
     Raises:
         One of decoding.BROKEN: If the video cannot be read.
@@ -81,7 +88,7 @@ def read_batches(
         batch = torch.stack(images)
         return batch.pin_memory() if pin_memory else batch  # so that its way to the GPU is a copy in the background
 
-    with VideoFile(path) as video:
+    with open_video(path, fps) as video:
         reformatter, images, times = VideoReformatter(), [], []
         for time, frame in video.frames():
             times.append(time)
@@ -94,7 +101,7 @@ def read_batches(
             images += inputs
         yield stack(images)
         shown = np.array(times)
-        yield Reading(shown, video.rate, with_holes(video.damage, shown), video.clock.jumps, video.may_seek)
+        yield Reading(shown, video.rate, with_holes(video.damage, shown), [*video.jumps], video.may_seek)
 
 
 @contextmanager

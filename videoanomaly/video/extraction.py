@@ -22,9 +22,11 @@ from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
-from videoanomaly.video.decoding import find_videos, header_frames, why_skipped
+from videoanomaly.video.decoding import header_frames, why_skipped
 from videoanomaly.video.encoders import ClipEncoder, DevicePreprocessing, input_size, load_encoder
 from videoanomaly.video.encoding import Read, encode_videos, read_batches
+from videoanomaly.video.finding import find_videos, size_and_time
+from videoanomaly.video.picture_folder import is_picture_folder, picture_rate
 from videoanomaly.video.preprocessing import ImageEncoder, prepare
 
 FOREVER = timedelta(days=365)  # how long a process waits for the others' videos; torchrun ends it if one of them dies
@@ -44,6 +46,7 @@ class ExtractionOptions:
     batch: int = 32
     device: str | None = None
     device_preprocess: bool = False
+    fps: float | None = None
     workers: int = 1
 
 
@@ -131,7 +134,9 @@ def own_share(todo: dict[str, Path]) -> dict[str, Path]:
     rank, _, world_size = rank_and_world()
     if world_size == 1:
         return todo
-    seen = gather({key: (header_frames(todo[key]), todo[key].stat().st_size) for key in list(todo)[rank::world_size]})
+    seen = gather(
+        {key: (header_frames(todo[key]), size_and_time(todo[key])["size"]) for key in list(todo)[rank::world_size]}
+    )
     sizes = {key: size for part in seen for key, size in part.items()}
     return {key: todo[key] for key in split_by_size(sizes, world_size)[rank]}
 
@@ -153,11 +158,14 @@ def extract(
         record.add(key, noted | ({"damage": [d._asdict() for d in info.damage]} if info.damage else {}))
 
 
-def prepare_folder(out: Path, settings: dict, videos: dict[str, Path]) -> dict:
+def prepare_folder(out: Path, settings: dict, videos: dict[str, Path], fps: float | None) -> dict:
     """Clears up after runs that were killed, and writes and returns what is meta.json now."""
     meta = open_meta(out / "meta.json", settings, videos)
     meta["videos"] |= finished_videos(out)
     meta["videos"] = {key: info for key, info in meta["videos"].items() if (out / f"{key}.npy").exists()}
+    for key, info in meta["videos"].items():
+        if fps and key in videos and is_picture_folder(videos[key]):
+            info["fps"] = fps
     write_meta(out / "meta.json", meta)
     remove_notes(out)
     return meta
@@ -219,6 +227,7 @@ def extract_missing(
         stride=options.stride,
         batch_size=options.batch,
         pin_memory=str(options.device).startswith("cuda"),
+        fps=picture_rate(todo.values(), options.fps),
     )
     shows_bar = is_main() and sys.stderr.isatty()
     num_rows = sum(map(header_frames, own.values())) // options.stride if shows_bar else None
@@ -235,5 +244,5 @@ def extract_videos(options: ExtractionOptions) -> int:
         options, videos, encoder, settings, n_px = same_for_all(partial(open_all, options))
         check_same(settings, videos)
         same_for_all(lambda: stack.enter_context(lock_folder(options.out)))
-        meta = same_for_all(lambda: prepare_folder(options.out, settings, videos) if is_main() else {})
+        meta = same_for_all(lambda: prepare_folder(options.out, settings, videos, options.fps) if is_main() else {})
         return extract_missing(options, videos, gather(meta)[0], encoder, n_px)

@@ -26,6 +26,21 @@ class Jump(NamedTuple):
     by: float  # seconds that its stamp is off what was to be expected
 
 
+class Damage(NamedTuple):
+    """A place that cannot be decoded."""
+
+    start: float  # seconds
+    end: float | None  # None: to the end, wherever that is
+    reason: str
+
+    def overlaps(self, other: "Damage") -> bool:
+        return self.start <= (other.end or self.start) and other.start <= (self.end or other.start)
+
+    def text(self) -> str:
+        """Such as 00:00:15.167 to 00:00:15.300 (Invalid data found when processing input)."""
+        return f"{clock(self.start)} to {'the end' if self.end is None else clock(self.end)} ({self.reason})"
+
+
 class FrameClock:
     """Called with the time stamp of each frame in turn, says when the frame is shown: seconds, never falling.
 

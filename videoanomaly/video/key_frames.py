@@ -15,7 +15,8 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from videoanomaly.data.annotations import VIDEO_SUFFIXES
-from videoanomaly.video.decoding import BROKEN, VideoFile, to_image
+from videoanomaly.video.decoding import BROKEN, VideoFile, open_video, to_image
+from videoanomaly.video.picture_folder import is_picture_folder
 
 NUM_EVENT_PICTURES = 12
 PICTURE_SIDE = 480  # pixels, at most
@@ -51,7 +52,7 @@ def read_frames(video: Path, numbers: list[int], times: np.ndarray | None = None
             for frame in sought_frames(file, [float(times[i]) for i in numbers]):
                 yield left.pop(0), to_image(frame, reformatter)
     if left:
-        with VideoFile(video) as file:
+        with open_video(video) as file:
             for i, frame in enumerate(file.decode()):
                 if i == left[0]:
                     yield left.pop(0), to_image(frame, reformatter)
@@ -87,9 +88,10 @@ def seek(file: VideoFile, time: float) -> Iterator[av.VideoFrame]:
 
 
 def find_video(folder: str, name: str) -> Path | None:
-    """The file of a video of that name, with whatever suffix."""
-    paths = (Path(folder, name + suffix) for suffix in sorted(VIDEO_SUFFIXES))
-    return next((path for path in paths if path.is_file()), None)
+    """The file of a video of that name, with whatever suffix, or the folder of its pictures."""
+    suffixes = (either for suffix in sorted(VIDEO_SUFFIXES) for either in (suffix, suffix.upper()))
+    files = (path for suffix in suffixes if (path := Path(folder, name + suffix)).is_file())
+    return next(files, Path(folder, name) if is_picture_folder(Path(folder, name)) else None)
 
 
 class KeyFrame(NamedTuple):
