@@ -23,6 +23,7 @@ from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.video import decoding, encoders, encoding
 from videoanomaly.video.encoding import reading_ahead
 from videoanomaly.video.extraction import finished_videos, split_by_size
+from videoanomaly.video.finding import size_and_time
 from videoanomaly.video.preprocessing import cut_crops, jpeg_round_trip, resize_like_opencv
 
 # ---------------------------------------------------------------- helpers
@@ -242,7 +243,7 @@ def test_stride_keeps_every_nth_frame(tmp_path, clip_path, capsys):
     run(video, tmp_path / "third", "--clip", clip_path, "--batch", 1, "--stride", 3)
     assert "1 of 1 videos written, 0 were there, 0 skipped; 6 frames" in capsys.readouterr().out
     assert np.array_equal(np.load(tmp_path / "third" / "a.npy"), np.load(tmp_path / "all" / "a.npy")[::3])
-    assert read_meta(tmp_path / "third")["videos"] == {"a": {"frames": 17, "fps": 25.0}}
+    assert read_meta(tmp_path / "third")["videos"] == {"a": {"frames": 17, "fps": 25.0, **size_and_time(video)}}
 
 
 @pytest.mark.parametrize("num_crops", [5, 10])
@@ -422,8 +423,8 @@ def test_weights_that_are_none_are_one_line(tmp_path):
 
 
 def test_meta_json_tells_what_made_the_features(tmp_path, clip_path):
-    write_video(tmp_path / "in" / "b.mp4", num_frames=3)
-    write_video(tmp_path / "in" / "Deep" / "er" / "a v#1.avi", num_frames=5, codec="mpeg4")
+    b = size_and_time(write_video(tmp_path / "in" / "b.mp4", num_frames=3))
+    a = size_and_time(write_video(tmp_path / "in" / "Deep" / "er" / "a v#1.avi", num_frames=5, codec="mpeg4"))
     run(tmp_path / "in", tmp_path / "out", "--clip", clip_path, "--stride", 2)
     assert read_meta(tmp_path / "out") == {
         "encoder": "clip embed 16, width 64, patch 8, resolution 32",
@@ -432,7 +433,7 @@ def test_meta_json_tells_what_made_the_features(tmp_path, clip_path):
         "stride": 2,
         "crops": 1,
         "jpeg": None,
-        "videos": {"Deep/er/a v#1": {"frames": 5, "fps": 25.0}, "b": {"frames": 3, "fps": 25.0}},
+        "videos": {"Deep/er/a v#1": {"frames": 5, "fps": 25.0, **a}, "b": {"frames": 3, "fps": 25.0, **b}},
     }
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")) == [
         "Deep/er/a v#1.npy",

@@ -274,6 +274,34 @@ def test_names_that_are_no_text_are_names(tmp_path, extract, capsys):
     assert "0 of 3 videos written, 2 were there, 1 skipped" in capsys.readouterr().out
 
 
+# ---------------------------------------------------------------- videos that changed
+
+
+def test_a_video_that_changed_under_its_name_is_done_anew(tmp_path, extract, capsys):
+    for name in "abcde":
+        small(tmp_path / "in" / f"{name}.mp4")
+    write_pictures(tmp_path / "in" / "p", ["1.png", "2.png"])
+    assert extract(tmp_path / "in", "--fps", 5)[0] == 0
+    capsys.readouterr()
+    assert extract(tmp_path / "in")[0] == 0
+    told = capsys.readouterr()
+    assert "0 of 6 videos written, 6 were there" in told.out and told.err == ""
+    small(tmp_path / "in" / "a.mp4", 7)
+    same = small(tmp_path / "in" / "b.mp4", seed=50).stat()
+    os.utime(tmp_path / "in" / "b.mp4", ns=(same.st_atime_ns, same.st_mtime_ns + 10**9))
+    write_pictures(tmp_path / "in" / "p", ["3.png"])
+    meta = tmp_path / "out" / "meta.json"
+    content = json.loads(meta.read_text())
+    content["videos"]["c"] = {"frames": 3, "fps": 25.0}  # as older versions wrote it
+    meta.write_text(json.dumps(content))
+    small(tmp_path / "in" / "c.mp4", 9)
+    assert extract(tmp_path / "in") == (0, {"a": 7, "b": 3, "c": 3, "d": 3, "e": 3, "p": 3})
+    told = capsys.readouterr()
+    assert "3 of 6 videos written, 3 were there" in told.out
+    assert "done anew, since the video is another: a, b, p\n" in told.err
+    assert json.loads(meta.read_text())["videos"]["c"] == {"frames": 3, "fps": 25.0}
+
+
 # ---------------------------------------------------------------- pictures
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from videoanomaly.clip_weights import DEFAULT_CLIP
 from videoanomaly.data.features import read_meta
-from videoanomaly.runtime.console import InputError, as_text
+from videoanomaly.runtime.console import InputError, as_text, note
 from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import lock_folder
@@ -25,7 +25,7 @@ from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.video.decoding import header_frames, why_skipped
 from videoanomaly.video.encoders import ClipEncoder, DevicePreprocessing, input_size, load_encoder
 from videoanomaly.video.encoding import Read, encode_videos, read_batches
-from videoanomaly.video.finding import find_videos, size_and_time
+from videoanomaly.video.finding import find_videos, size_and_time, some_of
 from videoanomaly.video.picture_folder import is_picture_folder, picture_rate
 from videoanomaly.video.preprocessing import ImageEncoder, prepare
 
@@ -145,7 +145,7 @@ def extract(
     videos: dict[str, Path], record: Record, encoder: ImageEncoder, read: Read, num_workers: int, bar: tqdm
 ) -> None:
     """Encodes the videos; each one's file is written, and `record` extended, when its last frame is done."""
-    meta = record.meta
+    meta, sources = record.meta, {key: size_and_time(path) for key, path in videos.items()}
     for key, found in encode_videos(videos, encoder, meta["encoder"], read, num_workers, meta["crops"], bar):
         if isinstance(found, Exception):
             bar.write(as_text(f"skipped {videos[key]}: {why_skipped(found)}"), file=sys.stderr)
@@ -154,7 +154,7 @@ def extract(
         for line in info.notes():
             bar.write(as_text(f"{videos[key]}: {line}"), file=sys.stderr)
         write_atomically(record.out / f"{key}.npy", partial(np.save, arr=features))
-        noted = {"frames": len(info.times), "fps": info.header_rate}
+        noted = {"frames": len(info.times), "fps": info.header_rate} | sources[key]
         record.add(key, noted | ({"damage": [d._asdict() for d in info.damage]} if info.damage else {}))
 
 
@@ -163,12 +163,20 @@ def prepare_folder(out: Path, settings: dict, videos: dict[str, Path], fps: floa
     meta = open_meta(out / "meta.json", settings, videos)
     meta["videos"] |= finished_videos(out)
     meta["videos"] = {key: info for key, info in meta["videos"].items() if (out / f"{key}.npy").exists()}
+    if changed := {key for key in meta["videos"].keys() & videos.keys() if is_other(meta["videos"][key], videos[key])}:
+        note(f"done anew, since the video is another: {some_of(changed)}")
+        meta["videos"] = {key: info for key, info in meta["videos"].items() if key not in changed}
     for key, info in meta["videos"].items():
         if fps and key in videos and is_picture_folder(videos[key]):
             info["fps"] = fps
     write_meta(out / "meta.json", meta)
     remove_notes(out)
     return meta
+
+
+def is_other(info: dict, video: Path) -> bool:
+    """Whether a video took the place of the one that `info` is about; older versions noted neither size nor time."""
+    return any(info.get(name, now) != now for name, now in size_and_time(video).items())
 
 
 def remove_notes(out: Path) -> None:
