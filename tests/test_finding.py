@@ -398,17 +398,22 @@ def test_a_damaged_picture_is_named(tmp_path, extract, capsys):
     whole = (tmp_path / "in" / "cut" / "2.jpg").read_bytes()
     (tmp_path / "in" / "cut" / "2.jpg").write_bytes(whole[: len(whole) - 30])
     small(tmp_path / "in" / "good.mp4")
-    assert extract(tmp_path / "in", "--fps", 25) == (1, {"good": 3})
+    write_pictures(tmp_path / "in" / "bad", ["1.jpg", "2.jpg"])
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "in" / "bad" / name).write_bytes(b"")
+    rows = {"cut": 2, "empty": 2, "text": 2, "script": 2, "good": 3}
+    assert extract(tmp_path / "in", "--fps", 25) == (1, rows)
     lines = sorted(capsys.readouterr().err.splitlines())
-    why = "2.jpg: is damaged, or no picture"
-    assert lines == [f"skipped {tmp_path / 'in' / name}: {why}" for name in ("cut", "empty", "script", "text")]
+    place = "cannot be decoded: 00:00:00.040 to 00:00:00.080 (2.jpg: is damaged, or no picture); the rest was used"
+    assert lines[:-1] == [f"{tmp_path / 'in' / name}: {place}" for name in ("cut", "empty", "script", "text")]
+    assert lines[-1] == f"skipped {tmp_path / 'in' / 'bad'}: 1.jpg: is damaged, or no picture"
 
 
 def frames_of(folder, **how):
     with PictureFolder(folder, **how) as video:
         return [
-            (frame.time, np.asarray(to_image(frame, av.video.reformatter.VideoReformatter())))
-            for frame in video.frames()
+            (time, np.asarray(to_image(frame, av.video.reformatter.VideoReformatter())))
+            for time, frame in video.frames()
         ]
 
 
@@ -560,7 +565,6 @@ def test_a_folder_that_cannot_be_read_costs_that_folder_alone(planted, tmp_path,
 
 # ---------------------------------------------------------------- names that FFmpeg takes for addresses
 
-mended_by_opening = pytest.mark.xfail(reason="FFmpeg is given the name as it is", strict=False)
 HARMLESS = [
     "%03d.mp4",
     "%d%s%%.mp4",
@@ -579,7 +583,7 @@ ADDRESSES = [
     *("cache:other.mp4", "file:other.mp4", "async:other.mp4", "subfile,,start,0,end,0,,:other.mp4", "C:a.mp4"),
     *("data:text.mp4", "concat:other.mp4|other.mp4", "crypto:other.mp4", "md5:other.mp4", "fd:.mp4", "lavfi:a.mp4"),
 ]
-NAMES = [*HARMLESS, *(pytest.param(name, marks=mended_by_opening) for name in ADDRESSES)]
+NAMES = [*HARMLESS, *ADDRESSES]
 
 
 @pytest.fixture
@@ -599,9 +603,7 @@ def test_extract_features_opens_the_file_of_that_name(name, in_videos, extract):
     assert extract(f"./{name}", out="alone") == (0, {Path(key).name: 5})
 
 
-@pytest.mark.parametrize(
-    "name", [*HARMLESS[:5], *(pytest.param(name, marks=mended_by_opening) for name in ADDRESSES[:6])]
-)
+@pytest.mark.parametrize("name", [*HARMLESS[:5], *ADDRESSES[:6]])
 def test_predict_opens_the_file_of_that_name(name, planted, in_videos, tmp_path):
     small_as(in_videos / name, 5)
     assert predict.main([*planted.options, name, "--out", str(tmp_path / "out")]) == 0
@@ -623,9 +625,7 @@ LISTS = {
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".ts"])
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=mended_by_opening if kind in ("concat", "itself") else ()) for kind in LISTS]
-)
+@pytest.mark.parametrize("kind", LISTS)
 def test_a_list_that_is_named_like_a_video_is_refused(kind, suffix, in_videos, extract, capsys):
     text = LISTS[kind].replace("list.mp4", f"list{suffix}")
     (in_videos / f"list{suffix}").write_text(text)
