@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
     @property
     def metrics(self) -> Path:
-        """What the evaluation writes at its end."""
+        """What the evaluation writes before its pictures."""
         return self.folder / "eval" / "metrics.json"
 
     @property

@@ -17,7 +17,9 @@ import sklearn.metrics
 import evaluate
 from tests.synthetic import run, write_dataset
 from videoanomaly import plots
-from videoanomaly.evaluation import evaluator, tables
+from videoanomaly.data.annotations import Video, VideoLists
+from videoanomaly.evaluation import evaluator, scoring, tables
+from videoanomaly.runtime import files
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.video import key_frames
 
@@ -83,14 +85,38 @@ def test_results_hold_intervals_events_and_operating_points(runs):
         assert (root / "out" / "0" / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_metrics_are_written_last_so_that_with_them_everything_is_there(runs, tmp_path, monkeypatch):
+def test_the_numbers_are_there_even_where_no_picture_can_be_drawn(runs, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise OSError("disk full")
 
     monkeypatch.setattr(evaluator, "draw_all", fail)
     with pytest.raises(OSError, match="disk full"):
         evaluate.main(["--ckpt", runs[1][0], "--out", str(tmp_path), "--device", "cpu", "--bootstrap", "2"])
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "scores.npz"]
+
+
+ODD_NAMES = ["$\\foo$", "\\$x$", "a$b", "$" * 9, "{x}_^", "f" * 1000, "\\frac{", "事故", "%s%d"]
+
+
+@pytest.mark.filterwarnings("ignore")  # fonts and room for a thousand letters
+def test_pictures_show_any_name_as_it_is(tmp_path):
+    rng = np.random.default_rng(0)
+    p_class = rng.dirichlet(np.ones(len(ODD_NAMES)), 60).astype(np.float32)
+    p_A, labels = rng.random(60).astype(np.float32), np.arange(60) % (len(ODD_NAMES) + 1) - 1
+    lists = VideoLists(tuple(ODD_NAMES), [], [Video("a$b/$\\foo$", 0)])
+    scores = {"a$b/$\\foo$": scoring.Scores(p_A, p_class, labels)}
+    found = scoring.all_metrics(scores, lists.classes, [25.0], threshold=0.5, num_draws=2)
+    evaluator.draw_all(tmp_path, found, scores, lists, num_timelines=1, videos=None)
+    plots.recognition_bars(tmp_path / "runs.png", {"a$b$/last.pt": found | {"system": "rtfm"}})
+    assert len(list(tmp_path.rglob("*.png"))) == 8
+
+
+def test_cells_that_a_spreadsheet_would_compute_get_an_apostrophe():
+    odd = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", " =1", "\t=1", "＝1", "－1"]
+    assert [files.csv_cell(text) for text in odd] == [f"'{text}" for text in odd]
+    assert [files.csv_cell(text) for text in ("fire", "a=1", "", "1-2")] == ["fire", "a=1", "", "1-2"]
+    header, *_ = csv.reader(tables.to_csv({"=x/last.pt": {"AUC": 0.5}}).splitlines())
+    assert header == ["metric", "'=x/last.pt"]
 
 
 def test_an_absent_class_is_absent_in_every_table():

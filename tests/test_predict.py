@@ -385,6 +385,16 @@ def test_clock_carries_over():
     ]
 
 
+def test_classes_are_no_formulas_in_tables():
+    scores = frame_scores.FrameScores(
+        np.ones(50, np.float32), np.ones((50, 3), np.float32) / 3, np.arange(50) / 25, 25.0
+    )
+    found = events.find_events(scores, ("=cmd|' /C calc'!A0", "@SUM(1)", "+1"), 0.5)
+    row = next(csv.DictReader(events.to_csv(found).splitlines()))
+    assert {row[name][:2] for name in ("class", "second", "third")} == {"'=", "'@", "'+"}
+    assert found[0]["class"][0] != "'"  # JSON and pages show names as they are
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n", "\x0b", "\x85", "\u2028", "\u2029"])
 def test_subtitles_escape_names(end):
     event = {"start_time": "a", "end_time": "b", "class": f"x{end}--> <i>&|", "confidence": 0.5}

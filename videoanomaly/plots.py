@@ -31,6 +31,11 @@ TRUTH = "#8C8C8C"
 Curve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, float]]  # (positive, scores) -> x, y, area
 
 
+def plain(name: str) -> str:
+    """A name as a picture shows it: matplotlib would take what stands between two $ for a formula."""
+    return name.replace("$", r"\$")
+
+
 def save(figure: Figure, path: Path) -> None:
     """As PNG; the figure is closed."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
@@ -52,7 +57,7 @@ def class_curves(
     """One line for anomalous against normal and one per class that occurs."""
     figure, axes = plt.subplots(figsize=(8.5, 5.5), layout="constrained")
     cases = [("any anomaly", labels >= 0, p_A)]
-    cases += [(name, labels == c, p_class[:, c]) for c, name in enumerate(classes)]
+    cases += [(plain(name), labels == c, p_class[:, c]) for c, name in enumerate(classes)]
     cases = [case for case in cases if case[1].any() and not case[1].all()]
     looks = itertools.product(STYLES, COLOURS)
     for i, ((name, positive, scores), (style, colour)) in enumerate(zip(cases, itertools.cycle(looks))):
@@ -139,7 +144,7 @@ def class_bars(path: Path, per_class: dict[str, dict], intervals: dict[str, dict
     ends = np.array(ends).reshape(-1, 2)
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.35 * max(len(names), 1)), layout="constrained")
     errors = np.maximum(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0)
-    axes.barh(names, values, xerr=errors, color=COLOURS[5], ecolor="black", capsize=3)
+    axes.barh([plain(name) for name in names], values, xerr=errors, color=COLOURS[5], ecolor="black", capsize=3)
     for y, (name, value) in enumerate(zip(names, values)):
         axes.text(1, y - 0.2, f"{value:.1f}  ({intervals[name]['videos']} videos)", va="center", fontsize=8)
     axes.set(
@@ -200,7 +205,7 @@ def recognition_bars(path: Path, runs: dict[str, dict]) -> None:
     Args:
         runs: What metrics.json holds, by checkpoint.
     """
-    labels = [f"{results['system']}, {Path(ckpt).parent.name}" for ckpt, results in runs.items()]
+    labels = [plain(f"{results['system']}, {Path(ckpt).parent.name}") for ckpt, results in runs.items()]
     values = {
         metric: [[100 * results[metric]] if results[metric] is not None else [] for results in runs.values()]
         for metric in ("mAUC", "mAP")
@@ -234,7 +239,7 @@ def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.nd
                 },
             )
     for c, axes in enumerate(panels[:, 0]):
-        axes.set_ylabel(classes[c], rotation=0, ha="right")
+        axes.set_ylabel(plain(classes[c]), rotation=0, ha="right")
     handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     figure.suptitle("Projections of test frames on each direction; AUC: this class against normal frames")
@@ -297,7 +302,7 @@ def confusion_matrix(
     path: Path, p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: Sequence[str]
 ) -> None:
     """Rows are true, columns predicted labels; shades and numbers are per cent of the row."""
-    names = ["Normal", *classes]
+    names = ["Normal", *map(plain, classes)]
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (labels + 1, predicted_labels(p_A, p_class) + 1), 1)
     totals = counts.sum(axis=1, keepdims=True)
@@ -353,8 +358,10 @@ def timeline(
     edges = np.flatnonzero(np.diff(np.concatenate([[-1], labels, [-1]])))
     for start, end in zip(edges[:-1], edges[1:]):
         if labels[start] >= 0:
-            axes.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {classes[int(labels[start])]}")
-    axes.set(title=name, ylabel="anomaly probability", ylim=(-0.02, 1.02), xlim=(0, len(labels)))
+            axes.axvspan(
+                start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {plain(classes[int(labels[start])])}"
+            )
+    axes.set(title=plain(name), ylabel="anomaly probability", ylim=(-0.02, 1.02), xlim=(0, len(labels)))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
     bottom.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
     draw_strip(strip, predicted_labels(p_A, p_class), classes, bottom)
@@ -377,7 +384,7 @@ def draw_strip(axes: Axes, predicted: np.ndarray, classes: Sequence[str], figure
             hatch=hatch,
             lw=0,
             edgecolor="white",
-            label=classes[c],
+            label=plain(classes[int(c)]),
         )
     axes.set_ylim(0, 1)
     if found:

@@ -75,10 +75,10 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
         f"{as_text(ckpt)}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, "
         f"per cent with 95% intervals\n{tables.summary(results)}"
     )
+    write_json(out / "metrics.json", results)
     if options.projections and isinstance(model, AnomalyCLIP):
         plots.projections(out / "projections.png", *projections(model, lists.test, features), lists.classes)
     draw_all(out, results, scores, lists, num_timelines=options.timelines, videos=options.videos)
-    write_json(out / "metrics.json", results)  # all else is there
     print(f"metrics, scores and pictures: {as_text(str(out))}\n")
     return results
 

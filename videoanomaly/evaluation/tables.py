@@ -9,6 +9,7 @@ import io
 import statistics
 
 from videoanomaly.runtime.console import as_text
+from videoanomaly.runtime.files import csv_cell
 
 HEADLINE = ("AUC", "AP", "mAUC", "mAP")
 
@@ -116,9 +117,9 @@ def to_csv(runs: dict[str, dict]) -> str:
     flat = {name: flatten(results) for name, results in runs.items()}
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["metric", *flat])
+    writer.writerow(["metric", *map(csv_cell, flat)])
     for key in dict.fromkeys(key for values in flat.values() for key in values):
-        writer.writerow([key, *("" if values.get(key) is None else values[key] for values in flat.values())])
+        writer.writerow([csv_cell(key), *("" if values.get(key) is None else values[key] for values in flat.values())])
     return file.getvalue()
 
 

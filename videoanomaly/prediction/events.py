@@ -12,6 +12,7 @@ import numpy as np
 
 from videoanomaly.event_rule import cut_events, highest_classes
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.runtime.files import csv_cell
 from videoanomaly.video.frame_clock import clock
 
 CSV_COLUMNS = (
@@ -72,7 +73,7 @@ def to_csv(events: list[dict]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for event in events:
-        others = [value for other in event["others"] for value in (other["class"], f"{other['p_class']:.4f}")]
+        others = [value for other in event["others"] for value in (csv_cell(other["class"]), f"{other['p_class']:.4f}")]
         writer.writerow(
             [
                 f"{event['start']:.3f}",
@@ -81,7 +82,7 @@ def to_csv(events: list[dict]) -> str:
                 event["end_frame"],
                 event["start_time"],
                 event["end_time"],
-                event["class"],
+                csv_cell(event["class"]),
                 f"{event['p_class']:.4f}",
                 f"{event['confidence']:.4f}",
                 *others,

@@ -55,6 +55,11 @@ def write_json(path: str | Path, content: object) -> None:
     write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
+def csv_cell(text: str) -> str:
+    """Text for a table: with an apostrophe before it where a spreadsheet would take it for a formula (OWASP)."""
+    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@＝＋－＠") else text
+
+
 def read_lines(path: str | Path) -> list[tuple[str, str]]:
     """Non-blank lines of a text file, as (place for error messages, stripped line).
 
