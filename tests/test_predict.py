@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import runpy
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,7 +17,7 @@ import evaluate
 import extract_features
 import predict
 from anomalyclip import AnomalyCLIP
-from tests.places import REFERENCE, REFERENCE_DATA, needs_reference
+from tests.places import REFERENCE, REFERENCE_DATA, ROOT, needs_reference
 from tests.videos import BLUE, RED, write_clip
 from videoanomaly import frame_scores, winograd
 from videoanomaly.evaluation import evaluator, tables
@@ -490,14 +491,24 @@ def test_the_exported_model_agrees(planted, tmp_path, suffix, capsys):
     assert predict.main(["--ckpt", planted.checkpoint, "--export", str(path), "--device", "cpu"]) == 0
     model = AnomalyCLIP.from_checkpoint(planted.checkpoint)
     S, F, D = model.config.num_segments, model.config.num_frames, model.config.feature_dim
-    features = np.random.default_rng(3).normal(size=(S * F, D)).astype(np.float32)
-    p_A, p_class = model.predict(features)
-    grid = features.reshape(1, S, F, D)
     if suffix == "onnx":
-        found = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
-            None, {"features": grid}
-        )
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+        def run_model(passes):
+            return session.run(["p_A", "p_class"], {"features": passes})
     else:
-        found = [x.detach().numpy() for x in torch.export.load(path).module()(torch.from_numpy(grid))]
-    assert np.abs(found[0].ravel() - p_A).max() < 1e-4 and np.abs(found[1].reshape(S * F, -1) - p_class).max() < 1e-4
-    assert os.listdir(tmp_path) == [path.name]
+        program = torch.export.load(path).module()
+
+        def run_model(passes):
+            return [x.detach().numpy() for x in program(torch.from_numpy(passes))]
+
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    (tmp_path / "score.py").write_text(re.search(r"```python\n(def .*?)```", page, re.S)[1])
+    score_video = runpy.run_path(str(tmp_path / "score.py"), {"np": np})["score_video"]
+    for num_rows in (1, S * F - 1, S * F, S * F + 1, 5 * S * F + 7):  # of no, one and several passes
+        features = np.random.default_rng(num_rows).normal(size=(num_rows, D)).astype(np.float32)
+        found, expected = score_video(run_model, features, S, F), model.predict(features)
+        for ours, theirs in zip(found, expected):  # 24 bits, through layers that add thousands of products
+            assert ours.shape == theirs.shape and np.abs(ours - theirs).max() < 1e-4
+    assert sorted(os.listdir(tmp_path)) == [path.name, "score.py"]
+    assert f"features (passes, {S}, {F}, {D})" in capsys.readouterr().out

@@ -914,7 +914,7 @@ def test_an_exported_system_computes_the_same(name, tmp_path):
     if name == "rtfm":
         torch.nn.init.normal_(model.class_head.weight)
     export.write(tmp_path / "model.pt2", model)
-    x = batch()[:1]
+    x = batch()[:3]
     with torch.no_grad():
         p_A, p_class = torch.export.load(tmp_path / "model.pt2").module()(x)
         prediction = model(x)

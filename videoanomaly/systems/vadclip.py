@@ -122,7 +122,7 @@ class VadCLIP(PromptedSystem):
         if x.shape[1] % self.WINDOW:
             return torch.cat([self.local(part) for part in x.split(self.WINDOW, dim=1)], dim=1)
         windows = self.local(x.unflatten(1, (-1, self.WINDOW)).flatten(0, 1))  # (B * S / 8, 8, D)
-        return windows.unflatten(0, (len(x), -1)).flatten(1, 2)
+        return windows.unflatten(0, (-1, x.shape[1] // self.WINDOW)).flatten(1, 2)
 
     def relate(self, x: Tensor) -> Tensor:
         """Segments among those of their window, then along two graphs, (B, S, D)."""
@@ -140,7 +140,7 @@ class VadCLIP(PromptedSystem):
         pooled = F.normalize(z.sigmoid().unsqueeze(1) @ x, dim=-1)  # (B, 1, D), the visual prompt
         text = self.class_text()  # (C + 1, D)
         unit = F.normalize(text.float(), dim=-1)
-        cosine = (unit[:-1] @ unit[-1]).float().expand(len(x), -1)  # (B, C)
+        cosine = (unit[:-1] @ unit[-1]).float().expand(x.shape[0], -1)  # (B, C)
         text = text + pooled  # (B, C + 1, D)
         text = F.normalize(text + self.text_mlp(text), dim=-1)
         logits = (F.normalize(x, dim=-1) @ text.transpose(1, 2)).float() / self.TEMPERATURE  # (B, S, C + 1)
