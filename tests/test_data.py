@@ -1,10 +1,12 @@
 """Tests of data/: feature files, the prototype, segments and batches."""
 
+import itertools
 import json
 import os
 import pickle
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ import torch
 
 from tests.places import ROOT, SHARED
 from videoanomaly.data import prototype as prototype_
-from videoanomaly.data.annotations import Video
+from videoanomaly.data.annotations import Video, VideoLists, note_rare_classes
 from videoanomaly.data.features import FeatureFolder, check_features, load_array, matching_rows
 from videoanomaly.data.lists import load_lists
 from videoanomaly.data.prototype import normality_prototype
 from videoanomaly.data.sampling import BalancedBatches, SegmentDataset, training_rows
+from videoanomaly.evaluation.scoring import frame_rates
 from videoanomaly.runtime import console, files
 from videoanomaly.runtime.console import InputError
 
@@ -377,6 +380,126 @@ def test_the_prototype_equals_the_official_one():
     prototype = normality_prototype(FeatureFolder(root), load_lists("ucfcrime", root).train)
     official = torch.load(RELEASED / "ncentroid.pt", weights_only=True)
     assert (prototype - official).abs().max() < 1e-6
+
+
+PARTS = ["features/Anomaly-Videos-Part-1/Arson/a", "features/Part-2/Training-Normal/n", "x/deep/er/u"]
+
+
+@pytest.mark.parametrize("end", [".npy", "_i3d.npy", "__{}.npy"])
+def test_features_are_found_where_archives_unpack_them_by_their_file_names(tmp_path, end):
+    rows = {path.rsplit("/", 1)[1]: random_array(7, 5, seed=i) for i, path in enumerate(PARTS)}
+    for path in PARTS:
+        for crop in range(3 if "{}" in end else 1):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / f"{path}{end.format(crop)}", rows[path.rsplit("/", 1)[1]])
+    folder = FeatureFolder(tmp_path)
+    for name in ("Arson/a", "Training_Normal_Videos_Anomaly/n", "u"):
+        found = folder.open(name)
+        assert found.shape == (7, 3 if "{}" in end else 1, 5) and (found[:, 0] == rows[name[-1]]).all()
+    with pytest.raises(
+        InputError, match="found no features of Arson/b, expected Arson/b.npy.* or one file of that name"
+    ):
+        folder.open("Arson/b")
+
+
+def test_of_several_files_of_a_name_the_one_with_the_whole_name_is_taken_or_all_are_named(tmp_path):
+    write_features(tmp_path, {f"p{i}/{kind}/a": random_array(i + 1, 5) for i, kind in enumerate(("Arson", "Abuse"))})
+    write_features(tmp_path, {".Trash/Arson/a": random_array(9, 5)})
+    folder = FeatureFolder(tmp_path)
+    assert len(folder.open("Abuse/a")) == 2 and len(folder.open("Arson/a")) == 1
+    with pytest.raises(InputError, match="found .*p0/Arson/a.npy and .*p1/Abuse/a.npy for Fire/a, expected one"):
+        folder.open("Fire/a")
+
+
+def test_a_file_found_by_its_name_is_none_that_a_link_leads_out_to(tmp_path):
+    write_features(tmp_path / "elsewhere", {"a": random_array(3, 5)})
+    (tmp_path / "root" / "part").mkdir(parents=True)
+    (tmp_path / "root" / "part" / "a.npy").symlink_to(tmp_path / "elsewhere" / "a.npy")
+    with pytest.raises(InputError, match="is a link to .*elsewhere/a.npy, expected a file inside"):
+        FeatureFolder(tmp_path / "root").open("Arson/a")
+
+
+SPELLINGS = [
+    "Schl\u00e4gerei/\u00e9t\u00e9 1",
+    "\u00c5ngstr\u00f6m",
+    "\uac10\uc2dc/\uce74\uba54\ub77c",
+    "\u30d3\u30c7\u30aa/\u304c\u304e",
+]
+
+
+@pytest.mark.parametrize("on_disk, listed", [("NFD", "NFC"), ("NFC", "NFD"), ("NFD", "NFD"), ("NFC", "NFC")])
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_an_accent_may_be_written_in_either_way(tmp_path, name, on_disk, listed):
+    stored, asked = (unicodedata.normalize(form, name) for form in (on_disk, listed))
+    write_features(tmp_path / "features", {stored: random_array(5, 3)})
+    meta = {"encoder": "x", "weights_sha256": None, "dim": 3, "stride": 2}
+    meta["videos"] = {stored: {"frames": 9, "fps": 12.5}}
+    (tmp_path / "features" / "meta.json").write_text(json.dumps(meta))
+    folder = FeatureFolder(tmp_path)
+    assert folder.open(asked).shape == (5, 1, 3)
+    assert folder.num_frames(asked) == 9 and frame_rates(folder, [Video(asked, -1)], 30.0) == [12.5]
+
+
+def test_lists_may_mix_both_ways_of_writing_an_accent(tmp_path):
+    forms = itertools.cycle(("NFC", "NFD"))
+    lines = {
+        "classes": ["Normal", "Schl\u00e4gerei"],
+        "train": ["Caf\u00e9/a.mp4 Normal", "Caf\u00e9/b.mp4 Schl\u00e4gerei", "Caf\u00e9/c.mp4 Schl\u00e4gerei"],
+        "test": ["\u00fc.mp4 Schl\u00e4gerei", "\u00f6.mp4 Schl\u00e4gerei"],
+        "temporal_annotations": ["\u00f6.mp4 Schl\u00e4gerei 1 2", "\u00fc.mp4 Schl\u00e4gerei 1 2"],
+    }
+    for name, rows in lines.items():
+        text = "\n".join(unicodedata.normalize(next(forms), row) for row in rows)
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    lists = load_lists("custom", tmp_path)
+    assert [video.label for video in lists.train] == [-1, 0, 0] and len(lists.test[1].intervals) == 1
+
+
+@pytest.mark.parametrize("code", [0x200B, 0xFEFF, 0x200E, 0x202B, 0x2066, 0xAD, 0xA0, 0x2060, 0x3164, 0xFE0F])
+def test_letters_that_cannot_be_seen_are_told_by_their_numbers(tmp_path, code):
+    odd, shown = f"Fal{chr(code)}ling", f"Fal<U\\+{code:04X}>ling"
+    lists = {
+        "classes": "Normal\nFalling",
+        "train": "a.mp4 Normal\nb.mp4 Falling",
+        "test": "t.mp4 Falling",
+        "temporal_annotations": "t.mp4 Falling 1 2",
+    }
+    cases = {
+        "classes": (
+            odd if not odd.isspace() and len(odd.split()) == 1 else None,
+            f"'Falling', expected Normal or one of {shown}",
+        ),
+        "train": (
+            odd if len(odd.split()) == 1 else None,
+            f"the class '{shown}', expected Normal or one of Falling; Falling looks",
+        ),
+    }
+    for file, (name, message) in cases.items():
+        if name:
+            for other, text in lists.items():
+                changed = text.replace("Falling", name) if other == file else text
+                (tmp_path / f"{other}.txt").write_text(changed, encoding="utf-8")
+            with pytest.raises(InputError, match=message):
+                load_lists("custom", tmp_path)
+    (tmp_path / "test.txt").write_text("Falling.mp4 Falling")
+    (tmp_path / "classes.txt").write_text(lists["classes"])
+    (tmp_path / "train.txt").write_text(lists["train"])
+    (tmp_path / "temporal_annotations.txt").write_text(f"{odd}.mp4  Falling  1  2", encoding="utf-8")
+    with pytest.raises(InputError, match=f"0 intervals of Falling, expected one or more.*; {shown} looks alike"):
+        load_lists("custom", tmp_path)
+    write_features(tmp_path / "features", {odd: random_array(3, 4)})
+    with pytest.raises(InputError, match=f"no features of Falling, .*; {shown} looks alike"):
+        FeatureFolder(tmp_path).open("Falling")
+
+
+def test_classes_that_few_training_videos_show_are_named_in_one_line(capsys):
+    videos = [Video(f"v{i}", label) for i, label in enumerate((-1, 0, 0, 2, 4))]
+    note_rare_classes("root", VideoLists(("a", "b", "c", "d", "e"), videos, []))
+    assert capsys.readouterr().err.startswith(
+        "note: root: no training video of b, d; a single training video of c, e; "
+    )
+    note_rare_classes("root", VideoLists(("a",), videos[:3], []))
+    assert not capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- segments and batches

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from videoanomaly.runtime.console import InputError, as_text
+from videoanomaly.runtime.console import InputError, as_text, lookalike, note, reveal
 from videoanomaly.runtime.files import read_lines
+from videoanomaly.runtime.torchrun import is_main
 
 VIDEO_SUFFIXES = {  # all that FFmpeg demuxes; .dav and those of raw H.264 and H.265 are what recorders write
     *(".264", ".265", ".3g2", ".3gp", ".asf", ".avc", ".avi", ".dav", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265"),
@@ -87,7 +88,8 @@ def label_of(where: str, name: str, classes: Sequence[str]) -> int:
     if name.lower() == "normal":
         return -1
     if name not in classes:
-        raise InputError(f"{where}: found the class {name!r}, expected Normal or one of {', '.join(classes)}")
+        expected = f"Normal or one of {', '.join(map(reveal, classes))}"
+        raise InputError(f"{where}: found the class {reveal(name)!r}, expected {expected}{lookalike(name, classes)}")
     return classes.index(name)
 
 
@@ -166,14 +168,15 @@ def add_intervals(
         if (video.label >= 0) != bool(intervals):
             expected = "one or more, for it is anomalous" if video.label >= 0 else "none, for it is normal"
             raise InputError(
-                f"{path}: found {len(intervals)} intervals of {video.name}, expected {expected} in {where}"
+                f"{path}: found {len(intervals)} intervals of {reveal(video.name)}, expected {expected} in {where}"
+                f"{lookalike(key, annotations)}"
             )
         check_apart(place, intervals)
         used.add(key)
         result.append((where, replace(video, intervals=intervals)))
     others = [name for name in annotations if name not in used]
     if others and not ignore_others:
-        raise InputError(f"{annotations[others[0]][0]}: found {others[0]}, expected a video of the test list")
+        raise InputError(f"{annotations[others[0]][0]}: found {reveal(others[0])}, expected a video of the test list")
     if others:
         print(
             as_text(f"note: {path}: ignored {len(others)} annotated videos that are not in the test list, such as ")
@@ -207,6 +210,17 @@ def collect(classes: Iterable[str], train: list[tuple[str, Video]], test: list[t
             "videos, expected some of both"
         )
     return VideoLists(tuple(classes), [video for _, video in train], [video for _, video in test])
+
+
+def note_rare_classes(place: str | Path, lists: VideoLists) -> None:
+    """One line on stderr that names the classes which no or a single training video shows."""
+    counts = Counter(video.label for video in lists.train)
+    parts = []
+    for count, text in enumerate(("no training video of", "a single training video of")):
+        if names := [reveal(name) for c, name in enumerate(lists.classes) if counts[c] == count]:
+            parts.append(f"{text} {', '.join(names)}")
+    if parts and is_main():
+        note(f"note: {place}: {'; '.join(parts)}; numbers of such classes, and means over them, tell little")
 
 
 def read_custom(root: Path) -> VideoLists:

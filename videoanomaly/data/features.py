@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from videoanomaly.data.annotations import Video
-from videoanomaly.runtime.console import InputError, as_text
-from videoanomaly.runtime.files import check_inside
+from videoanomaly.runtime.console import InputError, as_text, lookalike, reveal
+from videoanomaly.runtime.files import check_inside, files_by_name
 
 FEATURE_SUBFOLDERS = ("", "features", "Image-Features")
 MOST_CROPS = 10  # of a frame, as the field's ten crops; a longer axis is another one
@@ -139,6 +140,7 @@ class FeatureFolder:
         self.dim: int | None = self.meta["dim"] if self.meta else None
         self.several: int | None = None  # crops of the files (N, crops, D) that have more than one
         self.scattered: dict[str, RowsOnDisk] = {}  # what `open_scattered` has found, by video
+        self.by_name: dict[str, list[tuple[Path, Path]]] | None = None  # all files, once one is not in its place
 
     @property
     def encoder(self) -> dict | None:
@@ -171,8 +173,16 @@ class FeatureFolder:
 
     def num_frames(self, name: str) -> int:
         """Frames of the video: as meta.json tells, else those that its rows stand for."""
-        known = self.meta["videos"].get(name) if self.meta else None
+        known = self.known(name)
         return known["frames"] if known else len(self.open(name)) * self.frames_per_feature
+
+    def known(self, name: str) -> dict[str, Any]:
+        """What meta.json tells of a video; nothing without one."""
+        videos = self.meta["videos"] if self.meta else {}
+        if name in videos or self.by_name is None:
+            return videos.get(name, {})
+        path = self.paths(name)[0].with_suffix("")
+        return next((videos[key] for f in self.folders if (key := os.path.relpath(path, f)) in videos), {})
 
     def paths(self, name: str) -> list[Path]:
         """The file of a video, or its files if each crop has one."""
@@ -185,10 +195,39 @@ class FeatureFolder:
                             check_inside(path, folder)
                         self.folders = [folder]  # where one video is, there all are
                         return paths
-        raise InputError(
-            f"{self.root}: found no features of {name}, expected {name}.npy, {name}_i3d.npy or "
-            f"{name}__0.npy in {' or '.join(map(str, self.folders))}"
-        )
+        return self.paths_elsewhere(name)
+
+    def paths_elsewhere(self, name: str) -> list[Path]:
+        """The same where a data set lies in other folders than its lists tell, or its names are spelt otherwise: the
+        one place with that file name, of several the one that ends as the whole name.
+        """
+        if self.by_name is None:
+            links = [folder for folder in self.folders[1:] if folder.is_symlink()]
+            self.by_name = files_by_name([self.folders[0], *links], ".npy")
+        file = unicodedata.normalize("NFC", name.rsplit("/", 1)[-1])
+        ends = [end for end in ("", "_i3d", "__0") if f"{file}{end}" in self.by_name]
+        if not ends:
+            raise InputError(
+                f"{self.root}: found no features of {reveal(name)}, expected {reveal(name)}.npy, {file}_i3d.npy or "
+                f"{file}__0.npy in {' or '.join(map(str, self.folders))}, or one file of that name below"
+                f"{lookalike(file, self.by_name)}"
+            )
+        found = self.by_name[f"{file}{ends[0]}"]
+        if len(found) > 1:
+            whole = f"/{unicodedata.normalize('NFC', name)}{ends[0]}.npy"
+            exact = [(f, path) for f, path in found if unicodedata.normalize("NFC", path.as_posix()).endswith(whole)]
+            found = exact if len(exact) == 1 else found
+        if len(found) > 1:
+            places = " and ".join(str(path) for _, path in found[:2])
+            raise InputError(
+                f"{self.root}: found {places} for {name}, expected one, or {name}.npy in {self.folders[0]}"
+            )
+        folder, path = found[0]
+        check_inside(path, folder)
+        if ends[0] != "__0":
+            return [path]
+        crops = (path.with_name(f"{path.stem[:-1]}{crop}.npy") for crop in range(10))
+        return [path for path in crops if path.is_file()]
 
     def _open_file(self, path: Path, scattered: bool) -> np.ndarray:
         array, D = load_array(path, scattered), self.dim or "D"

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -146,7 +147,7 @@ def names_in_folders(root: Path, word: str) -> list[tuple[str, str]]:
     for base in (root / sub for sub in FEATURE_SUBFOLDERS):
         folders = sorted(folder for folder in base.glob("*") if folder.is_dir() and word in folder.name.lower())
         names = [
-            video_name(base, file.relative_to(base).as_posix())
+            video_name(base, unicodedata.normalize("NFC", file.relative_to(base).as_posix()))
             for folder in folders
             for file in sorted(folder.rglob("*"))
             if file.suffix.lower() in FILE_SUFFIXES

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from videoanomaly.data.annotations import VideoLists
+from videoanomaly.data.annotations import VideoLists, note_rare_classes
 from videoanomaly.data.datasets import DATASETS, Dataset
 from videoanomaly.data.features import FeatureFolder, check_features
 from videoanomaly.data.lists import load_lists
@@ -62,4 +62,5 @@ def open_training_data(
     if temporal_features:
         temporal = FeatureFolder(temporal_features, frames_per_feature=temporal_frames_per_feature, crops=crops)
     check_features(folder, lists.train + lists.test, temporal)
+    note_rare_classes(root, lists)
     return TrainingData(DATASETS[dataset], lists, folder, temporal)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly import plots
-from videoanomaly.data.annotations import Video, VideoLists
+from videoanomaly.data.annotations import Video, VideoLists, note_rare_classes
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.features import FeatureFolder, check_features
 from videoanomaly.evaluation import metrics, scoring, tables
@@ -59,6 +59,7 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
     lists = VideoLists.from_plain(checkpoint["lists"])
     features, temporal = open_folders(checkpoint, options.features, options.temporal_features)
     check_folders(ckpt, model.config, lists, features, temporal, rules=options.rules)
+    note_rare_classes(ckpt, lists)
     predict = partial(model.predict, batch_size=options.batch_size)
     scores = scoring.score_videos(predict, lists.test, features, temporal)
     rates = scoring.frame_rates(features, lists.test, options.fps)

@@ -67,8 +67,7 @@ def frame_metrics(scores: dict[str, Scores], classes: tuple[str, ...]) -> dict:
 
 def frame_rates(features: FeatureFolder, videos: list[Video], default: float) -> list[float]:
     """Frames per second of each video, as meta.json tells, else the default."""
-    known = features.meta["videos"] if features.meta else {}
-    return [known.get(video.name, {}).get("fps") or default for video in videos]
+    return [features.known(video.name).get("fps") or default for video in videos]
 
 
 def alarm_threshold(

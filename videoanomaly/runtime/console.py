@@ -7,7 +7,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
@@ -17,6 +18,10 @@ from videoanomaly.runtime.torchrun import is_main, rank_and_world
 
 # all but the tab; some would end a line of a message
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
+UNSEEN = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # categories of Unicode: control and format characters, separators
+INVISIBLE = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u2800\u3164\ufe0e\ufe0f\uffa0"  # letters and marks, by category
+)
 SIGPIPE = 13  # Windows has none
 PATIENCE = 10.0  # seconds that other processes give the first one to tell an error that all of them have
 # also what old terminals obey, what turns the direction of a line, and halves of letters
@@ -104,6 +109,25 @@ def as_text(name: str) -> str:
     """A name to show: bytes that are no text become \\x.., which can be printed, control characters a replacement."""
     shown = UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", name)
     return shown.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def reveal(text: str) -> str:
+    """A name with what cannot be seen of it by code points, `Falling<U+200B>`; two that look alike are told apart."""
+    return "".join(f"<U+{ord(c):04X}>" if is_unseen(c) else c for c in text)
+
+
+def is_unseen(letter: str) -> bool:
+    return letter in INVISIBLE or unicodedata.category(letter) in UNSEEN and letter != " "
+
+
+def lookalike(name: str, others: Iterable[str]) -> str:
+    """What an error message adds where another name looks the same; nothing without one."""
+
+    def seen(text: str) -> str:
+        return "".join(c for c in unicodedata.normalize("NFKC", text) if not is_unseen(c) and c != " ")
+
+    found = [other for other in others if other != name and seen(other) == seen(name)]
+    return f"; {reveal(found[0])} looks alike" if found else ""
 
 
 def differences(name: str, found: Any, expected: Any) -> str:

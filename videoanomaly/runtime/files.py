@@ -3,8 +3,9 @@
 import json
 import os
 import re
+import unicodedata
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -72,6 +73,7 @@ def read_lines(path: str | Path) -> list[tuple[str, str]]:
         raise InputError(f"{path}: cannot be read ({error.strerror}), expected a text file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), expected a text file") from error
+    text = unicodedata.normalize("NFC", text)  # as one way of writing an accent
     lines = [(f"{path}, line {i}", line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{path}: is empty, expected at least one line")
@@ -83,6 +85,22 @@ def read_lines(path: str | Path) -> list[tuple[str, str]]:
         if odd := CONTROLS.search(line):
             raise InputError(f"{where}: found the control character {odd[0]!r}, expected plain text")
     return lines
+
+
+def files_by_name(folders: Iterable[Path], suffix: str) -> dict[str, list[tuple[Path, Path]]]:
+    """(folder, file) of all files below some folders by their names in NFC, without suffix; not in hidden folders.
+
+    Macs write the accents of names apart from their letters (NFD), so that a name can have two spellings.
+    """
+    found: dict[str, list[tuple[Path, Path]]] = {}
+    for folder in folders:
+        for place, subfolders, names in os.walk(folder):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in sorted(names):
+                if name.endswith(suffix):
+                    stem = unicodedata.normalize("NFC", name.removesuffix(suffix))
+                    found.setdefault(stem, []).append((folder, Path(place, name)))
+    return found
 
 
 def check_inside(path: str | Path, folder: str | Path) -> None:
