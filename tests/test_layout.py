@@ -18,14 +18,15 @@ PROGRAMS = {"benchmarks.__main__", "videoanomaly.demo.train_clip"}  # run with -
 RUNTIME = {"runtime"}
 SYSTEMS = MODEL | {"data", "runtime"}
 WEIGHTS = SYSTEMS | {"systems", "winograd", "clip_weights"}
-RESULTS = WEIGHTS | {"weights", "video", "event_rule", "frame_scores", "plots", "settings"}
+RESULTS = WEIGHTS | {"weights", "video", "event_rule", "frame_scores", "fonts", "plots", "settings"}
 MAY_IMPORT = {
     "anomalyclip": set(),
     "clip_model": set(),
     "winograd": {"anomalyclip"},
     "clip_weights": {"clip_model", "runtime"},
     "runtime": set(),
-    **dict.fromkeys(("data", "event_rule", "frame_scores", "plots"), RUNTIME),
+    **dict.fromkeys(("data", "event_rule", "frame_scores", "fonts"), RUNTIME),
+    "plots": RUNTIME | {"fonts"},
     "video": {"data", "clip_weights", "clip_model", "runtime"},
     "systems": SYSTEMS,
     **dict.fromkeys(("weights", "settings"), WEIGHTS),

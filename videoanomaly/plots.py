@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from videoanomaly import fonts
 from videoanomaly.runtime.files import write_atomically
 
 # isort: split
@@ -23,21 +24,28 @@ matplotlib.use("Agg")  # needs no screen
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.text import Text
 
 # Okabe and Ito's colours, told apart by colour-blind people; more classes than colours change the line style
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":")
 TRUTH = "#8C8C8C"
+LONGEST_ROW, LONGEST_TITLE = 60, 100  # letters
 Curve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, float]]  # (positive, scores) -> x, y, area
 
 
-def plain(name: str) -> str:
-    """A name as a picture shows it: matplotlib would take what stands between two $ for a formula."""
-    return name.replace("$", r"\$")
+def label(name: str, longest: int = fonts.LONGEST) -> str:
+    """A name for matplotlib, which has the fonts for it from now on: no formula, and none that a legend leaves out."""
+    text = fonts.drawable(name, longest)
+    families = (*matplotlib.rcParams["font.family"], *fonts.helpers(frozenset(text))[0])
+    matplotlib.rcParams["font.family"] = [*dict.fromkeys(families)]
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG; the figure is closed."""
+    """As PNG, with the fonts that its names need; the figure is closed."""
+    for text in figure.findobj(Text):  # some were made before the names were known
+        text.set_fontfamily(matplotlib.rcParams["font.family"])  # pyright: ignore[reportAttributeAccessIssue]  (a Text)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
     plt.close(figure)
 
@@ -63,7 +71,9 @@ def class_curves(
     for i, ((name, positive, scores), (style, colour)) in enumerate(zip(cases, itertools.cycle(looks))):
         x, y, area = curve(positive, scores)
         shown = visible(x, y)
-        axes.plot(x[shown], y[shown], style, color=colour, lw=3 if i == 0 else 1.5, label=f"{name}  {100 * area:.1f}")
+        axes.plot(
+            x[shown], y[shown], style, color=colour, lw=3 if i == 0 else 1.5, label=f"{label(name)}  {100 * area:.1f}"
+        )
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", title="area, %")
@@ -144,7 +154,7 @@ def class_bars(path: Path, per_class: dict[str, dict], intervals: dict[str, dict
     ends = np.array(ends).reshape(-1, 2)
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.35 * max(len(names), 1)), layout="constrained")
     errors = np.maximum(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0)
-    axes.barh([plain(name) for name in names], values, xerr=errors, color=COLOURS[5], ecolor="black", capsize=3)
+    axes.barh(range(len(names)), values, xerr=errors, color=COLOURS[5], ecolor="black", capsize=3)
     for y, (name, value) in enumerate(zip(names, values)):
         axes.text(1, y - 0.2, f"{value:.1f}  ({intervals[name]['videos']} videos)", va="center", fontsize=8)
     axes.set(
@@ -152,6 +162,7 @@ def class_bars(path: Path, per_class: dict[str, dict], intervals: dict[str, dict
         xlim=(0, 100),
         title=f"{key} of each class against all other frames",
     )
+    axes.set_yticks(range(len(names)), map(label, names))
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     save(figure, path)
@@ -173,10 +184,12 @@ def row_bars(
         values: By metric the values of each row's seeds, of which mean and standard deviation are drawn; none: no bar.
         paper: By metric the paper's number of each row, drawn as a mark; None: no mark.
     """
+    labels = [label(text, LONGEST_ROW) for text in labels]
+    room = 3 + 0.14 * max(max(map(len, labels), default=0) - 40, 0)
     figure, panels = plt.subplots(
         1,
         len(values),
-        figsize=(3 + 3.5 * len(values), 1.6 + 0.4 * len(labels)),
+        figsize=(room + 3.5 * len(values), 1.6 + 0.4 * len(labels)),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -239,7 +252,7 @@ def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.nd
                 },
             )
     for c, axes in enumerate(panels[:, 0]):
-        axes.set_ylabel(plain(classes[c]), rotation=0, ha="right")
+        axes.set_ylabel(label(classes[c]), rotation=0, ha="right")
     handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     figure.suptitle("Projections of test frames on each direction; AUC: this class against normal frames")
@@ -302,12 +315,12 @@ def confusion_matrix(
     path: Path, p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: Sequence[str]
 ) -> None:
     """Rows are true, columns predicted labels; shades and numbers are per cent of the row."""
-    names = ["Normal", *map(plain, classes)]
+    names = ["Normal", *map(label, classes)]
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (labels + 1, predicted_labels(p_A, p_class) + 1), 1)
     totals = counts.sum(axis=1, keepdims=True)
     share = 100 * counts / np.maximum(totals, 1)
-    size = 3.5 + 0.55 * len(names)
+    size = 3.5 + 0.55 * len(names) + 0.14 * max(max(map(len, names)) - 24, 0)
     figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(share):
@@ -359,9 +372,9 @@ def timeline(
     for start, end in zip(edges[:-1], edges[1:]):
         if labels[start] >= 0:
             axes.axvspan(
-                start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {plain(classes[int(labels[start])])}"
+                start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {label(classes[int(labels[start])])}"
             )
-    axes.set(title=plain(name), ylabel="anomaly probability", ylim=(-0.02, 1.02), xlim=(0, len(labels)))
+    axes.set(title=label(name, LONGEST_TITLE), ylabel="anomaly probability", ylim=(-0.02, 1.02), xlim=(0, len(labels)))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
     bottom.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
     draw_strip(strip, predicted_labels(p_A, p_class), classes, bottom)
@@ -384,7 +397,7 @@ def draw_strip(axes: Axes, predicted: np.ndarray, classes: Sequence[str], figure
             hatch=hatch,
             lw=0,
             edgecolor="white",
-            label=plain(classes[int(c)]),
+            label=label(classes[int(c)]),
         )
     axes.set_ylim(0, 1)
     if found:

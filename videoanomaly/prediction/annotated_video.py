@@ -12,6 +12,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageDraw, ImageFont
 
+from videoanomaly import fonts
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction.report import peaks
 from videoanomaly.runtime.files import write_atomically
@@ -21,7 +22,13 @@ from videoanomaly.video.frame_clock import clock
 MIN_WIDTH = 480  # pixels; smaller pictures are doubled until then, so that the text can be read
 BACK, GRID, INK, SOFT, HEAD, SHADE = "#14181c", "#39424b", "#e7e9eb", "#9aa4ae", "#ff7186", "#54321c"
 ALARM = "#f0a35e"
+LONGEST_NAME = 24  # letters, of a name that PIL cannot write
 TIME_BASE = Fraction(1, 90000)
+
+
+def is_plain(text: str) -> bool:
+    """Whether PIL's own font, which is small, has all letters."""
+    return text.isascii() and text.isprintable()
 
 
 class Panel:
@@ -30,7 +37,12 @@ class Panel:
     def __init__(self, width: int, scores: FrameScores, events: list[dict], classes: Sequence[str], threshold: float):
         self.scores, self.events, self.classes, self.width = scores, events, classes, width
         self.line = max(width // 34, 13)  # height of a line of text, pixels
-        self.font = ImageFont.load_default(self.line * 0.82)
+        self.size = self.line * 0.82
+        self.font = ImageFont.load_default(self.size)
+        assert isinstance(self.font, ImageFont.FreeTypeFont), "it has a size"
+        self.ascent = self.font.getmetrics()[0]
+        self.names = {name: name if is_plain(name) else fonts.drawable(name, LONGEST_NAME) for name in classes}
+        self.is_plain = all(map(is_plain, self.names.values()))
         self.height = self.line * 6 // 2 * 2
         self.top, self.bottom = int(self.line * 1.6), self.height - self.line // 2
         self.background = self.draw_background(threshold)
@@ -64,9 +76,11 @@ class Panel:
         pen, p_class = ImageDraw.Draw(image), self.scores.p_class[frame]
         x = self.x(time)
         pen.line((x, self.top, x, self.bottom), HEAD, 2)
-        likeliest = "   ".join(f"{self.classes[c]} {p_class[c]:.2f}" for c in np.argsort(-p_class, kind="stable")[:3])
+        likeliest = "   ".join(
+            f"{self.names[self.classes[int(c)]]} {p_class[c]:.2f}" for c in np.argsort(-p_class, kind="stable")[:3]
+        )
         text = f"{clock(time)[:-2]}   p_A {self.scores.p_A[frame]:.2f}   {likeliest}"
-        pen.text((self.line // 2, self.line * 0.35), text, SOFT if self.event_at(frame) is None else INK, self.font)
+        self.write(pen, (self.line // 2, self.line * 0.35), text, SOFT if self.event_at(frame) is None else INK)
         return image
 
     def event_at(self, frame: int) -> dict | None:
@@ -77,11 +91,25 @@ class Panel:
         """The name of the event that is on, in the upper left corner of the picture."""
         event = self.event_at(frame)
         if event:
-            text, at = f"{event['class']} {event['confidence']:.2f}", (self.line // 2, self.line // 2)
-            left, top, right, bottom = pen.textbbox(at, text, self.font)
-            pad = self.line // 4
+            text, at = f"{self.names[event['class']]} {event['confidence']:.2f}", (self.line // 2, self.line // 2)
+            self.write(pen, at, text, ALARM, pad=self.line // 4)
+
+    def write(
+        self, pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: str, pad: int | None = None
+    ) -> None:
+        """Writes a line from its upper left corner on, with `pad` on a dark ground that reaches so far beyond it."""
+        left, top, right, bottom = pen.textbbox(at, text, self.font)
+        mask, corner = None, (0, 0)
+        if not self.is_plain:
+            mask, above = fonts.draw(text, self.size)
+            corner = int(at[0]), int(at[1] + self.ascent - above)
+            left, top, right, bottom = *corner, corner[0] + mask.width, corner[1] + mask.height
+        if pad is not None:
             pen.rectangle((left - pad, top - pad, right + pad, bottom + pad), BACK)
-            pen.text(at, text, ALARM, self.font)
+        if mask:
+            pen.bitmap(corner, mask, colour)
+        else:
+            pen.text(at, text, colour, self.font)
 
 
 def output_size(image: Image.Image) -> tuple[int, int]:

@@ -81,7 +81,7 @@ def write_results(
     }
     write_atomically(folder / "scores.npz", lambda file: np.savez(file, **arrays))
     no_truth = np.full(len(scores.p_A), -1)
-    plots.timeline(folder / "timeline.png", as_text(name), scores.p_A, scores.p_class, no_truth, classes)
+    plots.timeline(folder / "timeline.png", name, scores.p_A, scores.p_class, no_truth, classes)
     if options.annotate and video:
         annotated_video.write_video(folder / "annotated.mp4", video, scores, events, classes, threshold)
     pictures = key_frames(video, scores.p_A, scores.times, events, read.may_seek) if video and read else []
