@@ -4,11 +4,16 @@ matplotlib's own font, DejaVu Sans, has the alphabets of Europe, Arabic and Hebr
 emoji) other fonts may have; what none has is shown as Python would write it, such as \\u4e8b.
 """
 
+import logging
 import unicodedata
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
+# isort: split
+# ruff: noqa: E402
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it tells at length that it has no cache
 import matplotlib
 import numpy as np
 from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager, get_font, weight_dict

@@ -4,7 +4,6 @@ Shapes: N frames, C anomaly classes; p_A (N,), p_class (N, C), labels (N,) with 
 """
 
 import itertools
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from videoanomaly.runtime.files import write_atomically
 # isort: split
 # ruff: noqa: E402  (what matplotlib must know before the rest of it is imported)
 
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it tells at length that it has no cache
 import matplotlib
 
 matplotlib.use("Agg")  # needs no screen
@@ -65,7 +63,7 @@ def class_curves(
     """One line for anomalous against normal and one per class that occurs."""
     figure, axes = plt.subplots(figsize=(8.5, 5.5), layout="constrained")
     cases = [("any anomaly", labels >= 0, p_A)]
-    cases += [(plain(name), labels == c, p_class[:, c]) for c, name in enumerate(classes)]
+    cases += [(label(name), labels == c, p_class[:, c]) for c, name in enumerate(classes)]
     cases = [case for case in cases if case[1].any() and not case[1].all()]
     looks = itertools.product(STYLES, COLOURS)
     for i, ((name, positive, scores), (style, colour)) in enumerate(zip(cases, itertools.cycle(looks))):
@@ -218,7 +216,7 @@ def recognition_bars(path: Path, runs: dict[str, dict]) -> None:
     Args:
         runs: What metrics.json holds, by checkpoint.
     """
-    labels = [plain(f"{results['system']}, {Path(ckpt).parent.name}") for ckpt, results in runs.items()]
+    labels = [label(f"{results['system']}, {Path(ckpt).parent.name}") for ckpt, results in runs.items()]
     values = {
         metric: [[100 * results[metric]] if results[metric] is not None else [] for results in runs.values()]
         for metric in ("mAUC", "mAP")
