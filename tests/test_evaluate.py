@@ -179,6 +179,12 @@ def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):
     assert [i for i, _ in pictures] == [2, 14, 20]
     assert all(abs(float(np.asarray(image).mean()) - 8 * i) < 4 for i, image in pictures)
     assert evaluator.timeline_pictures(str(tmp_path), "missing", p_A) == []
+    for stored, asked in (
+        ("u\u0308", "\u00fc"),
+        ("\u00f6", "o\u0308"),
+    ):  # the accent written apart, on disk or in the list
+        (tmp_path / f"{stored}.mkv").write_bytes((tmp_path / "v.mkv").read_bytes())
+        assert len(evaluator.timeline_pictures(str(tmp_path), asked, p_A)) == 6
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert evaluator.timeline_pictures(str(tmp_path), "broken", p_A) == []
     assert "no key frames of" in capsys.readouterr().err

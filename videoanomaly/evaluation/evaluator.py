@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import unicodedata
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,7 +112,8 @@ def surest(scores: Path, videos: list[Video]) -> str:
 
 def timeline_pictures(folder: str, name: str, p_A: np.ndarray) -> list[tuple[int, Image.Image]]:
     """(frame number, picture) of the highest score in each of six equal stretches of a video, if its file is there."""
-    path, pictures = find_video(folder, name), []
+    spellings = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))  # Linux's, a Mac's
+    path, pictures = next(filter(None, (find_video(folder, spelling) for spelling in spellings)), None), []
     if path is None:
         return []
     try:

@@ -1,5 +1,6 @@
 """Stopping in good order when a signal asks for it."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -64,6 +65,7 @@ def obey_parent_alone(worker_id: int = 0) -> None:
 
 def end_by_parent() -> None:
     """Waits for the parent's SIGTERM, which is blocked in all threads, and ends the process."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()  # not getppid, which is a server where processes are not forked
+    while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
     os._exit(0)
