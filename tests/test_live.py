@@ -10,6 +10,7 @@ import gc
 import io
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -443,6 +444,48 @@ def test_a_stream_that_ends_is_opened_again_and_its_open_event_goes_on():
     assert kinds(watcher.events()) == ["begin", "end"] and watcher.events()[-1]["end"] > 3.5
     assert any("ended; trying again in" in line for line in watcher.lines)
     assert "s3cret" not in "".join(watcher.lines)
+
+
+def serve_pieces(*pieces) -> tuple[str, list]:
+    """The address of a server that gives each that connects the next of some pieces, and those who came."""
+    listener, came = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    came.append(1)
+                    connection.sendall(pieces[len(came) % len(pieces)])
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"tcp://127.0.0.1:{listener.getsockname()[1]}", came
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors and memory are read from /proc")
+def test_descriptors_threads_and_memory_stay_the_same_over_200_reconnects(monkeypatch):
+    file = io.BytesIO()
+    write_video(file, np.full(10, 16), "mpegts")
+    whole = file.getvalue()
+    address, came = serve_pieces(whole, b"", whole[: len(whole) // 2], b"no video" * 99, whole[1000:])
+    monkeypatch.setattr(streams, "BACK_OFF", (0.0, 0.0))
+    monkeypatch.setattr(streams, "note", lambda text: None)
+    av.logging.set_level(None)
+    reader = streams.Reader(streams.find_source(address), 1000.0, 1)
+    reader.start()
+    found = []
+    for count in (40, 240):
+        while len(came) < count:
+            with contextlib.suppress(queue.Empty):
+                assert reader.samples.get(timeout=0.01), reader.error
+        gc.collect()
+        found.append((resident(), len(os.listdir("/proc/self/fd")), threading.active_count()))
+    reader.stopping.set()
+    reader.join(5)
+    (before, files, threads), (after, files_after, threads_after) = found
+    assert reader.num_breaks > 80 and not reader.is_alive() and reader.samples.qsize() <= streams.QUEUE_FRAMES
+    assert abs(files_after - files) <= 2 and threads_after == threads  # a connection may be open just then
+    assert after - before < 8 * 2**20
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def make_page(folder: Path, p_A: np.ndarray, p_class: np.ndarray, classes, fps: 
     scores = FrameScores(p_A.astype(np.float32), p_class.astype(np.float32), np.arange(len(p_A)) / fps, fps)
     result = {"video": name, "fps": fps, "duration": scores.duration, "threshold": 0.5, "classes": list(classes)}
     result |= {"notes": ["<b>1 & 2</b>"], "jumps": [{"time": 2.0, "by": 100.0}, {"time": 5.0, "by": 50.0}]}
+    result |= {"events": find_events(scores, classes, 0.5), "highest_p_A": float(p_A.max())}
     path = folder / "page.html"
     path.write_text(report.page(result, scores, None, [], folder, "last.pt"), encoding="utf-8")
     return path
@@ -118,6 +120,53 @@ def test_peaks_keep_every_peak():
         and sorted(high[high > 0]) == [0.3, 0.5, 0.9]
         and report.peaks(p[:3], 160).tolist() == [0.3, 0, 0]
     )
+
+
+class Still(HTMLParser):
+    """What a page shows where scripts are off: tags and texts, but for scripts and styles."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.texts, self.ignored = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ignored = tag if tag in ("script", "style") else self.ignored
+
+    def handle_endtag(self, tag):
+        self.ignored = "" if tag == self.ignored else self.ignored
+
+    def handle_data(self, data):
+        self.texts += [data] if not self.ignored and data.strip() else []
+
+
+@pytest.mark.parametrize(
+    "name", ["fire", "事故", "</noscript><img src=x>", "<script>x</script>", "--> a|b", '"&amp;', "a_b"]
+)
+def test_a_page_shows_its_events_where_scripts_are_off(tmp_path, name):
+    p_A = np.zeros(200)
+    p_A[50:100], p_A[150:200] = 0.9, 0.8
+    text = make_page(tmp_path, p_A, p_A[:, None], [name], name=name).read_text(encoding="utf-8")
+    shown = text[text.index("<body>") :]
+    shown = shown[shown.index("<noscript>") : shown.index("</noscript>")]
+    page, label = Still(shown), name.replace("_", " ")
+    assert page.texts[0] == name and page.texts.count("Confidence") == 1
+    cells = [data for data in page.texts if data != "\n"]
+    assert cells[-6:] == ["00:00:02.0 – 00:00:04.0", label, "0.90", "00:00:06.0 – 00:00:08.0", label, "0.80"]
+    assert not {"img", "script"} & set(page.tags) and text.count("</noscript>") == 2
+    quiet = make_page(tmp_path, np.full(9, 0.25), np.zeros((9, 1)), [name]).read_text(encoding="utf-8")
+    assert "<p>No events; the highest p_A is 0.25.</p>" in quiet
+
+
+@pytest.mark.parametrize("name", ["fire", "事故", "</li><img src=x>", "--> a|b"])
+def test_the_index_needs_no_scripts(tmp_path, name):
+    event = {"class": name, "confidence": 0.9, "start_time": "00:00:02.000"}
+    result = {"video": name, "duration": 9.0, "events": [event], "highest_p_A": 0.9}
+    text = report.index({"v": result}, {name: name}, tmp_path)
+    page = Still(text)
+    assert not {"script", "noscript", "img"} & set(page.tags) and page.texts.count(name) == 3
+    assert " 0.90 " in page.texts and "at 00:00:02" in page.texts
 
 
 # ---- in a browser
@@ -287,6 +336,17 @@ def test_hostile_names_are_text(browser, tmp_path):
         browser.execute_script("return document.querySelectorAll('img').length") == 0
         and browser.get_log("browser") == []
     )
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_table_for_readers_without_scripts_is_shown_to_them_alone(browser, clip_page, on):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not on})
+    try:
+        browser.get(clip_page.as_uri())
+        shown = browser.find_element("css selector", "body").text
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    assert ("Scripts are switched off" in shown) != on and ("Threshold" in shown) == on and "fire" in shown
 
 
 def test_scripts_that_are_not_the_pages_own_do_not_run(browser, clip_page):

@@ -119,9 +119,24 @@ def page(
         "times": base64_text(scores.times.astype("<f8").tobytes()),
         "pictures": [{"time": p.time, "src": f"data:image/jpeg;base64,{base64_text(p.jpeg)}"} for p in pictures],
     }
-    return fill(
-        template, {"title": html.escape(result["video"]), "data": script_json(data), "script": script_hash(template)}
+    values = {"title": html.escape(result["video"]), "data": script_json(data), "script": script_hash(template)}
+    return fill(template, values | {"events": event_table(result)})
+
+
+def event_table(result: dict) -> str:
+    """The events of a video for readers that run no scripts.
+
+    Args:
+        result: As in events.json.
+    """
+    rows = "\n".join(
+        f"<tr><td>{event['start_time'][:-2]} – {event['end_time'][:-2]}</td>"
+        f"<td>{html.escape(event['class'].replace('_', ' '))}</td><td>{event['confidence']:.2f}</td></tr>"
+        for event in result["events"]
     )
+    if not rows:
+        return f"<p>No events; the highest p_A is {result['highest_p_A']:.2f}.</p>"
+    return f"<table>\n<tr><th>Time</th><th>Class</th><th>Confidence</th></tr>\n{rows}\n</table>"
 
 
 def peaks(p: np.ndarray, num_points: int) -> np.ndarray:
