@@ -5,6 +5,7 @@ import importlib
 import io
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,9 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
+import ablate
 import train
 from tests.places import ROOT
 from tests.synthetic import arguments, equal, run, write_dataset
+from tests.videos import write_video
 from videoanomaly.data.sampling import SegmentDataset
 from videoanomaly.runtime import files
 from videoanomaly.runtime.console import InputError, Parser, differences, expand_home, run_script
@@ -164,10 +167,12 @@ def test_whatever_becomes_of_the_output_a_script_ends_quietly_with_its_status(co
 
 
 class FullDisk(io.FileIO):
-    """Takes 1,000 bytes."""
+    """Takes so many bytes."""
+
+    size = 1000
 
     def write(self, data):
-        if self.tell() + len(data) > 1000:
+        if self.tell() + len(data) > self.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return super().write(data)
 
@@ -189,6 +194,37 @@ def test_a_full_disk_is_told_by_the_systems_own_words(tmp_path, monkeypatch, wri
     with pytest.raises(OSError, match=r"x: cannot be written \(No space left on device\)$"):
         files.write_atomically(tmp_path / "x", write)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "predict", "extract_features", "ablate"])
+def test_a_full_disk_ends_any_script_with_one_line(tmp_path, planted, monkeypatch, capsys, script):
+    out, data = tmp_path / "out", str(planted.root / "data")
+    features = sorted(planted.features.glob("*.npy"))
+    command = {
+        "train": arguments(planted.root / "data", out, "--epochs", "1"),
+        "evaluate": ["--ckpt", planted.checkpoint, "--out", str(out), "--device", "cpu"],
+        "predict": ["--ckpt", planted.checkpoint, "--out", str(out), "--device", "cpu", "--features", str(features[0])],
+        "extract_features": ["--videos", str(tmp_path), "--out", str(out), *planted.options[2:]],
+        "ablate": ["--table", "10", "--dataset", "custom", "--root", data, "--out", str(out)],
+    }
+    write_video(tmp_path / "v.mp4", num_frames=4)
+    monkeypatch.setattr(ablate, "check_input", lambda options: {})
+    monkeypatch.setattr(files, "open", lambda path, mode: io.BufferedRandom(FullDisk(path, mode)), raising=False)
+    monkeypatch.setattr(FullDisk, "size", 0)
+    with pytest.raises(SystemExit) as exit_:
+        run_script(lambda: importlib.import_module(script).main(command[script]))
+    line = capsys.readouterr().err
+    assert exit_.value.code == 1 and re.fullmatch(r"failed: .*: cannot be written \(No space left on device\)\n", line)
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+@needs_posix
+def test_a_pipe_is_written_into_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.write_atomically(tmp_path / "pipe", lambda file: file.write(b"new"))
+    assert os.read(reader, 10) == b"new" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
 
 
 def test_arrays_are_written_as_numpy_does(tmp_path):

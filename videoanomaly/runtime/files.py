@@ -16,12 +16,16 @@ LONGEST_LINE = 10**5  # characters; a line of an annotation list has 20 for each
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write(binary_file)` so that the file at `path` appears complete or not at all.
+    """Calls `write(binary_file)` so that the file at `path` appears complete or not at all; devices and pipes stay.
 
     Raises:
         OSError: If it cannot be written; nothing is left behind, and a file that was there stays.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/stdout, >(gzip)
+        with open(path, "wb") as file:
+            write(file)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
