@@ -209,6 +209,15 @@ def plan(options: Options, settings: dict) -> list[Run]:
     return [Run(row, seed, options.out / f"{slug(row.label)}-{seed}") for seed in range(options.seeds) for row in rows]
 
 
+def check_free(runs: list[Run]) -> None:
+    """Refuses where a run that an ablate.py started which was killed is still at work; it ends by itself."""
+    for run in runs:
+        for folder in (run.folder, run.metrics.parent):
+            if folder.exists():
+                with lock_folder(folder):
+                    pass
+
+
 def slug(label: str) -> str:
     """A label as the name of a folder: "8, shared" is "8-shared", "L_A+" is "l_aplus"."""
     return re.sub(r"\W+", "-", label.lower().replace("+", "plus")).strip("-")
@@ -438,6 +447,7 @@ def main(argv=None) -> int | None:
         for run in runs:
             if run not in rest:
                 read_run(run)  # tells of a damaged one before the work
+        check_free(rest)
         print(
             f"Table {options.table} on {options.dataset}: {len(runs)} runs, {len(runs) - len(rest)} of them finished",
             flush=True,

@@ -368,6 +368,25 @@ def test_a_damaged_result_is_told_before_the_work_goes_on(fake, tmp_path, name, 
     assert len(starts(out)) == 5
 
 
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+@pytest.mark.parametrize("folder", ["mlp-0", "mlp-0/eval"])
+def test_a_run_that_outlived_its_ablate_is_waited_for(fake, tmp_path, folder):
+    call, _ = fake
+    place = tmp_path / "out" / folder
+    place.mkdir(parents=True)
+    lock = "import fcntl, sys; fcntl.lockf(file := open(sys.argv[1], 'w'), fcntl.LOCK_EX); print(1, flush=True)"
+    command = [sys.executable, "-c", f"{lock}; sys.stdin.read()", str(place / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline()
+        with pytest.raises(
+            InputError, match=f"{folder}: found another run at work in this folder, expected none; wait"
+        ):
+            call("--seeds", "1")
+        other.stdin.close()
+    assert not (tmp_path / "out" / "starts.txt").exists()
+    assert call("--seeds", "1") is None
+
+
 def test_a_failing_row_shows_its_error_and_the_others_go_on(fake, tmp_path, capsys):
     call, order = fake
     order(**{"mlp__0": "fail"})
