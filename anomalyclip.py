@@ -935,6 +935,16 @@ def auc_ap(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
     }
 
 
+def is_class(labels: np.ndarray, c: int) -> np.ndarray:
+    """Frames of a class, (N,) bool, by labels as `metrics` takes them."""
+    return labels[:, c] if labels.ndim == 2 else labels == c
+
+
+def is_anomalous(labels: np.ndarray) -> np.ndarray:
+    """Frames of any class, (N,) bool."""
+    return labels.max(axis=1) if labels.ndim == 2 else labels >= 0
+
+
 def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
     """Frame-level metrics over all frames of all videos, in [0, 1].
 
@@ -944,18 +954,19 @@ def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: t
     Args:
         p_A: (N,).
         p_class: (N, C).
-        labels: (N,), -1 for normal frames, else the class.
+        labels: (N,), -1 for normal frames, else the class; or, where frames show several classes at once, (N, C) bool.
         classes: C names.
     Returns:
         AUC, AP, mAUC, mAP, frames, anomalous_frames, and per_class[name] with AUC, AP, frames. A value that does not
         exist, as of a class without frames, is None.
     """
     per_class: dict[str, dict] = {
-        name: auc_ap(p_class[:, c], labels == c) | {"frames": int((labels == c).sum())}
+        name: auc_ap(p_class[:, c], is_class(labels, c)) | {"frames": int(is_class(labels, c).sum())}
         for c, name in enumerate(classes)
     }
-    result: dict[str, Any] = dict(auc_ap(p_A, labels >= 0))
+    anomalous = is_anomalous(labels)
+    result: dict[str, Any] = dict(auc_ap(p_A, anomalous))
     for key in ("AUC", "AP"):
         present = [values[key] for values in per_class.values() if values[key] is not None]
         result[f"m{key}"] = float(np.mean(present)) if present else None
-    return result | {"frames": len(labels), "anomalous_frames": int((labels >= 0).sum()), "per_class": per_class}
+    return result | {"frames": len(labels), "anomalous_frames": int(anomalous.sum()), "per_class": per_class}

@@ -600,8 +600,8 @@ def test_projections_equal_a_direct_computation(tmp_path, options, monkeypatch):
     monkeypatch.setattr(
         plots,
         "projections",
-        lambda path, before, after, labels, classes: drawn.update(
-            before=before, after=after, labels=labels, classes=classes
+        lambda path, before, after, truth, classes: drawn.update(
+            before=before, after=after, truth=truth, classes=classes
         ),
     )
     evaluate.main(
@@ -629,8 +629,9 @@ def test_projections_equal_a_direct_computation(tmp_path, options, monkeypatch):
     np.testing.assert_allclose(drawn["before"], before, atol=1e-4)
     np.testing.assert_allclose(drawn["after"], after, atol=1e-4)
     scores = np.load(tmp_path / "run" / "eval" / "scores.npz")
-    assert len(drawn["labels"]) == sum(len(scores[name]) for name in scores if name.endswith("p_A"))
-    assert set(drawn["labels"]) == {-1, 0, 1} and list(drawn["classes"]) == ["fire", "fall"]
+    assert len(drawn["truth"]) == sum(len(scores[name]) for name in scores if name.endswith("p_A"))
+    assert {*map(tuple, drawn["truth"].tolist())} == {(False, False), (True, False), (False, True)}
+    assert list(drawn["classes"]) == ["fire", "fall"]
 
 
 def test_lengths_along_directions_are_means_over_crops_and_do_not_depend_on_their_length():
@@ -644,10 +645,11 @@ def test_the_picture_of_projections_has_a_row_per_class_and_tells_how_far_groups
     rng = np.random.default_rng(0)
     labels = np.repeat([-1, 0, 1], 200)
     before = rng.normal(size=(600, 3))
-    after = before + 20 * (labels[:, None] == np.arange(3))
+    truth = labels[:, None] == np.arange(3)
+    after = before + 20 * truth
     figures, real = [], plots.save
     monkeypatch.setattr(plots, "save", lambda figure, path: (figures.append(figure), real(figure, path)))
-    plots.projections(tmp_path / "p.png", before, after, labels, ("fire", "fall", "absent"))
+    plots.projections(tmp_path / "p.png", before, after, truth, ("fire", "fall", "absent"))
     panels = np.array(figures[0].axes).reshape(3, 2)
     assert [axes.get_title() for axes in panels[0]] == ["before re-centring", "after re-centring"]
     assert [axes.get_ylabel() for axes in panels[:, 0]] == ["fire", "fall", "absent"]

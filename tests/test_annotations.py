@@ -3,6 +3,7 @@ inline.
 """
 
 import io
+import json
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from tests.places import SHARED
 from videoanomaly.data import annotations, datasets
-from videoanomaly.data.annotations import Video, VideoLists, frame_labels
+from videoanomaly.data.annotations import Video, VideoLists, frame_labels, frame_masks
 from videoanomaly.data.features import FeatureFolder, check_features
 from videoanomaly.data.lists import load_lists
 from videoanomaly.runtime.console import InputError
@@ -92,6 +93,39 @@ def test_custom_lists(tmp_path):
         [Video("Normal/a 1", -1), Video("Fight/b", 0)],
         [Video("Normal/c", -1), Video("Fall/my d", 1, ((3, 6), (9, 10)))],
     )
+
+
+def test_a_test_video_may_show_several_classes_whose_intervals_share_frames(tmp_path):
+    lines = "Fall/my d.mp4  Fight  4  7\nNormal/c.avi Normal -1 -1\nFall/my d.mp4  Fall  3  5  9  9\n"
+    lists = load_lists("custom", write_files(tmp_path, CUSTOM | {"temporal_annotations.txt": lines}))
+    video = lists.test[1]
+    assert video == Video("Fall/my d", 1, ((4, 8), (3, 6), (9, 10)), (0, 1, 1))
+    assert VideoLists.from_plain(json.loads(json.dumps(lists.to_plain()))) == lists
+    fight, fall = frame_masks(video, 10, 2).T
+    assert np.flatnonzero(fight).tolist() == [4, 5, 6, 7] and np.flatnonzero(fall).tolist() == [3, 4, 5, 9]
+    assert not frame_masks(lists.test[0], 10, 2).any()
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (
+            "Fall/my d.mp4 Fight 4 7\nFall/my d.mp4 Fight 9 9",
+            "line 2: found Fall/my d again, expected each video once, or",
+        ),
+        (
+            "Fall/my d.mp4 Fight 4 7\nFall/my d.mp4 Flood 9 9",
+            "line 2: found the class 'Flood', expected Normal or one of",
+        ),
+        ("Fall/my d.mp4 Fight 4 7\nFall/my d.mp4 Fall 3 5 5 6", "which overlap, expected intervals apart"),
+        ("Normal/c.avi Normal -1 -1\nNormal/c.avi Fall 1 2", "found 1 intervals of Normal/c, expected none"),
+        ("Fall/my d.mp4 Fight 4 7\nFall/my d.mp4 Fall -1 -1", "found Fall/my d without intervals of its class in"),
+    ],
+)
+def test_lines_of_several_classes_that_make_no_sense_are_told(tmp_path, lines, message):
+    write_files(tmp_path, CUSTOM | {"temporal_annotations.txt": lines})
+    with pytest.raises(InputError, match=message):
+        load_lists("custom", tmp_path)
 
 
 def test_custom_annotations_may_give_paths_where_file_names_repeat(tmp_path):

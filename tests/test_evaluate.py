@@ -15,7 +15,7 @@ import pytest
 import sklearn.metrics
 
 import evaluate
-from tests.synthetic import run, write_dataset
+from tests.synthetic import equal, run, write_dataset
 from videoanomaly import plots
 from videoanomaly.data.annotations import Video, VideoLists
 from videoanomaly.evaluation import evaluator, scoring, tables
@@ -188,8 +188,30 @@ def test_key_frames_are_the_highest_of_each_stretch(tmp_path, capsys):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert evaluator.timeline_pictures(str(tmp_path), "broken", p_A) == []
     assert "no key frames of" in capsys.readouterr().err
-    plots.timeline(tmp_path / "t.png", "v", p_A, p_A[:, None] * 0.5, np.full(30, -1), ("fire",), pictures)
+    plots.timeline(tmp_path / "t.png", "v", p_A, p_A[:, None] * 0.5, np.zeros((30, 1), bool), ("fire",), pictures)
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_video_that_shows_several_classes_at_once_counts_for_each(tmp_path):
+    root = write_dataset(tmp_path / "data")
+    temporal = root / "temporal_annotations.txt"
+    name, *_ = next(line.split() for line in temporal.read_text().splitlines() if " fire " in line)
+    before = run(root, tmp_path / "a", "--epochs", "1")
+    temporal.write_text(f"{temporal.read_text()}\n{name} fall 0 9")
+    after = run(root, tmp_path / "b", "--epochs", "1")
+    assert equal(before["model"], after["model"])
+    options = ["--device", "cpu", "--bootstrap", "5", "--vadclip-map", "--rules", "--projections"]
+    results = []
+    for folder in ("a", "b"):
+        evaluate.main(["--ckpt", str(tmp_path / folder / "last.pt"), *options])
+        results.append(json.loads((tmp_path / folder / "eval" / "metrics.json").read_text()))
+        assert len(list((tmp_path / folder / "eval" / "timelines").iterdir())) == 16
+    one, two = (r["per_class"] for r in results)
+    assert two["fire"] == one["fire"] and two["fall"]["frames"] == one["fall"]["frames"] + 10
+    assert (
+        results[1]["events"]["per_class"]["fall"]["events"] == results[0]["events"]["per_class"]["fall"]["events"] + 1
+    )
+    assert results[0]["vadclip"] != results[1]["vadclip"] and results[0]["AP"] != results[1]["AP"]
 
 
 @pytest.mark.parametrize("decimals", (1, 8))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+import anomalyclip
 from videoanomaly import event_rule
 from videoanomaly.evaluation import metrics
 from videoanomaly.evaluation.metrics import (
@@ -343,6 +344,65 @@ def test_each_truth_is_found_once_and_by_the_larger_overlap():
 def test_detections_of_equal_scores_are_one_point_of_the_curve_in_either_order():
     for hits in ([True, False, True], [False, True, True]):
         assert average_precision(np.array(hits), np.array([0.9, 0.9, 0.4]), 2) == pytest.approx(0.5 * 0.5 + 0.5 * 2 / 3)
+
+
+def overlapping(seed: int) -> list[SimpleNamespace]:
+    """Videos whose frames show up to three classes at once."""
+    rng, videos = np.random.default_rng(seed), noisy_videos(seed)
+    for i, v in enumerate(videos):
+        masks = v.labels[:, None] == np.arange(len(CLASSES))
+        for c in (0, 1, 2) if i % 4 == 1 else ():
+            start, end = sorted(rng.choice(len(masks), 2, replace=False))
+            masks[start:end, c] = True
+        v.labels = masks
+    assert max(v.labels.sum(axis=1).max() for v in videos) == 3
+    return videos
+
+
+def all_numbers(videos) -> dict:
+    p_A, p_class, labels = (np.concatenate([getattr(v, name) for v in videos]) for name in ("p_A", "p_class", "labels"))
+    return {
+        "frames": anomalyclip.metrics(p_A, p_class, labels, CLASSES),
+        "intervals": bootstrap_metrics(videos, CLASSES, num_draws=50),
+        "events": event_map(videos, FPS, CLASSES),
+        "operation": operating_points(videos, FPS, 0.5),
+        "vadclip": [vadclip_map(videos, CLASSES, normal_segments=normal) for normal in (False, True)],
+    }
+
+
+def test_masks_of_classes_give_what_labels_give():
+    videos = noisy_videos(3)
+    expected = all_numbers(videos)
+    for v in videos:
+        v.labels = v.labels[:, None] == np.arange(len(CLASSES))
+    assert all_numbers(videos) == expected
+
+
+@pytest.mark.parametrize("c", range(3))
+def test_each_class_of_frames_that_show_several_is_measured_by_itself(c):
+    videos = overlapping(5)
+    found = all_numbers(videos)
+    alone = [SimpleNamespace(**{**vars(v), "labels": np.where(v.labels[:, c], c, -1)}) for v in videos]
+    expected = all_numbers(alone)
+    for name in ("frames", "intervals", "events"):
+        assert found[name]["per_class"][CLASSES[c]] == expected[name]["per_class"][CLASSES[c]]
+
+
+def test_vadclips_map_is_the_mean_of_its_classes_where_these_overlap():
+    videos, kinds = overlapping(5), range(len(CLASSES))
+    alone = [[SimpleNamespace(**{**vars(v), "labels": np.where(v.labels[:, c], c, -1)}) for v in videos] for c in kinds]
+    of_class = [vadclip_map(v, CLASSES, normal_segments=False)["mAP"] for v in alone]  # the other classes have no truth
+    assert vadclip_map(videos, CLASSES, normal_segments=False)["mAP"] == pytest.approx(sum(of_class))
+
+
+def test_any_class_makes_a_frame_anomalous():
+    videos = overlapping(5)
+    alone = [SimpleNamespace(**{**vars(v), "labels": np.where(v.labels.any(axis=1), 0, -1)}) for v in videos]
+    found, expected = all_numbers(videos), all_numbers(alone)
+    assert found["operation"] == expected["operation"]
+    assert (
+        found["frames"]["AUC"] == expected["frames"]["AUC"] and found["intervals"]["AP"] == expected["intervals"]["AP"]
+    )
 
 
 # VadCLIP

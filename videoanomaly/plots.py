@@ -1,6 +1,6 @@
 """Pictures of an evaluation, drawn by matplotlib into PNG files.
 
-Shapes: N frames, C anomaly classes; p_A (N,), p_class (N, C), labels (N,) with -1 for normal frames.
+Shapes: N frames, C anomaly classes; p_A (N,), p_class (N, C), truth (N, C), bool: the classes that a frame shows.
 """
 
 import itertools
@@ -53,7 +53,7 @@ def class_curves(
     curve: Curve,
     p_A: np.ndarray,
     p_class: np.ndarray,
-    labels: np.ndarray,
+    truth: np.ndarray,
     classes: Sequence[str],
     *,
     title: str,
@@ -62,8 +62,8 @@ def class_curves(
 ) -> None:
     """One line for anomalous against normal and one per class that occurs."""
     figure, axes = plt.subplots(figsize=(8.5, 5.5), layout="constrained")
-    cases = [("any anomaly", labels >= 0, p_A)]
-    cases += [(label(name), labels == c, p_class[:, c]) for c, name in enumerate(classes)]
+    cases = [("any anomaly", truth.max(axis=1), p_A)]
+    cases += [(label(name), truth[:, c], p_class[:, c]) for c, name in enumerate(classes)]
     cases = [case for case in cases if case[1].any() and not case[1].all()]
     looks = itertools.product(STYLES, COLOURS)
     for i, ((name, positive, scores), (style, colour)) in enumerate(zip(cases, itertools.cycle(looks))):
@@ -107,14 +107,14 @@ def visible(x: np.ndarray, y: np.ndarray, steps: int = 2000) -> np.ndarray:
     return np.append(True, moves) | np.append(moves, True)
 
 
-def roc_curves(path: Path, p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+def roc_curves(path: Path, p_A: np.ndarray, p_class: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> None:
     """ROC curves by frame."""
     class_curves(
         path,
         roc_curve,
         p_A,
         p_class,
-        labels,
+        truth,
         classes,
         title="ROC by frame, each class against all other frames",
         xlabel="false positive rate",
@@ -122,14 +122,14 @@ def roc_curves(path: Path, p_A: np.ndarray, p_class: np.ndarray, labels: np.ndar
     )
 
 
-def pr_curves(path: Path, p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+def pr_curves(path: Path, p_A: np.ndarray, p_class: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> None:
     """Precision over recall by frame."""
     class_curves(
         path,
         pr_curve,
         p_A,
         p_class,
-        labels,
+        truth,
         classes,
         title="Precision and recall by frame, each class against all others",
         xlabel="recall",
@@ -224,14 +224,15 @@ def recognition_bars(path: Path, runs: dict[str, dict]) -> None:
     row_bars(path, labels, values, {}, title="Recognition of classes", paper_label="")
 
 
-def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+def projections(path: Path, before: np.ndarray, after: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> None:
     """How far frames lie along each direction, from the origin of CLIP's space and from the prototype (Fig. 2a).
 
     Args:
         before: Lengths along the directions that start at the origin, (N, C).
         after: Lengths along those that start at the prototype, (N, C).
-        labels: (N,), -1 normal.
+        truth: (N, C).
     """
+    abnormal = truth.any(axis=1)
     figure, panels = plt.subplots(
         len(classes), 2, figsize=(9, 1 + 1.5 * len(classes)), sharex="col", squeeze=False, layout="constrained"
     )
@@ -244,9 +245,9 @@ def projections(path: Path, before: np.ndarray, after: np.ndarray, labels: np.nd
                 axes,
                 bins,
                 {
-                    "normal frames": (lengths[labels < 0, c], TRUTH),
-                    "all abnormal frames": (lengths[labels >= 0, c], COLOURS[0]),
-                    "abnormal frames of this class": (lengths[labels == c, c], COLOURS[1]),
+                    "normal frames": (lengths[~abnormal, c], TRUTH),
+                    "all abnormal frames": (lengths[abnormal, c], COLOURS[0]),
+                    "abnormal frames of this class": (lengths[truth[:, c], c], COLOURS[1]),
                 },
             )
     for c, axes in enumerate(panels[:, 0]):
@@ -279,12 +280,13 @@ def draw_lengths(axes: Axes, bins: np.ndarray, groups: dict[str, tuple[np.ndarra
     axes.set_yticks([])
 
 
-def reliability(path: Path, p_A: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> None:
+def reliability(path: Path, p_A: np.ndarray, truth: np.ndarray, num_bins: int = 10) -> None:
     """How often frames of a given p_A are anomalous, and how many there are; on the diagonal, as often as p_A says."""
     bins = np.minimum((p_A * num_bins).astype(int), num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
     filled = counts > 0
-    share, mean = (np.bincount(bins, weights, num_bins)[filled] / counts[filled] for weights in (labels >= 0, p_A))
+    abnormal = truth.any(axis=1)
+    share, mean = (np.bincount(bins, weights, num_bins)[filled] / counts[filled] for weights in (abnormal, p_A))
     error = np.average(np.abs(share - mean), weights=counts[filled])
     figure, (axes, below) = plt.subplots(
         2, 1, figsize=(6, 6.5), height_ratios=(4, 1), sharex=True, layout="constrained"
@@ -310,12 +312,13 @@ def predicted_labels(p_A: np.ndarray, p_class: np.ndarray) -> np.ndarray:
 
 
 def confusion_matrix(
-    path: Path, p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+    path: Path, p_A: np.ndarray, p_class: np.ndarray, truth: np.ndarray, classes: Sequence[str]
 ) -> None:
     """Rows are true, columns predicted labels; shades and numbers are per cent of the row."""
     names = ["Normal", *map(label, classes)]
     counts = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(counts, (labels + 1, predicted_labels(p_A, p_class) + 1), 1)
+    frames, rows = np.nonzero(np.column_stack([~truth.any(axis=1), truth]))  # a frame of two classes is in two rows
+    np.add.at(counts, (rows, predicted_labels(p_A, p_class)[frames] + 1), 1)
     totals = counts.sum(axis=1, keepdims=True)
     share = 100 * counts / np.maximum(totals, 1)
     size = 3.5 + 0.55 * len(names) + 0.14 * max(max(map(len, names)) - 24, 0)
@@ -344,7 +347,7 @@ def timeline(
     name: str,
     p_A: np.ndarray,
     p_class: np.ndarray,
-    labels: np.ndarray,
+    truth: np.ndarray,
     classes: Sequence[str],
     pictures: Sequence[tuple[int, Image.Image]] = (),
 ) -> None:
@@ -353,7 +356,7 @@ def timeline(
     Args:
         path: The file.
         name: Of the video, for the title.
-        p_A, p_class, labels: (N,), (N, C), (N,).
+        p_A, p_class, truth: (N,), (N, C), (N, C).
         classes: C names.
         pictures: (frame number, picture), ascending.
     """
@@ -366,13 +369,11 @@ def timeline(
         axes.set_title(f"frame {i}", fontsize=8)
     axes, strip = bottom.subplots(2, 1, height_ratios=(6, 1), sharex=True)
     axes.plot(p_A, color=COLOURS[0], lw=1.5, label="p_A")
-    edges = np.flatnonzero(np.diff(np.concatenate([[-1], labels, [-1]])))
-    for start, end in zip(edges[:-1], edges[1:]):
-        if labels[start] >= 0:
-            axes.axvspan(
-                start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {label(classes[int(labels[start])])}"
-            )
-    axes.set(title=label(name, LONGEST_TITLE), ylabel="anomaly probability", ylim=(-0.02, 1.02), xlim=(0, len(labels)))
+    for c in np.flatnonzero(truth.any(axis=0)).tolist():
+        edges = np.flatnonzero(np.diff(np.pad(truth[:, c].astype(np.int8), 1)))
+        for start, end in edges.reshape(-1, 2):
+            axes.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0, label=f"truth: {label(classes[c])}")
+    axes.set(title=label(name, LONGEST_TITLE), ylabel="anomaly probability", ylim=(-0.02, 1.02), xlim=(0, len(truth)))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
     bottom.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
     draw_strip(strip, predicted_labels(p_A, p_class), classes, bottom)

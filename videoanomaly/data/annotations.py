@@ -9,8 +9,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Video:
     name: str  # relative path without extension, "Abuse/Abuse028_x264": the key of everything about the video
     label: int  # class in [0, C), -1 for normal
     intervals: Intervals = ()  # anomalous frames, half-open; row 0 of the features is frame 0
+    interval_labels: tuple[int, ...] = ()  # class of each interval where they show several, else none: all show `label`
     # as the lists tell, None where they do not; see check_features
     num_frames: int | None = field(default=None, compare=False)
 
@@ -47,7 +49,11 @@ class VideoLists:
     def to_plain(self) -> dict[str, Any]:
         """As dicts, lists, ints and strings, which `torch.load(weights_only=True)` reads back."""
         train, test = (
-            [[v.name, v.label, list(map(list, v.intervals))] for v in videos] for videos in (self.train, self.test)
+            [
+                [v.name, v.label, list(map(list, v.intervals))] + [list(v.interval_labels)] * bool(v.interval_labels)
+                for v in videos
+            ]
+            for videos in (self.train, self.test)
         )
         lengths = {v.name: v.num_frames for v in self.train + self.test if v.num_frames is not None}
         return {"classes": list(self.classes), "train": train, "test": test} | (
@@ -59,7 +65,10 @@ class VideoLists:
         """The inverse of `to_plain`."""
         lengths = plain.get("num_frames", {})
         train, test = (
-            [Video(name, label, tuple(map(tuple, pairs)), lengths.get(name)) for name, label, pairs in plain[split]]
+            [
+                Video(name, label, tuple(map(tuple, pairs)), tuple(*several), lengths.get(name))
+                for name, label, pairs, *several in plain[split]
+            ]
             for split in ("train", "test")
         )
         return cls(tuple(plain["classes"]), train, test)
@@ -71,6 +80,14 @@ def frame_labels(video: Video, num_frames: int) -> np.ndarray:
     for start, end in video.intervals:
         labels[max(start, 0) : max(end, 0)] = video.label
     return labels
+
+
+def frame_masks(video: Video, num_frames: int, num_classes: int) -> np.ndarray:
+    """Which classes each frame shows, (num_frames, num_classes) bool; intervals are clipped to the video."""
+    masks = np.zeros((num_frames, num_classes), bool)
+    for (start, end), label in zip(video.intervals, video.interval_labels or repeat(video.label)):
+        masks[max(start, 0) : max(end, 0), label] = True
+    return masks
 
 
 def video_name(where: str | Path, path: str) -> str:
@@ -126,7 +143,7 @@ def half_open(where: str, numbers: Sequence[int], inclusive: bool) -> Intervals:
 
 
 def check_apart(where: str, intervals: Intervals) -> None:
-    """Refuses intervals that share frames: no published list has any, so one of the numbers is wrong."""
+    """Refuses intervals of a class that share frames: no published list has any, so one of the numbers is wrong."""
     for (start, end), (next_start, next_end) in zip(sorted(intervals), sorted(intervals)[1:]):
         if next_start < end:
             raise InputError(
@@ -135,34 +152,60 @@ def check_apart(where: str, intervals: Intervals) -> None:
             )
 
 
-def read_temporal(path: str | Path, has_class: bool = True, inclusive: bool = True) -> dict[str, tuple[str, Intervals]]:
-    """`name [Class] start end [start end ...]`, one video a line, as {name: (place, intervals)}."""
-    annotations = {}
+class Annotation(NamedTuple):
+    """What a list tells of a test video."""
+
+    place: str  # file and line
+    intervals: Intervals
+    labels: tuple[int, ...] = ()  # as `Video.interval_labels`
+
+
+def temporal_lines(path: str | Path, has_class: bool, inclusive: bool) -> Iterator[tuple[str, str, str, Intervals]]:
+    """(place, name, class or nothing, intervals) of each line `name [Class] start end [start end ...]`."""
     for where, line in read_lines(path):
         text, numbers = split_numbers(line)  # names may hold blanks: only trailing numbers are frames
         head = text.rsplit(None, int(has_class))
         if len(head) != 1 + has_class or not numbers:
             form = "name Class start end [start end ...]" if has_class else "name start end [start end ...]"
             raise InputError(f"{where}: found {line!r}, expected {form!r}")
-        name = video_name(where, head[0])
+        intervals = half_open(where, [frame_number(where, text) for text in numbers], inclusive)
+        yield where, video_name(where, head[0]), head[-1] if has_class else "", intervals
+
+
+def read_temporal(path: str | Path, has_class: bool = True, inclusive: bool = True) -> dict[str, Annotation]:
+    """The intervals of each video, which has a line."""
+    annotations = {}
+    for where, name, _, intervals in temporal_lines(path, has_class, inclusive):
         if name in annotations:
             raise InputError(f"{where}: found {name} again, expected each video once")
-        annotations[name] = where, half_open(where, [frame_number(where, text) for text in numbers], inclusive)
+        annotations[name] = Annotation(where, intervals)
+    return annotations
+
+
+def read_temporal_of_classes(path: str | Path, classes: Sequence[str]) -> dict[str, Annotation]:
+    """The same where a video may have a line for each of several classes, whose intervals may share frames."""
+    lines: dict[str, list[tuple[str, str, Intervals]]] = {}
+    for where, name, class_name, intervals in temporal_lines(path, has_class=True, inclusive=True):
+        if class_name in [other for _, other, _ in lines.get(name, [])]:
+            raise InputError(f"{where}: found {name} again, expected each video once, or once for each of its classes")
+        lines.setdefault(name, []).append((where, class_name, intervals))
+    annotations = {}
+    for name, of_video in lines.items():
+        labels = tuple(label_of(where, kind, classes) for where, kind, spans in of_video for _ in spans)
+        all_spans = tuple(span for *_, spans in of_video for span in spans)
+        annotations[name] = Annotation(of_video[0][0], all_spans, labels if len(of_video) > 1 else ())
     return annotations
 
 
 def add_intervals(
-    path: str | Path,
-    rows: list[tuple[str, Video]],
-    annotations: Mapping[str, tuple[str, Intervals]],
-    ignore_others: bool = True,
+    path: str | Path, rows: list[tuple[str, Video]], annotations: Mapping[str, Annotation], ignore_others: bool = True
 ) -> list[tuple[str, Video]]:
     """(place, test video) rows with the intervals that `path` gives each, by its name or by its file name alone."""
     used, result = set(), []
     file_names = Counter(PurePosixPath(video.name).name for _, video in rows)
     for where, video in rows:
         key = video.name if video.name in annotations else PurePosixPath(video.name).name
-        place, intervals = annotations.get(key, (str(path), ()))
+        place, intervals, labels = annotations.get(key, Annotation(str(path), ()))
         if intervals and key != video.name and file_names[key] > 1:
             raise InputError(f"{path}: found {key} for two test videos, expected the path of each")
         if (video.label >= 0) != bool(intervals):
@@ -171,9 +214,13 @@ def add_intervals(
                 f"{path}: found {len(intervals)} intervals of {reveal(video.name)}, expected {expected} in {where}"
                 f"{lookalike(key, annotations)}"
             )
-        check_apart(place, intervals)
+        for label in set(labels or (video.label,)):
+            spans = zip(intervals, labels or repeat(label))
+            check_apart(place, tuple(span for span, of_span in spans if of_span == label))
+        if labels and video.label not in labels:
+            raise InputError(f"{place}: found {video.name} without intervals of its class in {where}, expected some")
         used.add(key)
-        result.append((where, replace(video, intervals=intervals)))
+        result.append((where, replace(video, intervals=intervals, interval_labels=labels)))
     others = [name for name in annotations if name not in used]
     if others and not ignore_others:
         raise InputError(f"{annotations[others[0]][0]}: found {reveal(others[0])}, expected a video of the test list")
@@ -235,7 +282,8 @@ def read_custom(root: Path) -> VideoLists:
         raise InputError(f"{root / 'classes.txt'}: found {names}, expected Normal, then each anomaly class once")
     train, test = (read_videos(root / file, classified_video, names[1:]) for file in ("train.txt", "test.txt"))
     temporal = root / "temporal_annotations.txt"
-    return collect(names[1:], train, add_intervals(temporal, test, read_temporal(temporal), ignore_others=False))
+    annotations = read_temporal_of_classes(temporal, names[1:])
+    return collect(names[1:], train, add_intervals(temporal, test, annotations, ignore_others=False))
 
 
 def classified_video(where: str, line: str, classes: Sequence[str]) -> Video:

@@ -11,6 +11,7 @@ import numpy as np
 
 from videoanomaly.data.annotations import (
     FILE_SUFFIXES,
+    Annotation,
     Intervals,
     Video,
     VideoLists,
@@ -177,7 +178,7 @@ def read_shanghaitech(root: Path, files: Files, classes_csv: str | Path | None =
     test = [
         (where, replace(video, num_frames=masks[video.name][2] if video.label >= 0 else None)) for where, video in test
     ]
-    annotations = {name: (place, intervals) for name, (place, intervals, _) in masks.items()}
+    annotations = {name: Annotation(place, intervals) for name, (place, intervals, _) in masks.items()}
     return collect(classes, train, add_intervals(folder, test, annotations))
 
 

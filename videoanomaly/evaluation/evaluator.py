@@ -19,7 +19,7 @@ from videoanomaly.data.features import FeatureFolder, check_features
 from videoanomaly.evaluation import metrics, scoring, tables
 from videoanomaly.evaluation.projections import projections
 from videoanomaly.evaluation.rules import evaluate_rules
-from videoanomaly.evaluation.scoring import Scores, of_classes
+from videoanomaly.evaluation.scoring import Scores, class_masks, of_classes
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.processes import check_device
@@ -142,15 +142,16 @@ def draw_all(
         results: What metrics.json holds. scores: scoring.Scores of each video.
         videos: Folder of the video files, for key frames in the timelines.
     """
-    p_A, p_class, labels = (np.concatenate(values) for values in zip(*scores.values()))
-    plots.roc_curves(out / "roc.png", p_A, p_class, labels, lists.classes)
-    plots.pr_curves(out / "pr.png", p_A, p_class, labels, lists.classes)
-    plots.confusion_matrix(out / "confusion.png", p_A, p_class, labels, lists.classes)
-    plots.reliability(out / "reliability.png", p_A, labels)
+    p_A, p_class, _ = (np.concatenate(values) for values in zip(*scores.values()))
+    truth = np.concatenate([class_masks(found) for found in scores.values()])
+    plots.roc_curves(out / "roc.png", p_A, p_class, truth, lists.classes)
+    plots.pr_curves(out / "pr.png", p_A, p_class, truth, lists.classes)
+    plots.confusion_matrix(out / "confusion.png", p_A, p_class, truth, lists.classes)
+    plots.reliability(out / "reliability.png", p_A, truth)
     for key in ("AUC", "AP"):
         plots.class_bars(out / f"class_{key.lower()}.png", results["per_class"], results["intervals"]["per_class"], key)
     for name in pick_videos(lists.test, num_timelines):
         pictures = timeline_pictures(videos, name, scores[name].p_A) if videos else []
         found = scores[name]
         path = out / "timelines" / f"{name}.png"
-        plots.timeline(path, name, found.p_A, of_classes(found), found.labels, lists.classes, pictures)
+        plots.timeline(path, name, found.p_A, of_classes(found), class_masks(found), lists.classes, pictures)

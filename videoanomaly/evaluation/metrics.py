@@ -1,7 +1,8 @@
 """What the field reports beyond the frame metrics of anomalyclip.metrics: intervals, events and operating points.
 
 `scores` is everywhere a sequence with one object per video, as scoring.py's `Scores`: p_A (N,), p_class (N, C) and
-labels (N,), -1 for normal frames, else the class. `fps` is one number, or one per video. Metrics are in [0, 1]; a value
+labels (N,), -1 for normal frames, else the class; or masks (N, C) in all videos where frames show several classes at
+once. `fps` is one number, or one per video. Metrics are in [0, 1]; a value
 that does not exist is None. Intervals of frames are half-open. V is the number of videos, R of bootstrap draws, E of
 events.
 """
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalyclip import is_anomalous, is_class
 from videoanomaly.event_rule import (
     MERGE_GAP,
     MIN_LENGTH,
@@ -48,13 +50,18 @@ class Labelled(Scored, Protocol):
     def p_class(self) -> np.ndarray | None: ...  # (N, C); None where a rule knows no classes
 
     @property
-    def labels(self) -> np.ndarray: ...  # (N,)
+    def labels(self) -> np.ndarray: ...  # (N,) or (N, C)
 
 
 def class_curve(scores: Labelled, c: int) -> np.ndarray:
     """p_class of one class, (N,)."""
     assert scores.p_class is not None, "a rule without classes has no curve of one"
     return scores.p_class[:, c]
+
+
+def class_runs(scores: Sequence[Labelled], c: int) -> list[np.ndarray]:
+    """The maximal runs of frames of one class in each video, (E, 2)."""
+    return [runs(is_class(s.labels, c)) for s in scores]
 
 
 def sums_by_level(
@@ -156,14 +163,15 @@ def bootstrap_metrics(scores: Sequence[Labelled], classes: Sequence[str], num_dr
         auc, ap = weighted_auc_ap(p, positive, video_idx, weights)
         return auc, ap, {"AUC": interval(auc), "AP": interval(ap), "draws": int(np.isfinite(auc).sum())}
 
-    *_, result = intervals(p_A, labels >= 0)
+    *_, result = intervals(p_A, is_anomalous(labels))
     result |= {"videos": len(scores), "frames": len(labels)}
     if scores[0].p_class is None:
         return result
     aucs, aps, per_class = [], [], {}
     for c, name in enumerate(classes):
-        auc, ap, per_class[name] = intervals(np.concatenate([class_curve(s, c) for s in scores]), labels == c)
-        per_class[name] |= {"videos": len(np.unique(video_idx[labels == c])), "frames": int((labels == c).sum())}
+        mask = is_class(labels, c)
+        auc, ap, per_class[name] = intervals(np.concatenate([class_curve(s, c) for s in scores]), mask)
+        per_class[name] |= {"videos": len(np.unique(video_idx[mask])), "frames": int(mask.sum())}
         aucs.append(auc)
         aps.append(ap)
     means = {"mAUC": interval(mean_of_present(np.array(aucs))), "mAP": interval(mean_of_present(np.array(aps)))}
@@ -316,7 +324,7 @@ def event_map(scores: Sequence[Labelled], fps: Rates, classes: Sequence[str]) ->
     """
     rates, per_class, present = np.broadcast_to(fps, len(scores)), {}, []
     for c, name in enumerate(classes):
-        truths = [runs(s.labels == c) for s in scores]
+        truths = class_runs(scores, c)
         num_truths = sum(map(len, truths))
         aps = None
         if num_truths:
@@ -349,10 +357,10 @@ def vadclip_map(
     Returns:
         mAP (mean of the five), mAP@0.1 to mAP@0.5.
     """
-    normal_truths = [runs(np.full(len(s.labels), normal_segments and (s.labels < 0).all())) for s in scores]
+    normal_truths = [runs(np.full(len(s.labels), normal_segments and not is_anomalous(s.labels).any())) for s in scores]
     cases = [([1 - s.p_A for s in scores], normal_truths)]
     for c in range(len(classes)):
-        cases.append(([class_curve(s, c) for s in scores], [runs(s.labels == c) for s in scores]))
+        cases.append(([class_curve(s, c) for s in scores], class_runs(scores, c)))
     aps = []
     for curves, truths in cases:
         parts = [vadclip_events(p) for p in curves]
@@ -420,13 +428,13 @@ def equal_error_rate(p: np.ndarray, positive: np.ndarray) -> float | None:
 
 
 def found_events(scores: Sequence[Labelled], rates: Sequence[float] | np.ndarray, threshold: float) -> tuple[int, int]:
-    """Anomalous events (runs of labels >= 0) that an event of p_A overlaps, and all of them."""
+    """Anomalous events (runs of anomalous frames) that an event of p_A overlaps, and all of them."""
     found = total = 0
     for s, fps in zip(scores, rates):
         covered = np.zeros(len(s.labels), bool)
         for start, end in cut_events(s.p_A, fps, high=threshold).intervals:
             covered[start:end] = True
-        truths = runs(s.labels >= 0)
+        truths = runs(is_anomalous(s.labels))
         found, total = found + sum(covered[start:end].any() for start, end in truths), total + len(truths)
     return int(found), total
 
@@ -444,8 +452,8 @@ def operating_points(scores: Sequence[Labelled], fps: Rates, threshold: float) -
         events and normal_hours, what the two rates rest on.
     """
     rates = np.broadcast_to(fps, len(scores))
-    p_A, positive = np.concatenate([s.p_A for s in scores]), np.concatenate([s.labels for s in scores]) >= 0
-    quiet = [(s.p_A, rate) for s, rate in zip(scores, rates) if (s.labels < 0).all()]
+    p_A, positive = np.concatenate([s.p_A for s in scores]), is_anomalous(np.concatenate([s.labels for s in scores]))
+    quiet = [(s.p_A, rate) for s, rate in zip(scores, rates) if not is_anomalous(s.labels).any()]
     normal, normal_rates = [p for p, _ in quiet], [rate for _, rate in quiet]
     found, total = found_events(scores, rates, threshold)
     alarm = p_A.astype(float) >= threshold

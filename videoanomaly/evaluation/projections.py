@@ -8,7 +8,7 @@ import numpy as np
 from anomalyclip import AnomalyCLIP, Rows
 from videoanomaly.data.annotations import Video
 from videoanomaly.data.features import FeatureFolder
-from videoanomaly.evaluation.scoring import score_videos
+from videoanomaly.evaluation.scoring import class_masks, score_videos
 
 
 def lengths_along(rows: Rows, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -32,8 +32,8 @@ def projections(
         model: In evaluation mode. Where its directions are free vectors, the point to which one leads
             from the prototype stands for the text feature.
     Returns:
-        Along the text features from the origin, (frames, C); along their way from the prototype, (frames, C); labels,
-        (frames,), -1 normal.
+        Along the text features from the origin, (frames, C); along their way from the prototype, (frames, C); the
+        classes that each frame shows, (frames, C) bool.
     """
     prototype, directions = (t.cpu().numpy() for t in (model.prototype, model.directions))
     # cosine: they are not re-centred
@@ -43,8 +43,8 @@ def projections(
         along = partial(lengths_along, origin=origin, directions=text - origin)
         scores = list(score_videos(along, videos, features).values())
         lengths = [s.p_class for s in scores if s.p_class is not None]  # of all: `lengths_along` leaves out none
-        return np.concatenate(lengths), np.concatenate([s.labels for s in scores])
+        return np.concatenate(lengths), np.concatenate([class_masks(s) for s in scores])
 
-    before, labels = measure(0 * prototype)
+    before, truth = measure(0 * prototype)
     after, _ = measure(prototype)
-    return before, after, labels
+    return before, after, truth

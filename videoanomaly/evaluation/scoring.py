@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 import anomalyclip
-from videoanomaly.data.annotations import Video, VideoLists, frame_labels
+from videoanomaly.data.annotations import Video, VideoLists, frame_labels, frame_masks
 from videoanomaly.data.features import FeatureFolder, matching_rows
 from videoanomaly.evaluation import metrics
 from videoanomaly.frame_scores import score_frames
@@ -24,7 +24,7 @@ class Scores(NamedTuple):
 
     p_A: np.ndarray  # (N,)
     p_class: np.ndarray | None  # (N, C); None where a rule knows no classes
-    labels: np.ndarray  # (N,), -1 normal
+    labels: np.ndarray  # (N,), -1 normal; (N, C) bool in all videos of a list where one shows several classes
 
 
 def of_classes(scores: Scores) -> np.ndarray:
@@ -33,11 +33,17 @@ def of_classes(scores: Scores) -> np.ndarray:
     return scores.p_class
 
 
+def class_masks(scores: Scores) -> np.ndarray:
+    """The classes that each frame shows, (N, C) bool."""
+    num_classes = of_classes(scores).shape[1]
+    return np.stack([anomalyclip.is_class(scores.labels, c) for c in range(num_classes)], axis=1)
+
+
 def score_videos(
     predict: Callable, videos: Sequence[Video], features: FeatureFolder, temporal: FeatureFolder | None = None
 ) -> dict[str, Scores]:
     """Runs predict(rows of a video[, rows of its other features]) on every video and spreads the rows over frames."""
-    scores = {}
+    scores, several = {}, any(video.interval_labels for video in videos)
     for video in tqdm(videos, unit="video", leave=False, disable=not sys.stderr.isatty()):
         rows = features.open(video.name)  # (N, crops, D)
         others = (
@@ -47,7 +53,11 @@ def score_videos(
         of_frames = score_frames(
             predict, rows, *others, num_frames=num_frames, spacing=features.frames_per_feature, name=video.name
         )
-        scores[video.name] = Scores(*of_frames, frame_labels(video, num_frames))
+        if several and of_frames[1] is not None:
+            labels = frame_masks(video, num_frames, of_frames[1].shape[1])
+        else:
+            labels = frame_labels(video, num_frames)
+        scores[video.name] = Scores(*of_frames, labels)
     return scores
 
 
@@ -61,7 +71,7 @@ def frame_metrics(scores: dict[str, Scores], classes: tuple[str, ...]) -> dict:
     """Metrics over all frames of all videos; a rule without classes has AUC and AP alone."""
     p_A, labels = (np.concatenate([getattr(s, name) for s in scores.values()]) for name in ("p_A", "labels"))
     if next(iter(scores.values())).p_class is None:
-        return anomalyclip.auc_ap(p_A, labels >= 0)
+        return anomalyclip.auc_ap(p_A, anomalyclip.is_anomalous(labels))
     return anomalyclip.metrics(p_A, np.concatenate([of_classes(s) for s in scores.values()]), labels, classes)
 
 
