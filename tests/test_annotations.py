@@ -99,7 +99,7 @@ def test_a_test_video_may_show_several_classes_whose_intervals_share_frames(tmp_
     lines = "Fall/my d.mp4  Fight  4  7\nNormal/c.avi Normal -1 -1\nFall/my d.mp4  Fall  3  5  9  9\n"
     lists = load_lists("custom", write_files(tmp_path, CUSTOM | {"temporal_annotations.txt": lines}))
     video = lists.test[1]
-    assert video == Video("Fall/my d", 1, ((4, 8), (3, 6), (9, 10)), (0, 1, 1))
+    assert video == Video("Fall/my d", 1, ((4, 8), (3, 6), (9, 10)), interval_labels=(0, 1, 1))
     assert VideoLists.from_plain(json.loads(json.dumps(lists.to_plain()))) == lists
     fight, fall = frame_masks(video, 10, 2).T
     assert np.flatnonzero(fight).tolist() == [4, 5, 6, 7] and np.flatnonzero(fall).tolist() == [3, 4, 5, 9]

@@ -35,9 +35,9 @@ class Video:
     name: str  # relative path without extension, "Abuse/Abuse028_x264": the key of everything about the video
     label: int  # class in [0, C), -1 for normal
     intervals: Intervals = ()  # anomalous frames, half-open; row 0 of the features is frame 0
-    interval_labels: tuple[int, ...] = ()  # class of each interval where they show several, else none: all show `label`
     # as the lists tell, None where they do not; see check_features
     num_frames: int | None = field(default=None, compare=False)
+    interval_labels: tuple[int, ...] = ()  # class of each interval where they show several, else none: all show `label`
 
 
 @dataclass
@@ -66,7 +66,7 @@ class VideoLists:
         lengths = plain.get("num_frames", {})
         train, test = (
             [
-                Video(name, label, tuple(map(tuple, pairs)), tuple(*several), lengths.get(name))
+                Video(name, label, tuple(map(tuple, pairs)), lengths.get(name), tuple(*several))
                 for name, label, pairs, *several in plain[split]
             ]
             for split in ("train", "test")
