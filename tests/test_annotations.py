@@ -16,6 +16,7 @@ from videoanomaly.data.annotations import Video, VideoLists, frame_labels, frame
 from videoanomaly.data.features import FeatureFolder, check_features
 from videoanomaly.data.lists import load_lists
 from videoanomaly.runtime.console import InputError
+from videoanomaly.weights.entries import is_video
 
 ANNOTATIONS = SHARED / "data" / "annotations"
 RELEASED = SHARED / "reference" / "checkpoint"
@@ -101,6 +102,7 @@ def test_a_test_video_may_show_several_classes_whose_intervals_share_frames(tmp_
     video = lists.test[1]
     assert video == Video("Fall/my d", 1, ((4, 8), (3, 6), (9, 10)), interval_labels=(0, 1, 1))
     assert VideoLists.from_plain(json.loads(json.dumps(lists.to_plain()))) == lists
+    assert is_video(lists.to_plain()["test"][1], 2) and not is_video(lists.to_plain()["test"][1], 1)
     fight, fall = frame_masks(video, 10, 2).T
     assert np.flatnonzero(fight).tolist() == [4, 5, 6, 7] and np.flatnonzero(fall).tolist() == [3, 4, 5, 9]
     assert not frame_masks(lists.test[0], 10, 2).any()

@@ -85,13 +85,14 @@ def draw_all(folder: Path, name: str) -> None:
     rng, classes = np.random.default_rng(0), [name, f"{name}2"]
     p_class = rng.dirichlet(np.ones(2), 90)
     p_A, labels = rng.random(90), np.repeat([0, -1, 1], 30)
-    plots.roc_curves(folder / "a.png", p_A, p_class, labels, classes)
-    plots.confusion_matrix(folder / "a.png", p_A, p_class, labels, classes)
+    truth = labels[:, None] == np.arange(len(classes))
+    plots.roc_curves(folder / "a.png", p_A, p_class, truth, classes)
+    plots.confusion_matrix(folder / "a.png", p_A, p_class, truth, classes)
     values = {c: {"AUC": 0.5} for c in classes}
     plots.class_bars(folder / "a.png", values, {c: {"AUC": [0.4, 0.6], "videos": 2} for c in classes}, "AUC")
     plots.row_bars(folder / "a.png", classes, {"mAUC": [[50.0], [60.0]]}, {}, title="t", paper_label="p")
-    plots.projections(folder / "a.png", p_class, p_class, labels, classes)
-    plots.timeline(folder / "a.png", name, p_A, p_class, labels, classes)
+    plots.projections(folder / "a.png", p_class, p_class, truth, classes)
+    plots.timeline(folder / "a.png", name, p_A, p_class, truth, classes)
 
 
 def panel(names) -> annotated_video.Panel:
@@ -175,7 +176,7 @@ def test_the_made_font_shows_in_every_picture(only, tmp_path):
     found = []
     for entries in ((), (entry,)):
         only(*entries)
-        plots.timeline(tmp_path / "t.png", "事故", np.zeros(9), np.zeros((9, 1)), np.zeros(9, int), ["事故"])
+        plots.timeline(tmp_path / "t.png", "事故", np.zeros(9), np.zeros((9, 1)), np.zeros((9, 1), bool), ["事故"])
         with Image.open(tmp_path / "t.png") as picture:
             title = np.asarray(picture.convert("L"))[:40]
         found.append([(title < 50).sum(), np.asarray(fonts.draw(fonts.drawable("事故"), 20)[0]).mean() / 255])

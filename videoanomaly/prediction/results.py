@@ -80,7 +80,7 @@ def write_results(
         "classes": np.array(classes),
     }
     write_atomically(folder / "scores.npz", lambda file: np.savez(file, **arrays))
-    no_truth = np.full(len(scores.p_A), -1)
+    no_truth = np.zeros(scores.p_class.shape, bool)
     plots.timeline(folder / "timeline.png", name, scores.p_A, scores.p_class, no_truth, classes)
     if options.annotate and video:
         annotated_video.write_video(folder / "annotated.mp4", video, scores, events, classes, threshold)

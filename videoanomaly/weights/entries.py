@@ -113,8 +113,15 @@ def check_lists(lists: Any, config: Any) -> None:
 
 
 def is_video(value: Any, num_classes: int) -> bool:
-    """[name, label, intervals]: a name below a folder, a class or -1, pairs of start and end."""
-    if not (isinstance(value, list) and len(value) == 3 and is_name(value[0]) and isinstance(value[2], list)):
+    """[name, label, intervals], where it has several classes also that of each interval: a name below a folder, a class
+    or -1, pairs of start and end.
+    """
+    if not (isinstance(value, list) and len(value) in (3, 4) and is_name(value[0]) and isinstance(value[2], list)):
+        return False
+    several = value[3] if len(value) == 4 else [0] * len(value[2])
+    if not (isinstance(several, list) and len(several) == len(value[2])):
+        return False
+    if not all(is_count(c, 0, num_classes - 1) for c in several):
         return False
     try:
         video_name("", value[0])
