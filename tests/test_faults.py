@@ -174,7 +174,7 @@ def assert_same_training(out: Path, expected: Path) -> None:
     for key in ("model", "optimizer", "rng", "epoch", "config", "lists"):
         assert equal(found[key], whole[key]), key
     assert losses(out) == losses(expected)
-    assert sorted(content(out)) == ["last.pt", "log.jsonl", "settings.json", "training.json"]
+    assert sorted(content(out)) == ["last.pt", "log.jsonl", "previous.pt", "settings.json", "training.json"]
 
 
 # ---- killed ----
