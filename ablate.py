@@ -35,6 +35,7 @@ from videoanomaly import plots
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.evaluation import tables
 from videoanomaly.evaluation.paper_tables import COMPARED, TABLES, Row, Table
+from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, differences, run_script
 from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.run_folder import lock_folder
@@ -97,6 +98,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
     add("--out", help="output folder (default: runs/DATASET-table-NUMBER)")
     add("--jobs", type=at_least(1), help="runs at a time (default: one per GPU, one without)")
     args = parser.parse_args(argv[:split])
+    refuse_addresses(vars(args) | {"--": argv[split + 1 :]})
     args.out = Path(args.out or f"runs/{args.dataset}-table-{args.table}")
     if args.temporal_features and args.table != "15":
         raise InputError(f"--temporal-features: is for Table 15, expected it behind -- with Table {args.table}")

@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 
 from videoanomaly.data.datasets import PUBLISHED
+from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.memory import keep_freed_memory
@@ -81,6 +82,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--batch-size", type=at_least(1), default=16, help="passes of S * F rows per forward call (default: 16)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     args = parser.parse_args(argv)
+    refuse_addresses(vars(args))
     if not args.fps > 0:
         raise InputError(f"--fps {args.fps}: expected a positive number")
     if (args.dataset is None) != (args.root is None) or args.convert and not args.dataset:

@@ -38,6 +38,7 @@ from videoanomaly.data.training_data import TrainingData
 from videoanomaly.demo.prepare import prepare
 from videoanomaly.evaluation.evaluator import EvaluationOptions, evaluate_checkpoint, surest
 from videoanomaly.evaluation.scoring import alarm_threshold
+from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
 from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.memory import keep_freed_memory, workers_that_fit
@@ -94,6 +95,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainingSettings, bool]:
     args = parser.parse_args(argv)
     args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun has started us anew
     given = vars(args)
+    refuse_addresses(given)
     check_only = given.pop("check")
     settings = resolve(DATASETS[args.dataset], SYSTEMS[args.model], given)
     check_settings(settings)

@@ -6,8 +6,11 @@ from pathlib import Path
 import av.error
 import pytest
 
+import ablate
+import evaluate
 import extract_features
 import predict
+import train
 from videoanomaly.live import streams, webhook
 from videoanomaly.runtime.addresses import public_name, refuse_addresses
 from videoanomaly.runtime.console import InputError, run_script
@@ -57,6 +60,12 @@ WAYS = (
     (extract_features, "--out o --videos v --encoder ADDRESS"),
     (extract_features, "--out o --videos v ADDRESS"),
     (extract_features, "--out o --videos v --crops ADDRESS"),
+    (train, "--dataset custom --root ADDRESS"),
+    (train, "--dataset custom --root r --features ADDRESS"),
+    (evaluate, "--ckpt ADDRESS"),
+    (evaluate, "--ckpt a.pt b.pt --videos ADDRESS"),
+    (ablate, "--table 10 --dataset custom --root ADDRESS"),
+    (ablate, "--table 10 --dataset custom --root r -- --clip ADDRESS"),
 )
 
 
