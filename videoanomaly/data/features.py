@@ -121,6 +121,11 @@ def stack_crops(arrays: list[np.ndarray]) -> LazyArray:
     return LazyArray((len(arrays[0]), len(arrays), arrays[0].shape[1]), read)
 
 
+def crop_paths(whole: Path) -> list[Path]:
+    """Files of a video's crops where each has one, by the path without suffix."""
+    return [Path(f"{whole}__{crop}.npy") for crop in range(MOST_CROPS)]
+
+
 class FeatureFolder:
     """The feature files below a folder.
 
@@ -188,8 +193,8 @@ class FeatureFolder:
         """The file of a video, or its files if each crop has one."""
         for folder in self.folders:
             for stem in dict.fromkeys((name, name.rsplit("/", 1)[-1])):  # RTFM's files lie flat in one folder
-                crop_paths = [folder / f"{stem}__{crop}.npy" for crop in range(MOST_CROPS)]
-                for paths in ([folder / f"{stem}.npy"], [folder / f"{stem}_i3d.npy"], crop_paths):
+                whole = folder / stem
+                for paths in ([Path(f"{whole}.npy")], [Path(f"{whole}_i3d.npy")], crop_paths(whole)):
                     if paths := [path for path in paths if os.path.isfile(path)]:  # Path.is_file raises for long names
                         for path in paths:
                             check_inside(path, folder)
@@ -226,8 +231,7 @@ class FeatureFolder:
         check_inside(path, folder)
         if ends[0] != "__0":
             return [path]
-        crops = (path.with_name(f"{path.stem[:-1]}{crop}.npy") for crop in range(10))
-        return [path for path in crops if path.is_file()]
+        return [path for path in crop_paths(path.with_name(path.stem.removesuffix("__0"))) if path.is_file()]
 
     def _open_file(self, path: Path, scattered: bool) -> np.ndarray:
         array, D = load_array(path, scattered), self.dim or "D"
