@@ -542,7 +542,7 @@ def test_the_released_variant_equals_the_released_code(clip, case, changes, monk
 
 @pytest.mark.parametrize("run, beta2", [("run_official", 0.999), ("run_paper", 0.98)])
 def test_thirty_training_steps_end_where_the_released_codes_do(clip, run, beta2, monkeypatch):
-    from train import learning_rate
+    from videoanomaly.training.epochs import learning_rate
 
     selected = []
     monkeypatch.setattr(

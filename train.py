@@ -18,22 +18,14 @@ import videoanomaly  # noqa: F401  (first: it tells whether this Python is new e
 # isort: split
 
 import argparse
-import math
 import os
 import signal
-import sys
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from videoanomaly.clip_weights import load_prompts_clip
 from videoanomaly.data.datasets import DATASETS
-from videoanomaly.data.sampling import BalancedBatches, RestOfEpoch, SegmentDataset
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.demo.prepare import prepare
 from videoanomaly.evaluation.evaluator import EvaluationOptions, evaluate_checkpoint, surest
@@ -41,8 +33,8 @@ from videoanomaly.evaluation.scoring import alarm_threshold
 from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
 from videoanomaly.runtime.files import write_json
-from videoanomaly.runtime.memory import keep_freed_memory, workers_that_fit
-from videoanomaly.runtime.processes import any_rank, check_device, gather_videos, process_group, split_model
+from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.processes import any_rank, check_device, process_group
 from videoanomaly.runtime.run_folder import (
     command,
     lock_folder,
@@ -52,11 +44,11 @@ from videoanomaly.runtime.run_folder import (
     trim_log,
     write_settings,
 )
-from videoanomaly.runtime.signals import obey_parent_alone, stop_signals
-from videoanomaly.runtime.torchrun import is_main, local_device, processes_here, rank_and_world
+from videoanomaly.runtime.signals import stop_signals
+from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, resolve
-from videoanomaly.systems.base import Trainable
 from videoanomaly.systems.catalogue import SYSTEMS, build, make_optimizer, num_trained
+from videoanomaly.training.epochs import make_training, mean_losses, train_epoch
 from videoanomaly.weights.checkpoints import NOT_BEGUN, load_resumed, restore, save
 from videoanomaly.winograd import accelerate
 
@@ -140,115 +132,6 @@ def check_settings(settings: TrainingSettings) -> None:
         raise InputError(f"--out {settings.out}: found a file, expected a folder or a new name")
     if not settings.lr > 0:
         raise InputError(f"--lr {settings.lr}: expected a positive number")
-
-
-# ---- one epoch ----
-
-
-class Training(NamedTuple):
-    """What an epoch works with."""
-
-    model: Trainable
-    forward: torch.nn.Module  # the model, compiled or split over processes
-    loader: torch.utils.data.DataLoader
-    batches: RestOfEpoch  # the loader's
-    optimizer: torch.optim.Optimizer
-    schedule: Callable[[int], float]  # learning rate at a step
-    device: str
-    amp: bool
-
-
-def batch_losses(training: Training, batch: dict) -> dict[str, torch.Tensor]:
-    """Losses of the whole batch, of which this process has a share: the same in all processes."""
-    device = training.device
-    inputs = [batch[k].to(device, non_blocking=True) for k in ("features", "temporal_features") if k in batch]
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=training.amp):
-        prediction = training.forward(*inputs)
-    labels = gather_videos(batch["label"].to(device))
-    prediction = type(prediction)(*(None if x is None else gather_videos(x) for x in prediction))
-    return training.model.losses(prediction, labels[: len(labels) // 2])
-
-
-def train_epoch(training: Training, epoch: int, begun: dict, signals: list) -> dict:
-    """Goes on with an epoch from where it was begun (see NOT_BEGUN) to its end or the first signal; what is done."""
-    start, done, sums = time.perf_counter(), begun["steps"], dict(begun["sums"])
-    loader, optimizer = training.loader, training.optimizer
-    training.batches.set_epoch(epoch, done)
-    training.model.train()
-    bar = tqdm(loader, initial=done, leave=False, unit="step", disable=not (is_main() and sys.stderr.isatty()))
-    for batch in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = training.schedule(epoch * len(loader) + done) * group.get("scale", 1)
-        losses = batch_losses(training, batch)
-        optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        optimizer.step()
-        done += 1
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, 0.0) + loss.detach()
-        if any_rank(bool(signals)):
-            break
-    return {"steps": done, "sums": sums, "seconds": begun["seconds"] + time.perf_counter() - start}
-
-
-def mean_losses(done: dict) -> dict[str, float]:
-    means = {name: float(value) / done["steps"] for name, value in done["sums"].items()}
-    if not math.isfinite(total := means["total"]):
-        raise FloatingPointError(f"the loss became {total} in this epoch; try a lower --lr, or look at the features")
-    return means
-
-
-def learning_rate(
-    step: int, steps_per_epoch: int, epochs: int, peak: float, released: bool, kind: str = "cosine"
-) -> float:
-    """Linear warm-up from zero over the first tenth of the epochs, then a cosine to zero (App. B); other kinds: see
-    Defaults.
-
-    The released code changes it once an epoch, so that its whole first epoch has rate zero; we change it every step.
-    """
-    if kind != "cosine":
-        return peak * (0.1 ** (5 * step // (2 * steps_per_epoch * epochs)) if kind == "steps" else 1)
-    epoch = step // steps_per_epoch if released else (step + 1) / steps_per_epoch
-    warmup = max(1, epochs // 10) if released else epochs / 10
-    if epoch < warmup:
-        return peak * epoch / warmup
-    return peak * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2 if epochs > warmup else peak
-
-
-# ---- all epochs ----
-
-
-def make_loader(settings: TrainingSettings, config, data: TrainingData, device: str):
-    """The loader and its batch sampler."""
-    videos, released = data.lists.train, config.variant == "released"
-    sizes = {"num_segments": config.num_segments, "num_frames": config.num_frames}
-    how = {"temporal_features": data.temporal, "released": released, "mean": settings.system.SEES_MEANS}
-    dataset = SegmentDataset(videos, data.features, **sizes, **how)
-    labels = [video.label for video in videos]
-    batches = RestOfEpoch(BalancedBatches(labels, settings.batch_size, settings.seed, released=released))
-    batch_bytes = settings.batch_size // rank_and_world()[2] * dataset.sample_bytes()
-    workers = workers_that_fit(settings.workers, batch_bytes, processes_here())
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=device != "cpu",
-        persistent_workers=workers > 0,
-        worker_init_fn=obey_parent_alone,
-        generator=torch.Generator(),  # of its own, so that workers change no other draw
-    )
-    return loader, batches
-
-
-def make_training(
-    settings: TrainingSettings, config, model: Trainable, optimizer, data: TrainingData, device: str
-) -> Training:
-    released = config.variant == "released"
-    loader, batches = make_loader(settings, config, data, device)
-    forward = split_model(torch.compile(model) if settings.compile else model, device)
-    rate = {"epochs": settings.epochs, "peak": settings.lr, "released": released, "kind": model.DEFAULTS.schedule}
-    schedule = partial(learning_rate, steps_per_epoch=len(loader), **rate)
-    return Training(model, forward, loader, batches, optimizer, schedule, device, settings.amp)
 
 
 def fit(

@@ -18,7 +18,7 @@ PROGRAMS = {"benchmarks.__main__", "videoanomaly.demo.train_clip"}  # run with -
 RUNTIME = {"runtime"}
 SYSTEMS = MODEL | {"data", "runtime"}
 WEIGHTS = SYSTEMS | {"systems", "winograd", "clip_weights"}
-RESULTS = WEIGHTS | {"weights", "video", "event_rule", "frame_scores", "fonts", "plots", "settings"}
+RESULTS = WEIGHTS | {"weights", "video", "event_rule", "operating_curve", "frame_scores", "fonts", "plots", "settings"}
 MAY_IMPORT = {
     "anomalyclip": set(),
     "clip_model": set(),
@@ -26,12 +26,14 @@ MAY_IMPORT = {
     "clip_weights": {"clip_model", "runtime"},
     "runtime": set(),
     **dict.fromkeys(("data", "event_rule", "frame_scores", "fonts"), RUNTIME),
+    "operating_curve": RUNTIME | {"event_rule"},
     "plots": RUNTIME | {"fonts"},
     "video": {"data", "clip_weights", "clip_model", "runtime"},
     "systems": SYSTEMS,
     **dict.fromkeys(("weights", "settings"), WEIGHTS),
     **dict.fromkeys(("evaluation", "prediction"), RESULTS),
-    "live": {"video", "event_rule", "runtime", "anomalyclip"},
+    "training": RESULTS | {"evaluation"},
+    "live": {"video", "event_rule", "operating_curve", "runtime", "anomalyclip"},
     "demo": MODEL | RUNTIME,
 }
 MAY_IMPORT |= dict.fromkeys(SCRIPTS | {"benchmarks"}, set(MAY_IMPORT))

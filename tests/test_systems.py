@@ -25,6 +25,7 @@ from videoanomaly.data.sampling import BalancedBatches
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems import actionclip, base, binary, catalogue, mgfn, rtfm, s3r, ur_dmu, vadclip
+from videoanomaly.training.epochs import learning_rate
 from videoanomaly.weights import export
 
 B, S, F_, D, K = 10, 16, 4, 64, 6  # of the batches here
@@ -752,7 +753,7 @@ def test_a_class_head_counts_among_the_parameters_and_nothing_does_without_train
 
 def test_learning_rates_stay_or_fall_in_steps():
     def rates(kind):
-        return [train.learning_rate(step, 3, 10, 1.0, released=False, kind=kind) for step in range(30)]
+        return [learning_rate(step, 3, 10, 1.0, released=False, kind=kind) for step in range(30)]
 
     assert rates("constant") == [1.0] * 30
     assert rates("steps") == pytest.approx([1.0] * 12 + [0.1] * 12 + [0.01] * 6)

@@ -19,11 +19,12 @@ from anomalyclip import AnomalyCLIP, metrics
 from tests.places import ROOT
 from tests.synthetic import CLASSES, SMALL, equal, run, stop_in_the_third_epoch, write_dataset
 from tests.tiny_clip import tiny_clip_state_dict
-from train import learning_rate
 from videoanomaly import settings, winograd
 from videoanomaly.evaluation.metrics import choose_threshold, false_alarm_rate
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.signals import stop_signals
+from videoanomaly.training import epochs
+from videoanomaly.training.epochs import learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def test_four_epochs_equal_two_resumed_and_two_more_bit_for_bit(dataset, tmp_pat
 def test_a_run_stopped_in_a_step_goes_on_at_the_next_bit_for_bit(dataset, tmp_path, monkeypatch, capsys, number, step):
     options = ("--epochs", "3", "--batch-size", "4")  # 4 steps an epoch
     whole = run(dataset, tmp_path / "whole", *options)
-    steps, real = [], train.batch_losses
+    steps, real = [], epochs.batch_losses
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
 
     def signal_in_a_step(training, batch):
@@ -189,7 +190,7 @@ def test_a_run_stopped_in_a_step_goes_on_at_the_next_bit_for_bit(dataset, tmp_pa
             signal.raise_signal(number)
         return real(training, batch)
 
-    monkeypatch.setattr(train, "batch_losses", signal_in_a_step)
+    monkeypatch.setattr(epochs, "batch_losses", signal_in_a_step)
     arguments = [
         "--dataset",
         "custom",

@@ -42,7 +42,7 @@ def training_rows(
     return (starts[:, None] + np.arange(F)) % num_rows  # (S, F)
 
 
-class SegmentDataset:
+class SegmentDataset(torch.utils.data.Dataset):
     """Training samples for a DataLoader: S segments of F rows of a video; item (video_idx, seed) depends on no more.
 
     Args:

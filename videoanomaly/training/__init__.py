@@ -1,0 +1,1 @@
+"""Training: one epoch, folds that a model has not seen."""
