@@ -29,7 +29,6 @@ from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.demo.prepare import prepare
 from videoanomaly.evaluation.evaluator import EvaluationOptions, evaluate_checkpoint, surest
-from videoanomaly.evaluation.scoring import alarm_threshold
 from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
 from videoanomaly.runtime.files import write_json
@@ -48,6 +47,7 @@ from videoanomaly.runtime.signals import stop_signals
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, resolve
 from videoanomaly.systems.catalogue import SYSTEMS, build, make_optimizer, num_trained
+from videoanomaly.training.cross_fitting import cross_fit, operating_point
 from videoanomaly.training.epochs import make_training, mean_losses, train_epoch
 from videoanomaly.weights.checkpoints import NOT_BEGUN, load_resumed, restore, save
 from videoanomaly.winograd import accelerate
@@ -75,6 +75,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainingSettings, bool]:
     add("--seed", type=at_least(0), default=0, help="seed of everything random (default: 0)")
     add("--amp", action=argparse.BooleanOptionalAction, default=False, help="bfloat16 autocast")
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model")
+    add = parser.add_argument_group("what a threshold means").add_argument
+    folds = "score each training video by a model of the other folds, K in all, for the table of thresholds; 0: do not"
+    add("--folds", type=at_least(0), metavar="K", help=f"{folds} (default: custom 5, demo 3, else 0)")
+    group_by = "videos whose file names agree up to the first TEXT, such as _, come from one source: into one fold"
+    add("--group-by", metavar="TEXT", help=f"{group_by} (default: as ROOT/groups.txt says, else each its own)")
     add = parser.add_argument_group("run").add_argument
     add("--out", help="output folder (default: runs/DATASET)")
     add("--resume", action="store_true", help="go on from OUT/last.pt; start anew if there is none")
@@ -128,6 +133,8 @@ def check_settings(settings: TrainingSettings) -> None:
     earlier = next((out / name for name in ("last.pt", "previous.pt") if (out / name).exists()), None)
     if earlier and not settings.resume:
         raise InputError(f"{earlier}: found the result of an earlier run; go on with --resume, or choose another --out")
+    if settings.folds == 1:
+        raise InputError("--folds 1: expected 0, or 2 and more")
     if out.is_file():
         raise InputError(f"--out {settings.out}: found a file, expected a folder or a new name")
     if not settings.lr > 0:
@@ -182,10 +189,14 @@ def fit(
             if stop:
                 number = signals[0] if signals else signal.SIGTERM  # of another process
                 return number, f"{num_epochs} epochs and {begun['steps']} of {num_steps} steps"
-    if is_main() and (not checkpoint or first_epoch < epochs or "threshold" not in checkpoint):
-        model.finish(data)
-        extra = extra | {"threshold": alarm_threshold(model, data.lists, data.features, data.temporal)}
-        save(last, model, optimizer, epochs, NOT_BEGUN, device, extra)
+        if not checkpoint or first_epoch < epochs or "threshold" not in checkpoint:
+            curve = cross_fit(settings, config, data, clip, device, signals) if settings.folds else None
+            if any_rank(bool(signals)):
+                return signals[0] if signals else signal.SIGTERM, f"{epochs} epochs, before the last fold"
+            if is_main():
+                model.finish(data)
+                extra = extra | operating_point(out, model, data, curve)
+                save(last, model, optimizer, epochs, NOT_BEGUN, device, extra)
     if is_main():
         took = {"segment rows": config.num_frames, "parameters": parameters}
         write_json(out / "training.json", took | {"training seconds": seconds_of(out / "log.jsonl")})

@@ -27,6 +27,8 @@ SMALL = [
     "0",
     "--device",
     "cpu",
+    "--folds",
+    "0",
 ]
 
 

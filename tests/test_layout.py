@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "runtime": set(),
     **dict.fromkeys(("data", "event_rule", "frame_scores", "fonts"), RUNTIME),
     "operating_curve": RUNTIME | {"event_rule"},
-    "plots": RUNTIME | {"fonts"},
+    "plots": RUNTIME | {"fonts", "operating_curve"},
     "video": {"data", "clip_weights", "clip_model", "runtime"},
     "systems": SYSTEMS,
     **dict.fromkeys(("weights", "settings"), WEIGHTS),

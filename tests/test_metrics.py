@@ -521,12 +521,16 @@ def test_operating_points_of_a_small_case_by_hand():
     points = operating_points(videos, 1, 0.85)
     assert points["event_recall"] == 0.5 and points["events"] == 2 and points["false_alarms_per_hour"] == 0
     assert points["F1"] == pytest.approx(2 * 5 / (7 + 20)) and points["threshold"] == 0.85
+    assert points["normal_alarmed"] == 0 and points["balanced_accuracy"] == 1
     assert points["recall_at_1_false_alarm_per_hour"] == 1  # at 0.01 and above the bump is the only alarm
     assert operating_points(videos, 1, 0.9)["F1"] == points["F1"]  # a frame at the threshold is over it
     more = operating_points([*normal_videos([0.8, 0.75], seconds=1800), videos[1]], 1, 0.85)
     assert more["recall_at_1_false_alarm_per_hour"] == 0.5
+    louder = operating_points([*normal_videos([0.8, 0.75], seconds=1800), videos[1]], 1, 0.78)
+    assert louder["normal_alarmed"] == 0.5 and louder["balanced_accuracy"] == 0.75
     no_normal = operating_points(videos[1:], 1, 0.85)
     assert no_normal["false_alarms_per_hour"] is no_normal["recall_at_1_false_alarm_per_hour"] is None
+    assert no_normal["normal_alarmed"] is no_normal["balanced_accuracy"] is None
 
 
 @pytest.mark.parametrize("decimals", (1, 9))

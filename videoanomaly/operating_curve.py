@@ -1,7 +1,7 @@
 """What a threshold means: alarms in videos that the model has not seen, by their labels alone.
 
 No frame's truth is asked for. An alarm is an event of event_rule.cut_events; in a normal video it is a false one, in an
-abnormal one it counts as a hit, wherever it lies. G thresholds, C anomaly classes.
+abnormal one it counts as found, wherever it lies. G thresholds, N frames of a video, C anomaly classes.
 """
 
 import math
@@ -12,8 +12,10 @@ import numpy as np
 
 from videoanomaly.event_rule import cut_events
 
-THRESHOLDS = np.concatenate([np.arange(1, 50) / 50, 1 - np.geomspace(0.01, 1e-4, 8)])  # (G,), ascending
+MOST_THRESHOLDS = 64
 Z = 1.96  # intervals of 95 %
+LADDER = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]  # false alarms per hour
+COUNTS = ("false_alarms", "normal_alarmed", "found", "named")
 
 
 class Watched(NamedTuple):
@@ -23,9 +25,10 @@ class Watched(NamedTuple):
     p_A: np.ndarray  # (N,) by frame
     p_class: np.ndarray  # (N, C)
     fps: float
+    source: str = ""  # what it comes from: videos of one source are alike; "" where each is its own
 
 
-def share_interval(count: float, total: int) -> tuple[float, float]:
+def share_interval(count: float, total: float) -> tuple[float, float]:
     """Of a share count / total, 95 % (E. B. Wilson, 1927); all of [0, 1] where nothing was counted."""
     if not total:
         return 0.0, 1.0
@@ -36,30 +39,29 @@ def share_interval(count: float, total: int) -> tuple[float, float]:
 
 
 def rate_interval(count: float, hours: float) -> tuple[float, float]:
-    """Of a rate count / hours, 95 %, were the events independent (F. Garwood, 1936, by Wilson and Hilferty's cube)."""
+    """Of a rate count / hours, 95 % (F. Garwood, 1936, by Wilson and Hilferty's cube); open above without hours."""
     if not hours:
         return 0.0, math.inf
-    low = count * (1 - 1 / (9 * count) - Z / (3 * math.sqrt(count))) ** 3 if count else 0.0
+    low = count * max(1 - 1 / (9 * count) - Z / (3 * math.sqrt(count)), 0) ** 3 if count else 0.0
     high = (count + 1) * (1 - 1 / (9 * (count + 1)) + Z / (3 * math.sqrt(count + 1))) ** 3
     return low / hours, high / hours
 
 
 class OperatingCurve(NamedTuple):
-    """Counts by threshold, each (G,)."""
+    """What each threshold did, (G,) each; thresholds ascend."""
 
     thresholds: np.ndarray
     false_alarms: np.ndarray  # events in normal videos
-    alarmed: np.ndarray  # normal videos with an event
+    normal_alarmed: np.ndarray  # normal videos with an event
     found: np.ndarray  # abnormal videos with an event
     named: np.ndarray  # those whose surest event has their class
+    dispersion: np.ndarray  # (4, G): of these counts over sources, as a multiple of what chance alone makes; 1 or more
     num_normal: int
     num_abnormal: int
     normal_hours: float
 
     def to_plain(self) -> dict[str, Any]:
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in self._asdict().items()
-        }
+        return {name: np.asarray(value).tolist() for name, value in self._asdict().items()}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "OperatingCurve":
@@ -69,10 +71,15 @@ class OperatingCurve(NamedTuple):
     @property
     def balanced_accuracy(self) -> np.ndarray:
         """Mean of the shares of abnormal videos with an alarm and of normal ones without, (G,)."""
-        return (self.found / max(self.num_abnormal, 1) + 1 - self.alarmed / max(self.num_normal, 1)) / 2
+        return (self.found / max(self.num_abnormal, 1) + 1 - self.normal_alarmed / max(self.num_normal, 1)) / 2
 
     def best_threshold(self) -> float:
-        """That of the highest balanced accuracy; of several the middle one."""
+        """That of the highest balanced accuracy, of several the middle one; without abnormal videos that of the lowest
+        rate of false alarms that the normal ones can tell, but no lower than one an hour.
+        """
+        if not self.num_abnormal:
+            threshold = self.threshold_at(max(self.lowest_rate, 1.0))
+            return float(self.thresholds[-1]) if threshold is None else threshold
         best = np.flatnonzero(self.balanced_accuracy >= self.balanced_accuracy.max() - 1e-9)
         return float(self.thresholds[best[len(best) // 2]])
 
@@ -88,40 +95,91 @@ class OperatingCurve(NamedTuple):
         return 1 / self.normal_hours if self.normal_hours else math.inf
 
     def at(self, threshold: float) -> dict[str, Any]:
-        """What to expect at a threshold: values and their intervals, by name."""
-        i = int(np.abs(self.thresholds - threshold).argmin())
-        shares = {
-            "normal_alarmed": (self.alarmed[i], self.num_normal),
-            "found": (self.found[i], self.num_abnormal),
-            "named": (self.named[i], self.num_abnormal),
-        }
-        row: dict[str, Any] = {"threshold": float(self.thresholds[i])}
-        hours, count = self.normal_hours, int(self.false_alarms[i])
-        row["false_alarms_per_hour"] = count / hours if hours else None
-        row["false_alarms_per_hour_interval"] = list(rate_interval(count, hours))
-        for name, (count, total) in shares.items():
-            row[name] = float(count / total) if total else None
-            row[f"{name}_interval"] = list(share_interval(float(count), total))
-        return row | {"balanced_accuracy": float(self.balanced_accuracy[i])}
+        """What to expect at a threshold, values by name and NAME_interval of 95 %.
+
+        Between two thresholds of the curve it is the lower one's, which promises less. None where no video tells.
+        """
+        g = max(int(np.searchsorted(self.thresholds, threshold + 1e-12, side="right")) - 1, 0)
+        sizes = dict(zip(COUNTS, (self.normal_hours, self.num_normal, self.num_abnormal, self.num_abnormal)))
+        row: dict[str, Any] = {"threshold": threshold}
+        for k, (name, size) in enumerate(sizes.items()):
+            count, spread = float(getattr(self, name)[g]), float(self.dispersion[k, g])
+            interval = (share_interval if k else rate_interval)(count / spread, size / spread)
+            key = name if k else "false_alarms_per_hour"
+            row |= {key: count / size if size else None, f"{key}_interval": list(interval) if size else None}
+        told = self.num_normal and self.num_abnormal
+        return row | {"balanced_accuracy": float(self.balanced_accuracy[g]) if told else None}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Up to five of `at`: the default threshold, and others over the rates that the footage can tell."""
+        rates = [rate for rate in LADDER if rate >= self.lowest_rate]
+        others = sorted({t for rate in rates if (t := self.threshold_at(rate)) is not None})
+        others = [others[i] for i in np.linspace(0, len(others) - 1, min(4, len(others))).round().astype(int)]
+        return [self.at(threshold) for threshold in sorted({self.best_threshold(), *others})]
 
 
-def measure(videos: Sequence[Watched], thresholds: np.ndarray = THRESHOLDS) -> OperatingCurve:
-    """The curve of some videos, each scored by a model that has not seen it."""
+def thresholds_of(videos: Sequence[Watched]) -> np.ndarray:
+    """Up to MOST_THRESHOLDS between the highest p_A of two videos, and one above all, ascending, (G,)."""
+    peaks = np.unique([float(video.p_A.max()) for video in videos])
+    between = (peaks[1:] + peaks[:-1]) / 2
+    if len(between) > MOST_THRESHOLDS - 1:
+        between = between[np.linspace(0, len(between) - 1, MOST_THRESHOLDS - 1).round().astype(int)]
+    return np.append(between, min((peaks[-1] + 1) / 2, 1.0))
+
+
+def counts_of(video: Watched, thresholds: np.ndarray) -> np.ndarray:
+    """What COUNTS counts in a video at each threshold, (4, G)."""
     counts = np.zeros((4, len(thresholds)), int)
-    for video in videos:
-        for g, threshold in enumerate(thresholds):
-            if video.p_A.max() < threshold:
-                break
-            events = cut_events(video.p_A, video.fps, high=threshold)
-            if not len(events.intervals):
-                continue
-            if video.label < 0:
-                counts[:2, g] += len(events.intervals), 1
-                continue
+    for g, threshold in enumerate(thresholds[thresholds <= video.p_A.max()]):
+        events = cut_events(video.p_A, video.fps, high=threshold)
+        if len(events.intervals) and video.label < 0:
+            counts[:2, g] = len(events.intervals), 1
+        elif len(events.intervals):
             start, end = events.intervals[events.scores.argmax()]
-            counts[2:, g] += 1, int(video.p_class[start:end].mean(axis=0).argmax() == video.label)
-    normal = [video for video in videos if video.label < 0]
-    hours = sum(len(video.p_A) / video.fps for video in normal) / 3600
-    false_alarms, alarmed, found, named = counts
-    num_abnormal = len(videos) - len(normal)
-    return OperatingCurve(thresholds, false_alarms, alarmed, found, named, len(normal), num_abnormal, hours)
+            counts[2:, g] = 1, video.p_class[start:end].mean(axis=0).argmax() == video.label
+    return counts
+
+
+def dispersion_of(counts: np.ndarray, sizes: np.ndarray, *, shares: bool) -> np.ndarray:
+    """Variance of counts over sources as a multiple of the one that independent videos would have, (G,), 1 or more.
+
+    Args:
+        counts: (sources, G).
+        sizes: Hours or videos of each source, (sources,).
+        shares: Whether they are shares of videos (binomial), else events per hour (Poisson).
+    """
+    counts, sizes = counts[sizes > 0], sizes[sizes > 0]
+    if len(sizes) < 2:
+        return np.ones(counts.shape[1])
+    rate = counts.sum(axis=0) / sizes.sum()
+    found = ((counts - rate * sizes[:, None]) ** 2).sum(axis=0) * len(sizes) / (len(sizes) - 1)
+    by_chance = sizes.sum() * rate * (1 - rate if shares else 1)
+    return np.maximum(np.divide(found, by_chance, out=np.ones_like(found), where=by_chance > 0), 1.0)
+
+
+def measure(videos: Sequence[Watched]) -> OperatingCurve:
+    """The curve of some videos, each scored by a model that has not seen it."""
+    thresholds = thresholds_of(videos)
+    counts = np.stack([counts_of(video, thresholds) for video in videos])  # (videos, 4, G)
+    normal = np.array([video.label < 0 for video in videos])
+    hours = np.array([len(video.p_A) / video.fps / 3600 for video in videos])
+    names = [video.source or str(i) for i, video in enumerate(videos)]
+    source = np.unique(names, return_inverse=True)[1]
+    by_source = np.zeros((source.max() + 1, *counts.shape[1:]), int)
+    np.add.at(by_source, source, counts)
+    dispersion = [
+        dispersion_of(by_source[:, k], np.bincount(source, sizes), shares=k > 0)
+        for k, sizes in enumerate((hours * normal, normal, ~normal, ~normal))
+    ]
+    false_alarms, normal_alarmed, found, named = counts.sum(axis=0)
+    return OperatingCurve(
+        thresholds,
+        false_alarms,
+        normal_alarmed,
+        found,
+        named,
+        np.array(dispersion),
+        int(normal.sum()),
+        int((~normal).sum()),
+        float(hours[normal].sum()),
+    )

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from videoanomaly import fonts
+from videoanomaly.operating_curve import OperatingCurve
 from videoanomaly.runtime.files import write_atomically
 
 # isort: split
@@ -303,6 +304,25 @@ def reliability(path: Path, p_A: np.ndarray, truth: np.ndarray, num_bins: int = 
     axes.legend(loc="upper left")
     below.bar((np.arange(num_bins) + 0.5) / num_bins, counts, width=0.9 / num_bins, color=COLOURS[5])
     below.set(xlabel="p_A", ylabel="frames", yscale="log", ylim=(0.5, None))
+    save(figure, path)
+
+
+def operating_curve(path: Path, curve: OperatingCurve) -> None:
+    """Abnormal videos found against false alarms per hour, with intervals; the default threshold is marked."""
+    rows, best = [curve.at(threshold) for threshold in curve.thresholds], curve.at(curve.best_threshold())
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    rate = [row["false_alarms_per_hour"] or 0 for row in rows]
+    for name, text, colour in zip(("found", "named"), ("found", "with the right class"), COLOURS):
+        share = [row[name] or 0 for row in rows]
+        low, high = zip(*[row[f"{name}_interval"] or (0, 0) for row in rows])
+        axes.fill_between(rate, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(rate, share, color=colour, label=f"abnormal videos {text}")
+        axes.plot(best["false_alarms_per_hour"] or 0, best[name] or 0, "o", color=colour)
+    axes.set_xscale("symlog", linthresh=max(curve.lowest_rate, 0.001) if curve.normal_hours else 1)
+    axes.set(xlabel="false alarms per hour of normal video", ylabel="share of abnormal videos", ylim=(0, 1))
+    axes.set_title(f"unseen training videos, {curve.normal_hours:.2g} h normal; dots: default threshold", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
     save(figure, path)
 
 

@@ -44,6 +44,8 @@ class TrainingSettings:
     evaluate: bool
     device: str | None
     workers: int
+    folds: int  # of cross-fitting, 0 without
+    group_by: str | None  # see cross_fitting.sources
     lambdas: list[str]
     config: dict[str, Any]  # config fields by name
 
@@ -98,7 +100,7 @@ def resolve(dataset: Dataset, system: type[Trainable], given: dict[str, Any]) ->
         expected = " or ".join(system.DIRECTIONS)
         raise InputError(f"--directions {given['directions']}: expected {expected} with --model {system.NAME}")
     own = {name: value for name, value in dataset.settings.items() if name not in unused} | system.settings(dataset)
-    own = {"batch_size": 64, "evaluate": False} | own
+    own = {"batch_size": 64, "evaluate": False, "folds": 0} | own
     values = given | {name: value for name, value in own.items() if given.get(name) is None}
     values["out"] = values["out"] or f"runs/{dataset.name}"
     own_clip = str(Path(values["root"], "clip.pt")) if dataset.is_made else DEFAULT_CLIP

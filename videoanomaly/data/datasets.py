@@ -30,8 +30,8 @@ UCFCRIME = names(
 )
 XDVIOLENCE = names("Abuse, Car_accident, Explosion, Fighting, Normal, Riot, Shooting")
 OF_SHANGHAITECH = {"depth": 2, "temporal_input": "both", "lr": 5e-4, "epochs": 100}  # here and below: App. A and B
-OF_CUSTOM = {"lr": 5e-4, "epochs": 100}  # as ShanghaiTech, the smallest of the three
-OF_DEMO = {"lr": 1e-3, "epochs": 15, "batch_size": 32, "num_frames": 2, "embed_dim": 32}
+OF_CUSTOM = {"lr": 5e-4, "epochs": 100, "folds": 5}  # as ShanghaiTech, the smallest of the three
+OF_DEMO = {"lr": 1e-3, "epochs": 15, "batch_size": 32, "num_frames": 2, "embed_dim": 32, "folds": 3}
 DATASETS = {
     dataset.name: dataset
     for dataset in (

@@ -439,17 +439,24 @@ def found_events(scores: Sequence[Labelled], rates: Sequence[float] | np.ndarray
     return int(found), total
 
 
+def share_alarmed(videos: Sequence[tuple[np.ndarray, float]], threshold: float) -> float | None:
+    """Share of videos, p_A and frames per second of each, in which there is an event."""
+    alarmed = [len(cut_events(p_A, rate, high=threshold).scores) > 0 for p_A, rate in videos]
+    return sum(alarmed) / len(alarmed) if alarmed else None
+
+
 def operating_points(scores: Sequence[Labelled], fps: Rates, threshold: float) -> dict[str, float | None]:
     """What a camera operator would see, from p_A alone.
 
-    The threshold comes from training (choose_threshold). recall_at_1_false_alarm_per_hour is a point read off the curve
-    of these videos, as EER is: the event recall where their own normal videos raise at most one alarm per hour. It
-    compares models and sets no threshold; it is not what a deployed threshold will reach.
+    The threshold comes from training (operating_curve.py, or choose_threshold). recall_at_1_false_alarm_per_hour is a
+    point read off the curve of these videos, as EER is: the event recall where their own normal videos raise at most
+    one alarm per hour. It compares models and sets no threshold; it is not what a deployed threshold will reach.
 
     Returns:
-        threshold; F1 (frames with p_A >= threshold); event_recall (anomalous runs that an event overlaps) and
-        false_alarms_per_hour (on normal videos) at the threshold; recall_at_1_false_alarm_per_hour; EER (frames);
-        events and normal_hours, what the two rates rest on.
+        threshold; F1 (frames with p_A >= threshold); at the threshold event_recall (anomalous runs that an event
+        overlaps), false_alarms_per_hour (on normal videos), normal_alarmed (share of normal videos with an event) and
+        balanced_accuracy (its complement's mean with the share of other videos that have one);
+        recall_at_1_false_alarm_per_hour; EER (frames); events and normal_hours, what the rates rest on.
     """
     rates = np.broadcast_to(fps, len(scores))
     p_A, positive = np.concatenate([s.p_A for s in scores]), is_anomalous(np.concatenate([s.labels for s in scores]))
@@ -457,6 +464,9 @@ def operating_points(scores: Sequence[Labelled], fps: Rates, threshold: float) -
     normal, normal_rates = [p for p, _ in quiet], [rate for _, rate in quiet]
     found, total = found_events(scores, rates, threshold)
     alarm = p_A.astype(float) >= threshold
+    loud = [(s.p_A, rate) for s, rate in zip(scores, rates) if is_anomalous(s.labels).any()]
+    alarmed, videos_found = share_alarmed(quiet, threshold), share_alarmed(loud, threshold)
+    balanced = None if alarmed is None or videos_found is None else (1 - alarmed + videos_found) / 2
     quiet_recall = None
     if normal and total:
         quiet_recall = found_events(scores, rates, quiet_threshold(normal, normal_rates))[0] / total
@@ -465,6 +475,8 @@ def operating_points(scores: Sequence[Labelled], fps: Rates, threshold: float) -
         "F1": 2 * int((alarm & positive).sum()) / int(alarm.sum() + positive.sum()) if positive.any() else None,
         "event_recall": found / total if total else None,
         "false_alarms_per_hour": false_alarm_rate(normal, normal_rates, threshold) if normal else None,
+        "normal_alarmed": alarmed,
+        "balanced_accuracy": balanced,
         "recall_at_1_false_alarm_per_hour": quiet_recall,
         "EER": equal_error_rate(p_A, positive),
         "events": total,

@@ -8,6 +8,7 @@ import html
 import io
 import statistics
 
+from videoanomaly.operating_curve import OperatingCurve
 from videoanomaly.runtime.console import as_text
 from videoanomaly.runtime.files import csv_cell
 
@@ -69,6 +70,20 @@ def operation_rows(results: dict) -> list[list[str]]:
         *([["the same as VadCLIP computes it", percent(results["vadclip"]["mAP"])]] if "vadclip" in results else []),
         *([name.replace("_", " "), "absent" if value is None else f"{value:.3f}"] for name, value in values.items()),
     ]
+
+
+def threshold_rows(curve: OperatingCurve) -> list[list[str]]:
+    """What five thresholds do to videos that the model has not seen; the default one is marked."""
+    titles = ("threshold", "false alarms/h", "normal alarmed", "abnormal found", "right class", "balanced accuracy")
+    rows, best = [[*titles]], curve.best_threshold()
+    for row in curve.rows():
+        low, high = row["false_alarms_per_hour_interval"] or (0, 0)
+        rate = row["false_alarms_per_hour"]
+        cells = ["absent" if rate is None else f"{rate:.1f} [{low:.1f}, {high:.1f}]"]
+        cells += [percent(row[name], row[f"{name}_interval"]) for name in ("normal_alarmed", "found", "named")]
+        mark = "  default" if row["threshold"] == best else ""
+        rows.append([f"{row['threshold']:.4f}{mark}", *cells, percent(row["balanced_accuracy"])])
+    return rows
 
 
 def summary(results: dict) -> str:

@@ -1,0 +1,232 @@
+"""Thresholds that hold: the operating curve, and folds whose models have not seen what they score."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from tests.synthetic import equal, run, write_dataset
+from videoanomaly.data.annotations import Video
+from videoanomaly.data.features import FeatureFolder
+from videoanomaly.operating_curve import OperatingCurve, Watched, measure, rate_interval, share_interval
+from videoanomaly.runtime.console import InputError
+from videoanomaly.training import cross_fitting
+from videoanomaly.training.cross_fitting import sources, split
+
+HOUR = 3600
+
+
+def watched(label: int, *peaks: float, seconds: int = HOUR, source: str = "", named: int = 0) -> Watched:
+    """A video of one frame a second with a bump of ten seconds for each peak."""
+    p_A = np.zeros(seconds, np.float32)
+    for i, peak in enumerate(peaks):
+        p_A[50 * i + 20 : 50 * i + 30] = peak
+    return Watched(label, p_A, p_A[:, None] * np.eye(2)[named], 1.0, source)
+
+
+VIDEOS = [watched(-1, 0.5, 0.5, 0.2), watched(-1), watched(0, 0.9), watched(1, 0.4), watched(1, 0.3, 0.8, named=1)]
+
+
+def test_a_curve_counts_alarms_in_unseen_videos_by_hand():
+    curve = measure(VIDEOS)
+    assert (curve.num_normal, curve.num_abnormal, curve.normal_hours) == (2, 3, 2)
+    low, high = curve.at(0.46), curve.at(0.86)
+    assert low["false_alarms_per_hour"] == 1 and low["normal_alarmed"] == 0.5
+    assert low["found"] == low["named"] == pytest.approx(2 / 3) and low["balanced_accuracy"] == pytest.approx(7 / 12)
+    assert high["false_alarms_per_hour"] == 0 and high["found"] == pytest.approx(1 / 3)
+    lowest = curve.at(0.25)
+    assert lowest["found"] == 1 and lowest["named"] == pytest.approx(2 / 3)  # 0.4 shows class 0 and is of class 1
+    for row in curve.rows():
+        for name in ("false_alarms_per_hour", "normal_alarmed", "found", "named"):
+            low, high = row[f"{name}_interval"]
+            assert low <= row[name] <= high
+
+
+def test_thresholds_are_looked_up_by_rate_and_by_balanced_accuracy():
+    curve = measure([*VIDEOS, watched(0, 0.95), watched(0, 0.92)])
+    assert 0.5 < curve.best_threshold() < 0.8
+    quiet, loud = curve.threshold_at(0), curve.threshold_at(1)
+    assert 0.5 < quiet < 0.8 and loud < 0.5
+    assert all(curve.at(t)["false_alarms_per_hour"] == 0 for t in curve.thresholds if t >= quiet)
+    assert curve.lowest_rate == 0.5
+    only_normal = measure([watched(-1, 0.9), watched(-1, 0.6)])
+    assert 0.6 <= only_normal.best_threshold() < 0.9  # one alarm an hour
+    assert only_normal.at(0.7)["found"] is only_normal.at(0.7)["balanced_accuracy"] is None
+    only_abnormal = measure(VIDEOS[2:])
+    assert only_abnormal.threshold_at(1) is not None and only_abnormal.at(0.5)["false_alarms_per_hour"] is None
+
+
+def test_a_curve_comes_back_from_a_checkpoints_plain_values():
+    curve = measure(VIDEOS)
+    back = OperatingCurve.from_plain(json.loads(json.dumps(curve.to_plain())))
+    assert [back.at(t) for t in (0.1, 0.5, 0.9)] == [curve.at(t) for t in (0.1, 0.5, 0.9)]
+    assert back.rows() == curve.rows() and back.best_threshold() == curve.best_threshold()
+
+
+def test_intervals_are_the_published_ones():
+    assert rate_interval(10, 2) == pytest.approx((4.795 / 2, 18.39 / 2), rel=2e-3)  # exact Poisson
+    assert rate_interval(0, 1) == pytest.approx((0, 3.69), rel=2e-2) and rate_interval(3, 0) == (0, np.inf)
+    assert share_interval(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3) and share_interval(0, 0) == (0, 1)
+
+
+def test_alarms_that_come_from_one_source_widen_the_interval():
+    loud = [watched(-1, 0.9, 0.9, 0.9, source=f"camera{i // 5}" if i < 5 else f"other{i // 5}") for i in range(5)]
+    calm = [watched(-1, source=f"calm{i // 5}") for i in range(15)]
+    together = measure([*loud, *calm, watched(0, 0.95)]).at(0.5)
+    alone = measure([v._replace(source="") for v in (*loud, *calm, watched(0, 0.95))]).at(0.5)
+    assert together["false_alarms_per_hour"] == alone["false_alarms_per_hour"] == 0.75
+    widths = [np.diff(found["false_alarms_per_hour_interval"])[0] for found in (together, alone)]
+    assert widths[0] > 1.5 * widths[1]
+
+
+def test_intervals_contain_what_later_videos_do():
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(200):  # cameras with rates of their own, several videos each
+        cameras = rng.gamma(1, 2, 12)
+        videos = [
+            watched(-1, *[0.9] * rng.poisson(rate), source=str(i)) for i, rate in enumerate(cameras) for _ in range(3)
+        ]
+        low, high = measure([*videos, watched(0, 0.95)]).at(0.5)["false_alarms_per_hour_interval"]
+        inside += low <= 2 <= high
+    assert inside >= 170
+
+
+# ---- folds ----
+
+
+def test_folds_spread_classes_evenly_and_keep_sources_together():
+    labels = [-1] * 30 + [0] * 15 + [1] * 15
+    folds = split(labels, [str(i) for i in range(60)], 5, 0)
+    counts = np.array([[np.sum((folds == k) & (np.array(labels) == c)) for c in (-1, 0, 1)] for k in range(5)])
+    assert (counts == [6, 3, 3]).all()
+    groups = [f"camera{i % 12}" for i in range(60)]
+    by_camera = {}
+    for group, fold in zip(groups, split(labels, groups, 3, 0)):
+        by_camera.setdefault(group, set()).add(fold)
+    assert all(len(found) == 1 for found in by_camera.values())
+
+
+@pytest.mark.parametrize(
+    "labels, groups, num_folds",
+    [
+        ([-1, -1, 0, 0], "abcd", 2),  # fewer than asked for
+        ([-1] * 10 + [0, 1, 2], [str(i) for i in range(13)], 3),  # one video of each class
+        ([-1] * 10, [str(i) for i in range(10)], 5),  # normal ones alone
+        ([-1] * 10 + [0], [str(i) for i in range(11)], None),  # one abnormal video
+        ([-1, -1, 0, 0], "aaaa", None),  # one source
+    ],
+)
+def test_few_videos_make_fewer_folds_or_none(labels, groups, num_folds):
+    folds = split(labels, list(groups), 5, 0)
+    assert (folds is None) if num_folds is None else len(set(folds)) == num_folds
+
+
+def test_sources_come_from_a_file_or_from_the_beginnings_of_names(tmp_path):
+    videos = [Video("Normal/cam1_001", -1), Video("Fire/cam1_002", 0), Video("Fire/cam2_001", 0)]
+    assert sources(videos, tmp_path, None) == ["Normal/cam1_001", "Fire/cam1_002", "Fire/cam2_001"]
+    assert sources(videos, tmp_path, "_") == ["cam1", "cam1", "cam2"]
+    (tmp_path / "groups.txt").write_text("Normal/cam1_001.mp4 hall\nFire/cam1_002.mp4 yard\nFire/cam2_001 yard\n")
+    assert sources(videos, tmp_path, "_") == ["hall", "yard", "yard"]
+    (tmp_path / "groups.txt").write_text("Normal/cam1_001.mp4 hall\n")
+    with pytest.raises(InputError, match="groups.txt: found no line for Fire/cam1_002"):
+        sources(videos, tmp_path, None)
+    (tmp_path / "groups.txt").write_text("hall\n")
+    with pytest.raises(InputError, match="found 'hall', expected 'video source'"):
+        sources(videos, tmp_path, None)
+
+
+FOLDS = ("--folds", "4", "--epochs", "4")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A run with folds: its folder, its checkpoint, and what was read while each fold trained and was scored."""
+    root, reads, steps = tmp_path_factory.mktemp("folds"), [], []
+
+    def note(step, real):
+        def noted(*args):
+            reads.append((step, set()))
+            steps.append(step)
+            result = real(*args)
+            steps.clear()
+            return result
+
+        return noted
+
+    def opening(real):
+        def opened(self, name, **options):
+            if steps:
+                reads[-1][1].add(name)
+            return real(self, name, **options)
+
+        return opened
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_fitting, "train_fold", note("train", cross_fitting.train_fold))
+        patch.setattr(cross_fitting, "score_videos", note("score", cross_fitting.score_videos))
+        for name in ("open", "open_scattered"):
+            patch.setattr(FeatureFolder, name, opening(getattr(FeatureFolder, name)))
+        checkpoint = run(write_dataset(root / "data"), root / "out", *FOLDS)
+    return root, checkpoint, reads
+
+
+def test_no_video_is_scored_by_a_model_that_has_seen_it(fitted):
+    _, checkpoint, reads = fitted
+    assert [step for step, _ in reads] == ["train", "score"] * 4
+    names = {video[0] for video in checkpoint["lists"]["train"]}
+    for (_, seen), (_, scored) in zip(reads[::2], reads[1::2]):
+        assert seen and scored and not seen & scored and seen | scored == names
+    assert sorted(name for _, scored in reads[1::2] for name in scored) == sorted(names)
+
+
+def test_the_curve_is_kept_with_the_checkpoint_and_its_best_threshold_is_the_default(fitted, capsys):
+    root, checkpoint, _ = fitted
+    curve = OperatingCurve.from_plain(checkpoint["operating_curve"])
+    assert (curve.num_normal, curve.num_abnormal) == (8, 8) and curve.normal_hours > 0
+    assert checkpoint["threshold"] == curve.best_threshold()
+    assert (root / "out" / "operating_curve.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(root / "out" / "held_out.npz") as held_out:
+        assert {f"{video[0]}.p_A" for video in checkpoint["lists"]["train"]} <= set(held_out)
+
+
+def test_the_model_is_the_same_with_folds_and_without(fitted, tmp_path):
+    root, checkpoint, _ = fitted
+    alone = run(root / "data", tmp_path, "--epochs", "4")
+    assert equal(alone["model"], checkpoint["model"]) and equal(alone["rng"], checkpoint["rng"])
+    assert "operating_curve" not in alone and alone["threshold"] != checkpoint["threshold"]
+
+
+def test_a_run_stopped_in_a_fold_goes_on_with_the_folds_that_are_left(fitted, tmp_path, monkeypatch, capsys):
+    root, checkpoint, _ = fitted
+    folds, real = [], cross_fitting.train_fold
+
+    def stop_in_the_third(*args):
+        folds.append(1)
+        if len(folds) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(cross_fitting, "train_fold", stop_in_the_third)
+    run(root / "data", tmp_path, *FOLDS)
+    assert "before the last fold" in capsys.readouterr().out
+    resumed = run(root / "data", tmp_path, *FOLDS, "--resume")
+    assert len(folds) == 5
+    assert equal(resumed["operating_curve"], checkpoint["operating_curve"]) and equal(resumed["rng"], checkpoint["rng"])
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"no archive"])
+def test_damaged_scores_of_folds_are_made_anew(damage, tmp_path):
+    (tmp_path / "held_out.npz").write_bytes(damage)
+    held_out = cross_fitting.HeldOut(tmp_path / "held_out.npz", "settings")
+    assert Video("a", -1) not in held_out
+    held_out.add({"a": watched(-1)})
+    assert Video("a", -1) in cross_fitting.HeldOut(tmp_path / "held_out.npz", "settings")
+    assert Video("a", -1) not in cross_fitting.HeldOut(tmp_path / "held_out.npz", "other settings")
+
+
+def test_without_folds_one_line_says_what_is_unknown(fitted, tmp_path, capsys):
+    run(fitted[0] / "data", tmp_path, "--epochs", "1")
+    assert "what they do to other videos is unknown" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--folds 1: expected 0, or 2 and more"):
+        run(fitted[0] / "data", tmp_path / "other", "--folds", "1")

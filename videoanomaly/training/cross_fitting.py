@@ -1,0 +1,185 @@
+"""Cross-fitting: each training video is scored by a model that has not seen it, nor another video of its source.
+
+What a threshold will do to videos that come later is read off these scores (operating_curve.py): the scores of the
+model's own training videos flatter it. K folds, V training videos, N frames, C anomaly classes.
+"""
+
+import json
+import time
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anomalyclip import AnomalyCLIPConfig
+from videoanomaly import plots
+from videoanomaly.data.annotations import Video, VideoLists, video_name
+from videoanomaly.data.training_data import TrainingData
+from videoanomaly.evaluation.scoring import alarm_threshold, frame_rates, score_videos
+from videoanomaly.evaluation.tables import align, threshold_rows
+from videoanomaly.operating_curve import OperatingCurve, Watched, measure
+from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.files import read_lines, write_atomically
+from videoanomaly.runtime.torchrun import is_main
+from videoanomaly.settings import TrainingSettings
+from videoanomaly.systems.base import Trainable
+from videoanomaly.systems.catalogue import build, make_optimizer
+from videoanomaly.training.epochs import make_training, train_epoch
+from videoanomaly.weights.checkpoints import ANYTIME, NOT_BEGUN
+from videoanomaly.winograd import accelerate
+
+SHORTER = 3  # a fold's training has that part of the epochs: the thresholds found are as good (docs/videos.md)
+DEFAULT_RATE = 30.0  # frames per second where meta.json does not tell
+HELD_OUT = "held_out.npz"
+
+
+def sources(videos: Sequence[Video], root: str | Path, separator: str | None) -> list[str]:
+    """What each video comes from, (V,): videos of one source are never in different folds.
+
+    Args:
+        root: Its groups.txt, if there is one, has a line `video source` for each training video.
+        separator: Without such a file: the source is the file's name up to the first one; None: each video is its own.
+    """
+    path, stems = Path(root, "groups.txt"), [video.name.rpartition("/")[2] for video in videos]
+    if not path.exists():
+        return [video.name if separator is None else stem.split(separator)[0] for video, stem in zip(videos, stems)]
+    told = {}
+    for where, line in read_lines(path):
+        name, *source = line.rsplit(None, 1)
+        if not source:
+            raise InputError(f"{where}: found {line!r}, expected 'video source'")
+        told[video_name(where, name)] = source[0]
+    if missing := next((video.name for video in videos if video.name not in told), None):
+        raise InputError(f"{path}: found no line for {missing}, expected one for each training video")
+    return [told[video.name] for video in videos]
+
+
+def split(labels: Sequence[int], groups: Sequence[str], num_folds: int, seed: int) -> np.ndarray | None:
+    """Number of each video's fold, (V,): classes spread evenly, groups kept together.
+
+    Fewer folds where there are fewer groups with normal or with abnormal videos; None where not even two can be made.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import
+
+    labels_of, abnormal = np.asarray(labels), np.asarray(labels) >= 0
+    kinds = [len({group for group, is_kind in zip(groups, kind) if is_kind}) for kind in (abnormal, ~abnormal)]
+    num_folds = min(num_folds, *(n for n in kinds if n))
+    if num_folds < 2:
+        return None
+    folds = np.zeros(len(labels_of), int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with fewer videos than folds
+        splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+        kind_of = labels_of if np.unique(labels_of, return_counts=True)[1].max() >= num_folds else abnormal
+        for k, (_, held_out) in enumerate(splitter.split(labels_of, kind_of, groups)):
+            folds[held_out] = k
+    for k in range(num_folds):  # a fold's training needs both kinds
+        if any(kind.any() and not kind[folds != k].any() for kind in (abnormal, ~abnormal)):
+            return None
+    return folds
+
+
+def train_fold(
+    settings: TrainingSettings, config: AnomalyCLIPConfig, data: TrainingData, clip: dict, device: str, signals: list
+) -> Trainable | None:
+    """A model of some of the training videos, made as train.py makes that of all; None if a signal stopped it."""
+    torch.manual_seed(settings.seed)
+    model = build(settings.model, config, **clip, **settings.system.learn(data, settings.seed)).to(device)
+    accelerate(model)
+    optimizer = make_optimizer(model, settings.lr, released=config.variant == "released")
+    training = make_training(settings, config, model, optimizer, data, device)
+    for epoch in range(settings.epochs or 0):
+        if train_epoch(training, epoch, NOT_BEGUN, signals)["steps"] < len(training.loader) or signals:
+            return None
+    if is_main():
+        model.finish(data)
+    return model.eval()
+
+
+class HeldOut:
+    """OUT/held_out.npz: NAME.p_A (N,) and NAME.p_class (N, C) of the videos scored so far, and how they were split."""
+
+    def __init__(self, path: Path, made_with: str):
+        self.path, self.arrays = path, {"made_with": np.array(made_with)}
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if str(file["made_with"]) == made_with:
+                    self.arrays = dict(file)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # none yet, or one that is made anew
+
+    def __contains__(self, video: Video) -> bool:
+        return f"{video.name}.p_A" in self.arrays
+
+    def add(self, scores: dict) -> None:
+        for name, found in scores.items():
+            self.arrays |= {f"{name}.p_A": found.p_A, f"{name}.p_class": found.p_class}
+        write_atomically(self.path, lambda file: np.savez(file, allow_pickle=False, **self.arrays))
+
+    def curve(self, videos: Sequence[Video], groups: Sequence[str], rates: Sequence[float]) -> OperatingCurve:
+        return measure(
+            [
+                Watched(
+                    video.label, self.arrays[f"{video.name}.p_A"], self.arrays[f"{video.name}.p_class"], rate, group
+                )
+                for video, rate, group in zip(videos, rates, groups)
+            ]
+        )
+
+
+def cross_fit(
+    settings: TrainingSettings, config: AnomalyCLIPConfig, data: TrainingData, clip: dict, device: str, signals: list
+) -> OperatingCurve | None:
+    """The operating curve of the training videos, each scored by a model that has not seen it.
+
+    OUT/held_out.npz keeps the scores of finished folds, so that a run that is gone on with trains the others alone.
+
+    Args:
+        clip: Arguments of the system that bring CLIP in.
+        signals: Where one has come, see `stop_signals`, the curve is None.
+    Returns:
+        None, too, where the videos cannot be split, and in other processes than the first.
+    """
+    videos = data.lists.train
+    groups = sources(videos, settings.root, settings.group_by)
+    folds = split([video.label for video in videos], groups, settings.folds, settings.seed)
+    if folds is None:
+        return None
+    short = replace(settings, epochs=-(-(settings.epochs or 0) // SHORTER))
+    lasting = {name: value for name, value in short.asdict().items() if name not in ANYTIME}
+    made_with = json.dumps([lasting, folds.tolist()], sort_keys=True)
+    held_out = HeldOut(Path(settings.out, HELD_OUT), made_with)
+    for k in range(folds.max() + 1):
+        start, seen, unseen = time.monotonic(), folds != k, [v for v, fold in zip(videos, folds) if fold == k]
+        if all(video in held_out for video in unseen):
+            continue
+        rest = VideoLists(data.lists.classes, [v for v, is_seen in zip(videos, seen) if is_seen], [])
+        with torch.random.fork_rng():
+            model = train_fold(short, config, data._replace(lists=rest), clip, device, signals)
+        if model is None:
+            return None
+        if is_main():
+            held_out.add(score_videos(model.predict, unseen, data.features, data.temporal))
+            took = f"{time.monotonic() - start:.1f} s"
+            print(
+                f"fold {k + 1}/{folds.max() + 1}  {len(rest.train)} videos seen, {len(unseen)} scored  {took}",
+                flush=True,
+            )
+    return held_out.curve(videos, groups, frame_rates(data.features, list(videos), DEFAULT_RATE)) if is_main() else None
+
+
+def operating_point(out: Path, model: Trainable, data: TrainingData, curve: OperatingCurve | None) -> dict:
+    """Entries of the checkpoint: the default threshold, and the curve if there is one, which is shown and drawn."""
+    if curve is None:
+        print(
+            "thresholds: what they do to other videos is unknown without folds; the stored one is quiet on the normal "
+            "training videos, which the model has seen"
+        )
+        return {"threshold": alarm_threshold(model, data.lists, data.features, data.temporal)}
+    plots.operating_curve(out / "operating_curve.png", curve)
+    print(f"on training videos that the model has not seen, with 95% intervals:\n{align(threshold_rows(curve))}")
+    return {"threshold": curve.best_threshold(), "operating_curve": curve.to_plain()}
