@@ -24,6 +24,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from videoanomaly.data.datasets import PUBLISHED
+from videoanomaly.event_rule import LOW_SHARE, MERGE_GAP, MIN_LENGTH
 from videoanomaly.runtime.addresses import LISTENING, STREAMS, WEBHOOKS, check_address, is_address, refuse_addresses
 from videoanomaly.runtime.console import CONTROLS, InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
@@ -42,9 +43,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add("--ckpt", required=True, help="checkpoint that train.py wrote, or with --dataset one of the paper's authors")
     add("--out", type=Path, help="output folder")
-    add(
-        "--threshold", type=float, help="events begin at this p_A (default: the one stored in the checkpoint, else 0.5)"
-    )
     add(
         "--stride",
         type=at_least(1),
@@ -69,6 +67,35 @@ def parse_args(argv=None) -> argparse.Namespace:
         "learned contexts, and the segments that drove the score of each class",
     )
     add("--force", action="store_true", help="do finished videos again")
+    add = parser.add_argument_group("events").add_argument
+    add("--threshold", type=float, help="events begin at this p_A (default: the checkpoint's, else 0.5)")
+    add(
+        "--false-alarms-per-hour",
+        type=float,
+        metavar="R",
+        help="instead: the lowest threshold with at most R false alarms per hour on the held-out folds of the training",
+    )
+    add(
+        "--hysteresis",
+        type=float,
+        default=LOW_SHARE,
+        metavar="SHARE",
+        help="an event lasts while p_A is at least this share of the threshold (default: %(default)s)",
+    )
+    add(
+        "--min-length",
+        type=float,
+        default=MIN_LENGTH,
+        metavar="SECONDS",
+        help="shorter events are dropped (default: %(default)s)",
+    )
+    add(
+        "--merge-gap",
+        type=float,
+        default=MERGE_GAP,
+        metavar="SECONDS",
+        help="events at most so far apart are one (default: %(default)s)",
+    )
     add = parser.add_argument_group("the checkpoint's features").add_argument
     add("--clip", help="CLIP weights, a name or a file (default: those of the training, else ViT-B/16)")
     add("--encoder", metavar="FILE.py:CLASS", help="image encoder instead of CLIP; THIS RUNS THE CODE IN THE FILE")
@@ -142,8 +169,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--out is missing: expected a folder for the results")
     if args.out and args.out.is_file():
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
-    if args.threshold is not None and not 0 < args.threshold <= 1:
-        raise InputError(f"--threshold {args.threshold}: expected a number above 0, at most 1")
+    check_event_options(vars(args))
     if args.fps is not None and not (args.fps > 0 and math.isfinite(args.fps)):
         raise InputError(f"--fps {args.fps}: expected a positive number")
     if args.annotate and not args.videos:
@@ -162,6 +188,20 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--dataset and --root go together: they are for checkpoints of the authors")
     if args.export and args.export.suffix not in (".onnx", ".pt2"):
         raise InputError(f"--export {args.export}: expected a name that ends in .onnx or .pt2")
+
+
+def check_event_options(given: dict) -> None:
+    threshold, rate = given["threshold"], given["false_alarms_per_hour"]
+    for option, value in (("--threshold", threshold), ("--hysteresis", given["hysteresis"])):
+        if value is not None and not 0 < value <= 1:
+            raise InputError(f"{option} {value}: expected a number above 0, at most 1")
+    for option, value in (("--min-length", given["min_length"]), ("--merge-gap", given["merge_gap"])):
+        if not 0 <= value < math.inf:
+            raise InputError(f"{option} {value}: expected seconds, at least 0")
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"--false-alarms-per-hour {rate}: expected a number above 0")
+    if rate is not None and threshold is not None:
+        raise InputError("--threshold and --false-alarms-per-hour both choose the threshold: expected one of them")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -190,8 +230,10 @@ def main(argv: list[str] | None = None) -> int:
         with redirect_stdout(sys.stderr):  # standard output is for events alone; some encoders print when loaded
             encoder = encoder_of(options, recogniser)
         how = {"crops": encoder.crops, "jpeg": encoder.jpeg, "n_px": encoder.n_px, "fps": args.fps}
-        how |= {"threshold": recogniser.threshold, "stride": spacing, "webhook": args.webhook}
+        how |= {"settings": recogniser.event_settings, "threshold_rule": recogniser.threshold_rule}
+        how |= {"stride": spacing, "webhook": args.webhook}
         return service.run(args.live, recogniser.model, encoder.model, **how)
+    print(f"events begin at p_A {recogniser.threshold:.4g}: {recogniser.threshold_rule}", flush=True)
     with lock_folder(args.out):
         if args.features:
             return predict_features(args.features, options, recogniser)

@@ -30,7 +30,7 @@ from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from tests.places import ROOT
 from tests.streams import Brightness, GreyEncoder
 from videoanomaly import event_rule
-from videoanomaly.event_rule import cut_events
+from videoanomaly.event_rule import EventSettings, cut_events
 from videoanomaly.live import service, streams, watcher as watcher_, webhook
 from videoanomaly.runtime.console import InputError
 
@@ -60,12 +60,14 @@ if len(sys.argv) > 1:
 SCRIPT = """
 import json, sys
 from tests.streams import Brightness, GreyEncoder
+from videoanomaly.event_rule import EventSettings
 from videoanomaly.live import service, streams, watcher
 from videoanomaly.runtime.console import run_script
 options = json.loads(sys.argv[2])
 watcher.GAP = service.GAP = options.pop("gap", 10)
 streams.TIMEOUT, streams.BACK_OFF = options.pop("timeout", 5), (0.5, 1)
-run_script(lambda: service.run(sys.argv[1], Brightness(), GreyEncoder(), threshold=0.5, n_px=8, **options))
+options |= {"settings": EventSettings(0.5), "threshold_rule": "given as --threshold", "n_px": 8}
+run_script(lambda: service.run(sys.argv[1], Brightness(), GreyEncoder(), **options))
 """
 
 
@@ -95,7 +97,8 @@ def video(tmp_path_factory):
 
 def watch_here(source, capfd, encoder=None, **options):
     """Runs `live.run` in this process; status, events, lines of stderr."""
-    status = service.run(str(source), Brightness(), encoder or GreyEncoder(), threshold=0.5, n_px=8, **options)
+    options |= {"settings": EventSettings(0.5), "threshold_rule": "given as --threshold", "n_px": 8}
+    status = service.run(str(source), Brightness(), encoder or GreyEncoder(), **options)
     out, err = capfd.readouterr()
     return status, [json.loads(line) for line in out.splitlines()], err.splitlines()
 
@@ -146,9 +149,9 @@ def kinds(events) -> list[str]:
 # ---------------------------------------------------------------- events
 
 
-def stream_events(p_A, rate, high):
+def stream_events(p_A, rate, *settings):
     """News of EventRule, (row, kind, event), of which p_class are p_A and 1 - p_A."""
-    rule, news = event_rule.EventRule(rate, high, 2), []
+    rule, news = event_rule.EventRule(rate, EventSettings(*settings), 2), []
     for row, p in enumerate(p_A):
         found = rule.add(row, p, np.array([p, 1 - p]))
         news += [(row, *found)] if found else []
@@ -161,11 +164,16 @@ def stream_events(p_A, rate, high):
     st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.26, 0.5, 0.51, 0.9]), st.integers(1, 9)), min_size=1, max_size=40),
     st.sampled_from([1.0, 3.0, 4.5]),
     st.sampled_from([0.5, 0.52]),
+    st.one_of(
+        st.just((0.5, 1.0, 1.0)),  # the defaults, which cut_events has without being told
+        st.tuples(st.sampled_from([0.01, 0.3, 0.5, 1.0]), st.sampled_from([0, 0.5, 3]), st.sampled_from([0, 0.7, 4])),
+    ),
 )
-def test_events_of_a_stream_are_those_of_cut_events(pieces, rate, high):
-    p_A = np.concatenate([np.full(length, p) for p, length in pieces])
-    expected = cut_events(p_A, rate, high=high)
-    ends = [event for _, kind, event in stream_events(p_A, rate, high) if kind == "end"]
+def test_events_of_a_stream_are_those_of_cut_events(pieces, rate, high, others):
+    p_A, low_share = np.concatenate([np.full(length, p) for p, length in pieces]), others[0]
+    given = {"low": low_share * high, "merge_gap": others[1], "min_length": others[2]}
+    expected = cut_events(p_A, rate, high=high, **(given if others != (0.5, 1.0, 1.0) else {}))
+    ends = [event for _, kind, event in stream_events(p_A, rate, high, *others) if kind == "end"]
     assert [[e.start, e.end] for e in ends] == expected.intervals.tolist()
     np.testing.assert_allclose([e.p_A for e in ends], expected.scores)
     for e in ends:
@@ -218,10 +226,9 @@ def small_model(num_frames=5) -> AnomalyCLIP:
     return model
 
 
-def make_watch(model, told, rate=5.0, threshold=0.5, num_crops=1):
-    return watcher_.Watch(
-        model, rate=rate, threshold=threshold, num_crops=num_crops, tell=lambda *news: told.append(news)
-    )
+def make_watch(model, told, threshold=0.5, num_crops=1):
+    rule = EventSettings(threshold)
+    return watcher_.Watch(model, rate=5.0, settings=rule, num_crops=num_crops, tell=lambda *news: told.append(news))
 
 
 @pytest.mark.parametrize("num_crops", [1, 2])
@@ -233,7 +240,7 @@ def test_a_stream_gives_the_events_of_the_scores_that_the_same_windows_have_offl
     p_A = np.concatenate([p[-5:] for p, _ in parts] + [last[0][-3:]])
     p_class = np.concatenate([p[-5:] for _, p in parts] + [last[1][-3:]])
     threshold, told = float(np.quantile(p_A, 0.7)), []
-    watch = make_watch(model, told, threshold=threshold, num_crops=num_crops)
+    watch = make_watch(model, told, threshold, num_crops=num_crops)
     for row, x in enumerate(features):
         watch.add(x, 40 + row, 0.0)
     watch.finish()
@@ -359,6 +366,8 @@ def test_a_file_in_real_time_gives_the_events_of_its_frames(video, capfd):
     end = events[-1]
     assert (end["start"], end["end"]) == (1.0, 2.5) and (end["class"], end["p_class"]) == ("Fire", 0.75)
     assert end["others"] == [{"class": "Flood", "p_class": 0.25}] and end["confidence"] == pytest.approx(1, abs=0.01)
+    assert err[0] == f"{video}: events begin at p_A 0.5 (given as --threshold)"
+    assert [event["event"] for event in events if event.get("threshold_rule") == "given as --threshold"] == ["begin"]
     assert end["source"] == str(video) and end["start_time"].endswith("+00:00")
     assert all(0 <= event["latency"] for event in events)
 

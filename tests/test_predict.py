@@ -257,7 +257,7 @@ def test_videos_that_cannot_be_read_are_named_without_control_characters(planted
     assert extract_features.main([*extract, "--out", str(tmp_path / f"features{name}")]) == 1
     assert evaluator.timeline_pictures(str(folder), f"a{name}", np.zeros(9)) == []
     told = capfd.readouterr()
-    assert len(lines_shown(told.out)) == 2 and len(lines_shown(told.err)) == 3, told
+    assert len(lines_shown(told.out)) == 3 and len(lines_shown(told.err)) == 3, told
     for script in (predict, extract_features):
         with pytest.raises(SystemExit, match="2"):
             run_script(
@@ -412,6 +412,13 @@ def test_subtitles_escape_names(end):
         (["v.mp4"], "--out is missing"),
         (["v.mp4", "--live", "0"], "found videos and live"),
         (["v.mp4", "--out", "o", "--threshold", "0"], "--threshold 0.0"),
+        (["v.mp4", "--out", "o", "--threshold", "0.5", "--false-alarms-per-hour", "1"], "expected one of them"),
+        (["v.mp4", "--out", "o", "--false-alarms-per-hour", "0"], "--false-alarms-per-hour 0.0: expected"),
+        (["--live", "0", "--false-alarms-per-hour", "nan"], "--false-alarms-per-hour nan: expected"),
+        (["v.mp4", "--out", "o", "--hysteresis", "1.5"], "--hysteresis 1.5: expected"),
+        (["v.mp4", "--out", "o", "--hysteresis", "0"], "--hysteresis 0.0: expected"),
+        (["--live", "0", "--min-length", "-1"], "--min-length -1.0: expected seconds"),
+        (["v.mp4", "--out", "o", "--merge-gap", "inf"], "--merge-gap inf: expected seconds"),
         (["v.mp4", "--out", "o", "--stride", "0"], "--stride 0"),
         (["--features", "x.npy", "--out", "o", "--fps", "nan"], "--fps nan"),
         (["--features", "x.npy", "--out", "o", "--annotate"], "--annotate"),

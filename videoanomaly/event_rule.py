@@ -10,6 +10,29 @@ from typing import NamedTuple
 
 import numpy as np
 
+LOW_SHARE = 0.5
+MERGE_GAP = 1.0  # seconds
+MIN_LENGTH = 1.0  # seconds
+
+
+class EventSettings(NamedTuple):
+    """When an event begins and ends, for whole videos and for streams."""
+
+    threshold: float  # an event has to reach this p_A
+    low_share: float = LOW_SHARE  # it lasts while p_A >= low_share * threshold
+    merge_gap: float = MERGE_GAP  # seconds; events at most so far apart are one
+    min_length: float = MIN_LENGTH  # seconds; shorter ones are dropped
+
+    @property
+    def low(self) -> float:
+        """The p_A below which an event ends."""
+        return self.low_share * self.threshold
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether all but the threshold is as by default, and so as in the numbers of evaluate.py."""
+        return self == EventSettings(self.threshold)
+
 
 def highest_classes(means: np.ndarray, classes: Sequence[str]) -> list[dict]:
     """The three classes of highest mean p_class, (C,), best first."""
@@ -30,19 +53,20 @@ class EventRule:
 
     Args:
         rate: Rows per second.
-        high: Threshold on p_A that an event has to reach; it lasts as long as p_A is at least half of that.
+        settings: As `cut_events` takes them by name.
         num_classes: C.
     """
 
-    def __init__(self, rate: float, high: float, num_classes: int):
-        self.rate, self.high, self.merge_gap, self.min_length = rate, high, MERGE_GAP * rate, MIN_LENGTH * rate
+    def __init__(self, rate: float, settings: EventSettings, num_classes: int):
+        self.rate, self.high, self.low = rate, settings.threshold, settings.low
+        self.merge_gap, self.min_length = settings.merge_gap * rate, settings.min_length * rate
         self.nothing = np.zeros(1 + num_classes)
         self.forget()
 
     def forget(self) -> None:
         """As if no row had come yet."""
         self.start: int | None = None  # row, of the event so far
-        self.run: int | None = None  # first row of the current run of rows above high / 2
+        self.run: int | None = None  # first row of the current run of rows of at least low
         self.end = 0  # row behind the last of the event so far
         self.reached = self.begun = False  # the run reached high; the event was told
         self.total = self.later = self.nothing  # sums of p_A and p_class: of the event, of what is behind it
@@ -50,7 +74,7 @@ class EventRule:
     def add(self, row: int, p_A: float, p_class: np.ndarray) -> tuple[str, Event] | None:
         """Returns ("begin" or "end", event) if that is what this row tells."""
         self.later = self.later + np.concatenate([[p_A], p_class])
-        if p_A >= self.high / 2:
+        if p_A >= self.low:
             self.run = row if self.run is None else self.run
             self.reached |= bool(p_A >= self.high)
         else:
@@ -82,10 +106,6 @@ class EventRule:
         event = self.event()
         self.forget()
         return event and ("end", event)
-
-
-MERGE_GAP = 1.0  # seconds
-MIN_LENGTH = 1.0  # seconds
 
 
 class Events(NamedTuple):
@@ -159,8 +179,8 @@ def cut_events(
     Args:
         p: (N,).
         fps: Frames per second.
-        high, low: Thresholds, low is high / 2 if not given.
+        high, low: Thresholds, low is LOW_SHARE * high if not given.
         merge_gap, min_length: Seconds.
     """
     p, starts = join_videos([p])
-    return cut_joined(p, starts, np.array([fps]), high, high / 2 if low is None else low, merge_gap, min_length)
+    return cut_joined(p, starts, np.array([fps]), high, LOW_SHARE * high if low is None else low, merge_gap, min_length)

@@ -6,8 +6,8 @@ is full it is repeated, as AnomalyCLIP.predict does with short videos); the newe
 those of event_rule.cut_events, each written as JSON lines on standard output when it begins, goes on and ends.
 
 Latency from a frame to its line: up to F rows that wait for each other, and the time that encoder and model take. An
-event begins once it is as long as event_rule.MIN_LENGTH, and ends once it can no longer be joined by another
-(event_rule.MERGE_GAP).
+event begins once it is as long as EventSettings.min_length, and ends once it can no longer be joined by another
+(EventSettings.merge_gap).
 
 Rows that are missing (the encoder was too slow, the camera is slower than the training videos were, the stream broke
 for a moment) show what the last one did, so that time runs as in training. A longer break ends the open event and
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-from videoanomaly.event_rule import Event, highest_classes
+from videoanomaly.event_rule import Event, EventSettings, highest_classes
 from videoanomaly.live.streams import Reader, find_source
 from videoanomaly.live.watcher import GAP, Model, Watch
 from videoanomaly.live.webhook import Webhook
@@ -49,10 +49,11 @@ class Teller:
         reader: Knows the source's name, its rate and when it began.
         classes: C names.
         webhook: Where each event is posted to, if anywhere.
+        first: What the line of a beginning event has besides.
     """
 
-    def __init__(self, reader: Reader, classes: Sequence[str], webhook: Webhook | None):
-        self.reader, self.classes, self.webhook = reader, classes, webhook
+    def __init__(self, reader: Reader, classes: Sequence[str], webhook: Webhook | None, first: dict):
+        self.reader, self.classes, self.webhook, self.first = reader, classes, webhook, first
 
     def __call__(self, kind: str, number: int, event: Event, latency: float) -> None:
         """See `Watch`."""
@@ -73,6 +74,7 @@ class Teller:
             "confidence": round(event.p_A, 4),
             "others": others,
             "latency": round(latency, 3),
+            **(self.first if kind == "begin" else {}),
         }
         print(json.dumps(record), flush=True)
         if self.webhook:
@@ -154,7 +156,7 @@ def warm_up(model: Model, encoder: ImageEncoder) -> float:
     return seconds
 
 
-def check_model(model: Model, encoder: ImageEncoder, threshold: float) -> None:
+def check_model(model: Model, encoder: ImageEncoder) -> None:
     """Refuses, by an InputError, what does not fit together."""
     if model.config.temporal_feature_dim is not None:
         raise InputError("--live: the checkpoint needs features of two encoders, expected one that needs one")
@@ -163,8 +165,6 @@ def check_model(model: Model, encoder: ImageEncoder, threshold: float) -> None:
             f"--live: the encoder's features have {encoder.dim} values, expected {model.config.feature_dim} as "
             "the checkpoint was trained with"
         )
-    if not 0 < threshold <= 1:
-        raise InputError(f"--threshold {threshold}: expected a value above 0, at most 1")
 
 
 def run(
@@ -172,7 +172,8 @@ def run(
     model: Model,
     encoder: ImageEncoder,
     *,
-    threshold: float,
+    settings: EventSettings,
+    threshold_rule: str,
     stride: int = 1,
     crops: int = 1,
     jpeg: int | None = None,
@@ -186,7 +187,8 @@ def run(
         source: Camera index ("0"), rtsp:// or any other URL that PyAV opens, a file, or "-" for standard input.
         model: AnomalyCLIP with its directions, on the device where it is to run.
         encoder: As encoders.load_encoder gives it.
-        threshold: Events begin at p_A >= threshold; the rule is that of event_rule.cut_events.
+        settings: When events begin and end; the rule is that of event_rule.cut_events.
+        threshold_rule: Where its threshold comes from, for the reader.
         stride, crops, jpeg: As the features were made that the model was trained with.
         n_px: Side of the encoder's input, pixels (encoders.input_size).
         fps: Frames per second of the training videos, so that rows are fps / stride a second; None: the source's own
@@ -197,8 +199,10 @@ def run(
     Raises:
         InputError: If the source or the webhook is none that can be opened.
     """
-    check_model(model, encoder, threshold)
+    check_model(model, encoder)
     found, hook = find_source(source), Webhook(webhook) if webhook else None
+    note(f"{found.name}: events begin at p_A {settings.threshold:.4g} ({threshold_rule})")
+    first = {"threshold": settings.threshold, "threshold_rule": threshold_rule}
     av.logging.set_level(None)  # FFmpeg's lines hold addresses
     reader, reformatter = Reader(found, fps and fps / stride, stride), VideoReformatter()
     reader.seconds_per_row = warm_up(model, encoder)
@@ -208,8 +212,8 @@ def run(
         return to_float16(encoder.encode(torch.stack(images)), "--live")  # (crops, D), rounded as feature files are
 
     def make_watch() -> Watch:
-        tell = Teller(reader, model.config.classes, hook)
-        return Watch(model, rate=reader.rate, threshold=threshold, num_crops=crops, tell=tell)
+        tell = Teller(reader, model.config.classes, hook, first)
+        return Watch(model, rate=reader.rate, settings=settings, num_crops=crops, tell=tell)
 
     with stop_signals() as signals:
         begun = time.monotonic()

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from anomalyclip import AnomalyCLIPConfig
-from videoanomaly.event_rule import Event, EventRule
+from videoanomaly.event_rule import Event, EventRule, EventSettings
 from videoanomaly.runtime.console import note
 
 GAP = 10.0  # seconds without a frame that end the open event
@@ -57,7 +57,7 @@ class Watch:
     Args:
         model: In evaluation mode.
         rate: Rows per second.
-        threshold: Of `EventRule`.
+        settings: Of `EventRule`.
         num_crops: Crops of a row.
         tell: Called with "begin", "update" or "end", the number of the event, the event and the latency, seconds.
     """
@@ -67,14 +67,14 @@ class Watch:
         model: Model,
         *,
         rate: float,
-        threshold: float,
+        settings: EventSettings,
         num_crops: int,
         tell: Callable[[str, int, Event, float], None],
     ):
         config, self.model, self.tell = model.config, model, tell
         num_rows, self.num_frames = config.num_segments * config.num_frames, config.num_frames
         self.ring = RowRing(num_rows, (num_crops, config.feature_dim))
-        self.rule = EventRule(rate, threshold, len(config.classes))
+        self.rule = EventRule(rate, settings, len(config.classes))
         # what is filled has to fit into the ring
         self.max_missing = max(min(int(GAP * rate), num_rows - self.num_frames), 1)
         self.arrivals: list[float] = []  # of the rows without scores yet, seconds

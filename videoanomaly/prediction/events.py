@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videoanomaly.event_rule import cut_events, highest_classes
+from videoanomaly.event_rule import EventSettings, cut_events, highest_classes
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.runtime.files import csv_cell
 from videoanomaly.video.frame_clock import clock
@@ -37,8 +37,8 @@ def count(number: int, word: str) -> str:
     return f"{number:,} {word}{'s' * (number != 1)}"
 
 
-def find_events(scores: FrameScores, classes: Sequence[str], threshold: float) -> list[dict]:
-    """Events of p_A in the order of time, as plain values.
+def find_events(scores: FrameScores, classes: Sequence[str], *settings: float) -> list[dict]:
+    """Events of p_A in the order of time, as plain values; `settings` are the fields of an EventSettings.
 
     Returns:
         Of each event: start, end (seconds), start_frame, end_frame (first frame and the one behind the last),
@@ -46,7 +46,9 @@ def find_events(scores: FrameScores, classes: Sequence[str], threshold: float) -
         and others, the next two classes with their mean p_class.
     """
     ends, result = scores.ends, []
-    found = cut_events(scores.p_A, scores.fps, high=threshold)
+    rule = EventSettings(*settings)
+    limits = {"merge_gap": rule.merge_gap, "min_length": rule.min_length}
+    found = cut_events(scores.p_A, scores.fps, high=rule.threshold, low=rule.low, **limits)
     for (first, behind), confidence in zip(found.intervals.tolist(), found.scores.tolist()):
         means = scores.p_class[first:behind].mean(axis=0, dtype=np.float64)  # (C,)
         best, *others = highest_classes(means, classes)

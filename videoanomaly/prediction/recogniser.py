@@ -9,8 +9,11 @@ import torch
 
 from anomalyclip import AnomalyCLIP, VideoModel
 from videoanomaly.clip_weights import load_training_clip
+from videoanomaly.event_rule import LOW_SHARE, MERGE_GAP, MIN_LENGTH, EventSettings
+from videoanomaly.operating_curve import OperatingCurve
 from videoanomaly.prediction.explain import nearest_words
 from videoanomaly.prediction.open_set import add_classes, check_names, check_open
+from videoanomaly.prediction.operating_point import GIVEN, OTHERWISE_CUT, choose_threshold, stored_curve
 from videoanomaly.runtime.console import InputError
 from videoanomaly.weights.checkpoints import frames_per_feature, load_model
 
@@ -23,6 +26,10 @@ class PredictionOptions:
     device: str
     out: Path | None = None
     threshold: float | None = None
+    false_alarms_per_hour: float | None = None  # instead of a threshold
+    hysteresis: float = LOW_SHARE
+    merge_gap: float = MERGE_GAP
+    min_length: float = MIN_LENGTH
     stride: int | None = None
     annotate: bool = False
     classes: tuple[str, ...] | None = None  # new ones
@@ -40,14 +47,20 @@ class PredictionOptions:
 
 
 class Recogniser(NamedTuple):
-    """A model, and what its checkpoint says about the features that go in and the threshold on what comes out."""
+    """A model, and what its checkpoint says about the features that go in and the events that come out."""
 
     model: VideoModel
     checkpoint: dict
     spacing: int  # frames from one row of features to the next
-    threshold: float
+    event_settings: EventSettings
+    threshold_rule: str  # a sentence: where the threshold comes from
+    curve: OperatingCurve | None  # on held-out folds, if they were measured
     sha256: str  # of the checkpoint file
     words: dict | None = None  # near the learned contexts, see explain.nearest_words; None without --explain
+
+    @property
+    def threshold(self) -> float:
+        return self.event_settings.threshold
 
 
 def load(options: PredictionOptions) -> Recogniser:
@@ -55,11 +68,19 @@ def load(options: PredictionOptions) -> Recogniser:
     checkpoint, model = load_model(options.ckpt, dataset=options.dataset, root=options.root)
     with open(options.ckpt, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    threshold = options.threshold if options.threshold is not None else checkpoint.get("threshold") or 0.5
+    events = event_rule_of(options, checkpoint)
     spacing = options.frames_per_feature or frames_per_feature(checkpoint)
     extended, words = extend(options, checkpoint, model)
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
-    return Recogniser(extended.to(options.device).eval(), checkpoint, spacing, threshold, sha256, words)
+    return Recogniser(extended.to(options.device).eval(), checkpoint, spacing, *events, sha256, words)
+
+
+def event_rule_of(options: PredictionOptions, checkpoint: dict) -> tuple[EventSettings, str, OperatingCurve | None]:
+    """The recogniser's event_settings, threshold_rule and curve."""
+    curve, asked = stored_curve(checkpoint), (options.threshold, options.false_alarms_per_hour)
+    threshold, rule = choose_threshold(options.ckpt, checkpoint, curve, *asked)
+    settings = EventSettings(threshold, options.hysteresis, options.merge_gap, options.min_length)
+    return settings, rule + OTHERWISE_CUT * (bool(curve) and rule != GIVEN and not settings.is_usual), curve
 
 
 def extend(options: PredictionOptions, checkpoint: dict, model: VideoModel) -> tuple[VideoModel, dict | None]:

@@ -1,6 +1,7 @@
 """All files of a video's results, and index.html over several videos."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +25,8 @@ def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Pa
     """What the results of a video depend on; equal settings need no second run."""
     return {
         "checkpoint": recogniser.sha256,
-        "threshold": recogniser.threshold,
+        "event_settings": recogniser.event_settings._asdict(),
+        "threshold_rule": recogniser.threshold_rule,
         "frames_per_feature": recogniser.spacing,
         "stride": options.stride or recogniser.spacing,
         "annotate": options.annotate,
@@ -34,6 +36,18 @@ def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Pa
         "explain": options.explain,
         "source": [path.name, *size_and_time(path).values()],
     }
+
+
+def operating(recogniser: Recogniser) -> dict | None:
+    """What the threshold did on held-out folds; None if that was not measured, or for other events than these."""
+    curve, settings = recogniser.curve, recogniser.event_settings
+    if not (curve and settings.is_usual):
+        return None
+    row = curve.at(settings.threshold)
+    low, high = row["false_alarms_per_hour_interval"]
+    return row | {
+        "false_alarms_per_hour_interval": [low, high if math.isfinite(high) else None]
+    }  # JSON has no infinity
 
 
 def read_result(folder: Path) -> dict | None:
@@ -57,13 +71,16 @@ def write_results(
 ) -> dict:
     """All files of a video, events.json last; returns what that holds. `read` is what is known of a video file."""
     classes, threshold = recogniser.model.config.classes, recogniser.threshold
-    events = find_events(scores, classes, threshold)
+    events = find_events(scores, classes, *recogniser.event_settings)
     result = {
         "video": as_text(name),
         "frames": len(scores.times),
         "fps": scores.fps,
         "duration": scores.duration,
         "threshold": threshold,
+        "threshold_rule": recogniser.threshold_rule,
+        "event_settings": recogniser.event_settings._asdict(),
+        "operating": operating(recogniser),
         "highest_p_A": float(scores.p_A.max()),
         "classes": list(classes),
         "events": events,
