@@ -9,7 +9,8 @@
 
 For each video: report.html (one file, no network), events.json, events.csv, events.vtt (subtitles), scores.npz (per
 frame p_A, p_class and time in seconds), timeline.png and key_frame.jpg. One video's files lie in OUT itself, those of
-several in OUT/NAME/. Videos that an earlier run with the same settings has finished are left as they are.
+several in OUT/NAME/. Videos that an earlier run with the same settings has finished are left as they are; where only
+the events change (--threshold and the like) they are cut anew from scores.npz, without encoding.
 """
 
 import videoanomaly  # noqa: F401  (first: it tells whether this Python is new enough)
@@ -66,7 +67,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="also explain.txt and explain.json: the vocabulary words nearest to the "
         "learned contexts, and the segments that drove the score of each class",
     )
-    add("--force", action="store_true", help="do finished videos again")
+    add("--force", action="store_true", help="do finished videos again, and overwrite results of others")
     add = parser.add_argument_group("events").add_argument
     add("--threshold", type=float, help="events begin at this p_A (default: the checkpoint's, else 0.5)")
     add(

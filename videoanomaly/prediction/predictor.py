@@ -15,7 +15,15 @@ from videoanomaly.data.features import load_array, matching_rows
 from videoanomaly.frame_scores import FrameScores, score_frames
 from videoanomaly.prediction import explain
 from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
-from videoanomaly.prediction.results import read_result, result_settings, summary, write_index, write_results
+from videoanomaly.prediction.results import (
+    check_owner,
+    kept_scores,
+    read_result,
+    result_settings,
+    summary,
+    write_index,
+    write_results,
+)
 from videoanomaly.runtime.console import InputError, as_text, note
 from videoanomaly.video.decoding import header_frames, why_skipped
 from videoanomaly.video.encoders import Encoder, matching_encoder
@@ -82,6 +90,23 @@ def fails_for_all(error: Exception) -> bool:
     return isinstance(error, OSError) and getattr(error.__cause__ or error, "errno", None) in (ENOSPC, EDQUOT, EROFS)
 
 
+def scored(
+    videos: dict[str, Path],
+    folders: dict[str, Path],
+    settings: dict[str, dict],
+    options: PredictionOptions,
+    recogniser: Recogniser,
+) -> Iterator[tuple[str, tuple[FrameScores | np.ndarray, Reading] | Exception]]:
+    """Yields what `encoded` does, but first the videos that an earlier run scored, with these scores for rows."""
+    todo = dict(videos)
+    for name in videos:
+        if not options.force and (kept := kept_scores(folders[name], settings[name], recogniser)):
+            del todo[name]
+            yield name, kept
+    if todo:
+        yield from encoded(todo, options, recogniser)
+
+
 def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: Recogniser) -> int:
     """The exit status: 1 if a video gave no results, else 0."""
     out = options.out or Path()
@@ -89,23 +114,27 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
     alone = sources == [*videos.values()]  # not a folder of videos
     folders = {name: out if alone else out / name for name in videos}
     settings = {name: result_settings(options, recogniser, path) for name, path in videos.items()}
-    finished = {name: result for name in videos if (result := read_result(folders[name]))}
-    results = {
-        name: result for name, result in finished.items() if result["settings"] == settings[name] and not options.force
-    }
+    finished = {} if options.force else {name: read_result(folder) for name, folder in folders.items()}
+    results = {name: result for name, result in finished.items() if result and result["settings"] == settings[name]}
+    for name in finished:
+        check_owner(folders[name], videos[name], settings[name])
     todo = {name: path for name, path in videos.items() if name not in results}
-    failed, num_frames, start = {}, 0, time.monotonic()
-    for name, found in encoded(todo, options, recogniser) if todo else ():
+    failed, num_frames, num_again, start = {}, 0, 0, time.monotonic()
+    for name, found in scored(todo, folders, settings, options, recogniser):
         try:
             if isinstance(found, Exception):
                 raise found
-            rows, read = found
-            for line in read.notes():
-                tqdm.write(as_text(f"{videos[name]}: {line}"), file=sys.stderr)
-            rows = interpolate(rows, options.stride or recogniser.spacing, recogniser.spacing, len(read.times))
-            scores = score_rows(options, recogniser, rows, name=name, times=read.times, fps=read.fps)
+            scores, read = found
+            if again := isinstance(scores, FrameScores):
+                num_again += 1
+            else:
+                for line in read.notes():
+                    tqdm.write(as_text(f"{videos[name]}: {line}"), file=sys.stderr)
+                rows = interpolate(scores, options.stride or recogniser.spacing, recogniser.spacing, len(read.times))
+                scores = score_rows(options, recogniser, rows, name=name, times=read.times, fps=read.fps)
+                num_frames += len(read.times)
             results[name] = write_results(
-                folders[name], name, videos[name], scores, recogniser, options, settings[name], read
+                folders[name], name, videos[name], scores, recogniser, options, settings[name], read, again
             )
         except Exception as error:  # whatever a video brings about costs that video alone
             if fails_for_all(error):
@@ -113,13 +142,13 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
             failed[name] = why_skipped(error)
             tqdm.write(as_text(f"skipped {videos[name]}: {failed[name]}"), file=sys.stderr)
             continue
-        num_frames += len(read.times)
         tqdm.write(summary(folders[name], results[name]))
     if not alone:
         write_index(out, results, failed)
+    again = f"{num_again} cut anew from their scores; " * bool(num_again)
     print(
         f"{as_text(str(out))}: {len(todo) - len(failed)} of {len(videos)} videos done, "
-        f"{len(videos) - len(todo)} were there, {len(failed)} skipped; "
+        f"{len(videos) - len(todo)} were there, {len(failed)} skipped; {again}"
         f"{num_frames} frames, {num_frames / (time.monotonic() - start):.1f} frames/s"
     )
     return int(bool(failed))
@@ -152,14 +181,16 @@ def predict_features(paths: list[Path], options: PredictionOptions, recogniser: 
         if path.suffix != ".npy" or names.count(path.stem) > 1:
             raise InputError(f"{path}: expected feature files NAME.npy, each of another name")
     opened, results = [open_rows(path, options, recogniser) for path in paths], {}  # all looked at before any work
-    for path, name, (rows, others, num_frames, fps) in zip(paths, names, opened):
-        folder = out if len(names) == 1 else out / name
+    folders = [out if len(names) == 1 else out / name for name in names]
+    settings = [result_settings(options, recogniser, path) for path in paths]
+    if not options.force:
+        for of_one in zip(folders, paths, settings):
+            check_owner(*of_one)
+    for i, (path, name, (rows, others, num_frames, fps)) in enumerate(zip(paths, names, opened)):
         times = np.arange(num_frames) / fps
         scores = score_rows(options, recogniser, rows, *others, name=name, times=times, fps=fps)
-        results[name] = write_results(
-            folder, name, None, scores, recogniser, options, result_settings(options, recogniser, path)
-        )
-        print(summary(folder, results[name]), flush=True)
+        results[name] = write_results(folders[i], name, path, scores, recogniser, options, settings[i])
+        print(summary(folders[i], results[name]), flush=True)
     if len(names) > 1:
         write_index(out, results, {})
     return 0

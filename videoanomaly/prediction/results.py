@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,28 +15,35 @@ from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import annotated_video, explain, report
 from videoanomaly.prediction.events import count, find_events, to_csv, to_vtt
 from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
-from videoanomaly.runtime.console import as_text
+from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.video.encoding import Reading
 from videoanomaly.video.finding import size_and_time
+from videoanomaly.video.frame_clock import Damage, Jump
 from videoanomaly.video.key_frames import key_frames
 
+EXPLANATIONS = ("explain.txt", "explain.json")
+SIDE_FILES = ("events.json", "annotated.mp4", "key_frame.jpg", "timeline.png", *EXPLANATIONS)
 
-def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Path) -> dict:
-    """What the results of a video depend on; equal settings need no second run."""
-    return {
+
+def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Path) -> dict[str, dict]:
+    """What the results of a video depend on: equal settings need no second run, equal ones of scores no encoder."""
+    scores = {
         "checkpoint": recogniser.sha256,
-        "event_settings": recogniser.event_settings._asdict(),
-        "threshold_rule": recogniser.threshold_rule,
         "frames_per_feature": recogniser.spacing,
         "stride": options.stride or recogniser.spacing,
-        "annotate": options.annotate,
         "fps": options.fps,
         "encoder": [options.clip, options.encoder],
         "new_classes": list(options.classes or ()),
-        "explain": options.explain,
         "source": [path.name, *size_and_time(path).values()],
     }
+    events = {
+        "event_settings": recogniser.event_settings._asdict(),
+        "threshold_rule": recogniser.threshold_rule,
+        "annotate": options.annotate,
+        "explain": options.explain,
+    }
+    return {"scores": scores, "events": events}
 
 
 def operating(recogniser: Recogniser) -> dict | None:
@@ -54,24 +62,95 @@ def read_result(folder: Path) -> dict | None:
     """The events.json of a finished video; it is written last."""
     try:
         result = json.loads((folder / "events.json").read_text(encoding="utf-8"))
-        return result if {"settings", "video", "events"} <= result.keys() else None
+        known = {"settings", "video", "events"} <= result.keys() and isinstance(result["settings"], dict)
+        return result if known else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def check_owner(folder: Path, path: Path, settings: dict[str, dict]) -> None:
+    """Refuses to overwrite the results of another video: of another place, and another name, size or time of change.
+
+    Raises:
+        InputError: If that is what `folder` holds.
+    """
+    result = read_result(folder) or {"settings": settings}
+    of_scores = result["settings"].get("scores", result["settings"])  # older results tell no path
+    source, theirs = settings["scores"]["source"], of_scores.get("source") or [None]
+    found = result.get("path", theirs[0])
+    if theirs != source and found not in (os.path.abspath(path), *([path.name] if "path" not in result else [])):
+        raise InputError(
+            f"{folder}: found the results of {found}, expected none or those of {path}; --force overwrites them, "
+            "another --out keeps them"
+        )
+
+
+def kept_scores(folder: Path, settings: dict[str, dict], recogniser: Recogniser) -> tuple[FrameScores, Reading] | None:
+    """What an earlier run with the same settings of scores found; None without one, or where a byte of it changed."""
+    if settings["events"]["explain"] and not (folder / "explain.json").is_file():
+        return None
+    try:
+        with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
+            origin = json.loads(str(arrays["origin"]))
+            if origin["settings"] != settings["scores"]:
+                return None
+            scores = FrameScores(arrays["p_A"], arrays["p_class"], arrays["time"], 0.0)
+        places = [Damage(**place) for place in origin["damage"]], [Jump(**jump) for jump in origin["jumps"]]
+        read = Reading(scores.times, origin["header_rate"], *places, origin["may_seek"])
+        shapes = [values.shape for values in scores[:3]]
+        N, C = len(scores.times), len(recogniser.model.config.classes)
+        return (scores._replace(fps=read.fps), read) if shapes == [(N,), (N, C), (N,)] else None
+    except Exception:  # NumPy and zipfile raise many kinds
+        return None
+
+
+def write_scores(folder: Path, scores: FrameScores, classes: tuple[str, ...], origin: dict) -> None:
+    """scores.npz: what else is written can be made from it and the video without an encoder."""
+    arrays: dict[str, Any] = {
+        "p_A": scores.p_A,
+        "p_class": scores.p_class,
+        "time": scores.times,
+        "classes": np.array(classes),
+        "origin": np.array(json.dumps(origin)),
+    }
+    write_atomically(folder / "scores.npz", lambda file: np.savez(file, **arrays))
+
+
+def remove_stale(folder: Path, kept: set[str]) -> None:
+    """What an earlier run wrote and this one may not write over; events.json first, so that a kill leaves no mixture
+    that looks finished.
+    """
+    for name in SIDE_FILES:
+        if name not in kept:
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_results(
     folder: Path,
     name: str,
-    video: Path | None,
+    path: Path,
     scores: FrameScores,
     recogniser: Recogniser,
     options: PredictionOptions,
-    settings: dict,
+    settings: dict[str, dict],
     read: Reading | None = None,
+    again: bool = False,
 ) -> dict:
-    """All files of a video, events.json last; returns what that holds. `read` is what is known of a video file."""
+    """All files of a video, events.json last; returns what that holds.
+
+    Args:
+        path: The video, or its features.
+        settings: As `result_settings` gave them before the file was read.
+        read: What is known of a video file; None of features.
+        again: The scores are those of the folder's scores.npz.
+    """
+    video = path if read else None
     classes, threshold = recogniser.model.config.classes, recogniser.threshold
     events = find_events(scores, classes, *recogniser.event_settings)
+    reading = {
+        "damage": [damage._asdict() for damage in read.damage] if read else [],
+        "jumps": [jump._asdict() for jump in read.jumps] if read else [],
+    }
     result = {
         "video": as_text(name),
         "frames": len(scores.times),
@@ -84,28 +163,26 @@ def write_results(
         "highest_p_A": float(scores.p_A.max()),
         "classes": list(classes),
         "events": events,
-        "damage": [damage._asdict() for damage in read.damage] if read else [],
-        "jumps": [jump._asdict() for jump in read.jumps] if read else [],
+        **reading,
         "notes": read.notes() if read else [],
         "new_classes": list(options.classes or ()),
+        "path": os.path.abspath(path),
         "settings": settings,
     }
-    arrays: dict[str, Any] = {
-        "p_A": scores.p_A,
-        "p_class": scores.p_class,
-        "time": scores.times,
-        "classes": np.array(classes),
-    }
-    write_atomically(folder / "scores.npz", lambda file: np.savez(file, **arrays))
-    no_truth = np.zeros(scores.p_class.shape, bool)
-    plots.timeline(folder / "timeline.png", name, scores.p_A, scores.p_class, no_truth, classes)
+    remove_stale(folder, {"timeline.png", *(EXPLANATIONS if options.explain else ())} if again else set())
+    if not again:
+        seen = {"header_rate": read.header_rate, "may_seek": read.may_seek} if read else {}
+        write_scores(folder, scores, classes, {"settings": settings["scores"], **reading, **seen})
+    if not (folder / "timeline.png").is_file():
+        no_truth = np.zeros(scores.p_class.shape, bool)
+        plots.timeline(folder / "timeline.png", name, scores.p_A, scores.p_class, no_truth, classes)
     if options.annotate and video:
         annotated_video.write_video(folder / "annotated.mp4", video, scores, events, classes, threshold)
     pictures = key_frames(video, scores.p_A, scores.times, events, read.may_seek) if video and read else []
     if pictures:
         best = max(pictures, key=lambda picture: picture.score)
         write_atomically(folder / "key_frame.jpg", lambda file: file.write(best.jpeg))
-    if options.explain:
+    if scores.likelihood is not None:
         write_explanation(folder, result["video"], scores, recogniser)
     page = report.page(result, scores, video, pictures, folder, Path(options.ckpt).name)
     for file_name, text in (
