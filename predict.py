@@ -30,6 +30,7 @@ from videoanomaly.runtime.addresses import LISTENING, STREAMS, WEBHOOKS, check_a
 from videoanomaly.runtime.console import CONTROLS, InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.run_folder import lock_folder
+from videoanomaly.video.wall_clock import read_start, read_zone
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -96,6 +97,16 @@ def parse_args(argv=None) -> argparse.Namespace:
         default=MERGE_GAP,
         metavar="SECONDS",
         help="events at most so far apart are one (default: %(default)s)",
+    )
+    add(
+        "--start-time",
+        metavar="TIME",
+        help="when the video began, such as 2024-05-01T12:00:00+02:00 (default: as its name or the file tells)",
+    )
+    add(
+        "--time-zone",
+        metavar="ZONE",
+        help="of times without one, and in which times are told: Europe/Berlin, +02:00 (default: this machine's)",
     )
     add = parser.add_argument_group("the checkpoint's features").add_argument
     add("--clip", help="CLIP weights, a name or a file (default: those of the training, else ViT-B/16)")
@@ -175,6 +186,11 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError(f"--fps {args.fps}: expected a positive number")
     if args.annotate and not args.videos:
         raise InputError("--annotate draws into videos: expected some")
+    zone = read_zone(args.time_zone) if args.time_zone is not None else None
+    if args.start_time is not None:
+        read_start(args.start_time, zone)
+    if (args.start_time or zone) and not (args.videos or args.features):
+        raise InputError("--start-time and --time-zone tell when videos began: expected some, or --features")
     if args.stride and args.live:
         raise InputError("--stride does not go with --live, which leaves out what the encoder cannot follow by itself")
     if args.explain and not (args.videos or args.features):

@@ -50,9 +50,9 @@ def test_a_video_gives_its_events_with_names_and_times_in_every_file(planted, tm
     rows = list(csv.DictReader((tmp_path / "out" / "events.csv").open()))
     assert [row["class"] for row in rows] == ["fire", "fall"] and rows[0]["second"] == "fall" and rows[0]["third"] == ""
     assert float(rows[0]["start_seconds"]) == pytest.approx(result["events"][0]["start"], abs=5e-4)
-    assert rows[0]["start"] == events.clock(result["events"][0]["start"])
+    assert rows[0]["start_hms"] == events.clock(result["events"][0]["start"])
     cues = re.findall(r"(\S+) --> (\S+)\n(.*)\n", (tmp_path / "out" / "events.vtt").read_text())
-    assert [(start, end) for start, end, _ in cues] == [(row["start"], row["end"]) for row in rows]
+    assert [(start, end) for start, end, _ in cues] == [(row["start_hms"], row["end_hms"]) for row in rows]
     assert "2 events" in capsys.readouterr().out
 
 

@@ -19,17 +19,29 @@ CSV_COLUMNS = (
     "start_seconds",
     "end_seconds",
     "start_frame",
-    "end_frame",
-    "start",
-    "end",
+    "end_frame_exclusive",
+    "start_hms",
+    "end_hms",
     "class",
     "p_class",
-    "confidence",
+    "confidence_mean_p_A",
     "second",
     "p_second",
     "third",
     "p_third",
+    "start_wall_iso8601",
+    "end_wall_iso8601",
 )
+CONFIDENCE = "mean p_A over the event"
+FIELDS = {  # what events.json says of itself
+    "start, end": "seconds from the start of the video; end is when the event's last frame ends",
+    "start_frame, end_frame": "half-open: the first frame of the event, from 0, and the one behind its last",
+    "start_time, end_time": "start and end as hh:mm:ss.mmm",
+    "start_wall, end_wall": "time of day, ISO 8601 with zone; null where nothing tells when the video began",
+    "confidence": CONFIDENCE,
+    "p_class": "mean probability of the class over the event",
+    "merge_gap, min_length": "seconds",
+}
 
 
 def count(number: int, word: str) -> str:
@@ -89,14 +101,16 @@ def to_csv(events: list[dict]) -> str:
                 f"{event['confidence']:.4f}",
                 *others,
                 *[""] * (4 - len(others)),
+                event.get("start_wall") or "",
+                event.get("end_wall") or "",
             ]
         )
     return file.getvalue()
 
 
 def to_vtt(events: list[dict]) -> str:
-    """Subtitles (WebVTT): name and confidence of the event that is on."""
-    cues = ["WEBVTT\n"]
+    """Subtitles (WebVTT): name and confidence of the event that is on, first frame to end of the last."""
+    cues = [f"WEBVTT\n\nNOTE A cue ends when the last frame of its event ends. Percentage: {CONFIDENCE}.\n"]
     for number, event in enumerate(events, 1):
         name = html.escape(" ".join(event["class"].split()), quote=False)  # a blank line would end the cue
         cues.append(f"{number}\n{event['start_time']} --> {event['end_time']}\n{name} {event['confidence']:.0%}\n")

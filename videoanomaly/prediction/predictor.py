@@ -90,6 +90,11 @@ def fails_for_all(error: Exception) -> bool:
     return isinstance(error, OSError) and getattr(error.__cause__ or error, "errno", None) in (ENOSPC, EDQUOT, EROFS)
 
 
+def check_start_time(options: PredictionOptions, number: int) -> None:
+    if options.start_time and number > 1:
+        raise InputError(f"--start-time tells of one video, found {number}")
+
+
 def scored(
     videos: dict[str, Path],
     folders: dict[str, Path],
@@ -111,6 +116,7 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
     """The exit status: 1 if a video gave no results, else 0."""
     out = options.out or Path()
     videos = find_all_videos(sources, out)
+    check_start_time(options, len(videos))
     alone = sources == [*videos.values()]  # not a folder of videos
     folders = {name: out if alone else out / name for name in videos}
     settings = {name: result_settings(options, recogniser, path) for name, path in videos.items()}
@@ -177,6 +183,7 @@ def open_rows(path: Path, options: PredictionOptions, recogniser: Recogniser) ->
 
 def predict_features(paths: list[Path], options: PredictionOptions, recogniser: Recogniser) -> int:
     out, names = options.out or Path(), [path.stem for path in paths]
+    check_start_time(options, len(paths))
     for path in paths:
         if path.suffix != ".npy" or names.count(path.stem) > 1:
             raise InputError(f"{path}: expected feature files NAME.npy, each of another name")

@@ -30,6 +30,8 @@ class PredictionOptions:
     hysteresis: float = LOW_SHARE
     merge_gap: float = MERGE_GAP
     min_length: float = MIN_LENGTH
+    start_time: str | None = None  # see wall_clock.read_start
+    time_zone: str | None = None
     stride: int | None = None
     annotate: bool = False
     classes: tuple[str, ...] | None = None  # new ones

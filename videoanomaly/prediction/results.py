@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,14 +14,16 @@ from tqdm import tqdm
 from videoanomaly import plots
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import annotated_video, explain, report
-from videoanomaly.prediction.events import count, find_events, to_csv, to_vtt
+from videoanomaly.prediction.events import FIELDS, count, find_events, to_csv, to_vtt
 from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.video.decoding import BROKEN, VideoFile
 from videoanomaly.video.encoding import Reading
 from videoanomaly.video.finding import size_and_time
 from videoanomaly.video.frame_clock import Damage, Jump
 from videoanomaly.video.key_frames import key_frames
+from videoanomaly.video.wall_clock import Start, find_start, read_start, read_zone
 
 EXPLANATIONS = ("explain.txt", "explain.json")
 SIDE_FILES = ("events.json", "annotated.mp4", "key_frame.jpg", "timeline.png", *EXPLANATIONS)
@@ -40,6 +43,8 @@ def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Pa
     events = {
         "event_settings": recogniser.event_settings._asdict(),
         "threshold_rule": recogniser.threshold_rule,
+        "start_time": options.start_time,
+        "time_zone": options.time_zone,
         "annotate": options.annotate,
         "explain": options.explain,
     }
@@ -83,6 +88,19 @@ def check_owner(folder: Path, path: Path, settings: dict[str, dict]) -> None:
             f"{folder}: found the results of {found}, expected none or those of {path}; --force overwrites them, "
             "another --out keeps them"
         )
+
+
+def find_start_of(path: Path, is_video: bool, duration: float, options: PredictionOptions) -> Start | None:
+    """When a video, or that of features, began, if something tells."""
+    zone = read_zone(options.time_zone) if options.time_zone else None
+    if options.start_time:
+        return read_start(options.start_time, zone)
+    tags = {}
+    if is_video and path.is_file():
+        with suppress(*BROKEN), VideoFile(path) as file:
+            tags = file.container.metadata
+    changed = size_and_time(path)["mtime_ns"] / 1e9
+    return find_start(Path(os.path.abspath(path)).as_posix(), tags, duration, changed, zone)
 
 
 def kept_scores(folder: Path, settings: dict[str, dict], recogniser: Recogniser) -> tuple[FrameScores, Reading] | None:
@@ -147,6 +165,9 @@ def write_results(
     video = path if read else None
     classes, threshold = recogniser.model.config.classes, recogniser.threshold
     events = find_events(scores, classes, *recogniser.event_settings)
+    start = find_start_of(path, bool(read), scores.duration, options)
+    for event in events:
+        event |= {f"{end}_wall": start and start.iso(event[end]) for end in ("start", "end")}
     reading = {
         "damage": [damage._asdict() for damage in read.damage] if read else [],
         "jumps": [jump._asdict() for jump in read.jumps] if read else [],
@@ -160,8 +181,11 @@ def write_results(
         "threshold_rule": recogniser.threshold_rule,
         "event_settings": recogniser.event_settings._asdict(),
         "operating": operating(recogniser),
+        "start_wall": start and start.iso(),
+        "start_wall_from": start and start.told_by,
         "highest_p_A": float(scores.p_A.max()),
         "classes": list(classes),
+        "fields": FIELDS,
         "events": events,
         **reading,
         "notes": read.notes() if read else [],
@@ -199,10 +223,13 @@ def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser:
     config = recogniser.model.config
     segments = explain.driving_segments(scores, config.classes, config.num_frames * recogniser.spacing)
     text = f"{video}: {explain.segments_text(segments)}"
-    found = json.dumps({"video": video, "contexts": recogniser.words, "segments": segments}, indent=1)
+    fields = {
+        "segments": "seconds and frames as in events.json; likelihood, p_class and p_A are means over the segment"
+    }
+    found = {"video": video, "fields": fields, "contexts": recogniser.words, "segments": segments}
     for name, content in (
         ("explain.txt", f"{text}\n\n{explain.words_text(recogniser.words or {})}\n"),
-        ("explain.json", found),
+        ("explain.json", json.dumps(found, indent=1)),
     ):
         write_atomically(folder / name, partial(write_text, text=content))
     tqdm.write(text)
