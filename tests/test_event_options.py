@@ -13,7 +13,7 @@ from tests.videos import BLUE, RED, write_clip
 from videoanomaly import operating_curve
 from videoanomaly.event_rule import EventSettings, cut_events
 from videoanomaly.operating_curve import Watched
-from videoanomaly.prediction import operating_point, predictor
+from videoanomaly.prediction import operating_point, predictor, recogniser, results
 from videoanomaly.runtime.console import InputError
 
 
@@ -103,6 +103,14 @@ def test_a_rate_that_no_curve_tells_is_refused(with_curve, planted, tmp_path):
     loud = made_curve()._replace(false_alarms=np.full(57, 8))
     with pytest.raises(InputError, match="found at least 4 per hour at every threshold"):
         operating_point.threshold_of_rate("x.pt", loud, 3)
+
+
+def test_what_no_normal_video_tells_is_null_in_json(planted):
+    recogniser_ = recogniser.load(recogniser.PredictionOptions(planted.checkpoint, "cpu", threshold=0.5))
+    curve = made_curve()._replace(num_normal=0, normal_hours=0.0)
+    found = results.operating(recogniser_._replace(curve=curve))
+    assert found and found["false_alarms_per_hour_interval"] == [0.0, None] and found["false_alarms_per_hour"] is None
+    json.dumps(found, allow_nan=False)
 
 
 def test_the_events_of_a_result_are_cut_by_the_options(with_curve, tmp_path):
