@@ -25,14 +25,12 @@ def read_events(folder: Path) -> dict:
 
 
 def made_curve(hours: float = 2.0, alarms: int = 4) -> operating_curve.OperatingCurve:
-    """Of a normal video with so many alarms, one up to 0.3, one up to 0.4, ..., and an abnormal one up to 0.9."""
-    normal, abnormal = np.zeros(round(hours * 3600)), np.zeros(100)
+    """Of normal videos with an alarm each, up to 0.3, 0.4, ..., and an abnormal one up to 0.9."""
+    videos, bump = [], np.zeros(round(hours * 3600 / alarms))
+    bump[20:25] = 1.0
     for i in range(alarms):
-        normal[20 * i : 20 * i + 5] = 0.3 + 0.1 * i
-    abnormal[20:40] = 0.9
-    return operating_curve.measure(
-        [Watched(-1, normal, normal[:, None], 1.0), Watched(0, abnormal, abnormal[:, None], 1.0)]
-    )
+        videos.append(Watched(-1, (0.3 + 0.1 * i) * bump, bump[:, None], 1.0))
+    return operating_curve.measure([*videos, Watched(0, 0.9 * bump, bump[:, None], 1.0)])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +83,7 @@ def test_a_checkpoint_without_a_threshold_is_said_to_have_none():
 def test_a_rate_that_the_footage_cannot_tell_is_said_with_what_it_can(capsys):
     curve = made_curve(hours=0.25, alarms=3)
     threshold, rule = operating_point.choose_threshold("x.pt", {}, curve, None, 1.0)
-    assert curve.false_alarms[curve.thresholds == threshold] == 0 and threshold == pytest.approx(0.52)
+    assert curve.false_alarms[curve.thresholds == threshold] == 0 and 0.5 < threshold < 0.9
     assert rule == "no false alarm in 0.25 h of normal video on held-out folds, which cannot tell 1 per hour"
     line = "--false-alarms-per-hour 1: 0.25 h of normal video on held-out folds cannot tell less than 4 per hour; "
     assert capsys.readouterr().err.startswith(line)
@@ -100,7 +98,7 @@ def test_a_rate_that_no_curve_tells_is_refused(with_curve, planted, tmp_path):
     no_normal = made_curve()._replace(num_normal=0, normal_hours=0.0)
     with pytest.raises(InputError, match="measured without normal videos"):
         operating_point.threshold_of_rate("x.pt", no_normal, 5)
-    loud = made_curve()._replace(false_alarms=np.full(57, 8))
+    loud = made_curve()._replace(false_alarms=np.full(5, 8))
     with pytest.raises(InputError, match="found at least 4 per hour at every threshold"):
         operating_point.threshold_of_rate("x.pt", loud, 3)
 
@@ -109,7 +107,7 @@ def test_what_no_normal_video_tells_is_null_in_json(planted):
     recogniser_ = recogniser.load(recogniser.PredictionOptions(planted.checkpoint, "cpu", threshold=0.5))
     curve = made_curve()._replace(num_normal=0, normal_hours=0.0)
     found = results.operating(recogniser_._replace(curve=curve))
-    assert found and found["false_alarms_per_hour_interval"] == [0.0, None] and found["false_alarms_per_hour"] is None
+    assert found and found["false_alarms_per_hour_interval"] is found["false_alarms_per_hour"] is None
     json.dumps(found, allow_nan=False)
 
 

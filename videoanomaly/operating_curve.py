@@ -26,6 +26,7 @@ class Watched(NamedTuple):
     p_class: np.ndarray  # (N, C)
     fps: float
     source: str = ""  # what it comes from: videos of one source are alike; "" where each is its own
+    fold: int = 0  # videos of one fold were scored by the same model
 
 
 def share_interval(count: float, total: float) -> tuple[float, float]:
@@ -55,7 +56,9 @@ class OperatingCurve(NamedTuple):
     normal_alarmed: np.ndarray  # normal videos with an event
     found: np.ndarray  # abnormal videos with an event
     named: np.ndarray  # those whose surest event has their class
-    dispersion: np.ndarray  # (4, G): of these counts over sources, as a multiple of what chance alone makes; 1 or more
+    dispersion: (
+        np.ndarray
+    )  # (4, G): of these counts over sources or over models, as a multiple of chance's alone; 1 or more
     num_normal: int
     num_abnormal: int
     normal_hours: float
@@ -140,20 +143,24 @@ def counts_of(video: Watched, thresholds: np.ndarray) -> np.ndarray:
     return counts
 
 
-def dispersion_of(counts: np.ndarray, sizes: np.ndarray, *, shares: bool) -> np.ndarray:
-    """Variance of counts over sources as a multiple of the one that independent videos would have, (G,), 1 or more.
+def dispersion_of(counts: np.ndarray, sizes: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Variance of counts over groups of videos as a multiple of chance's alone, (4, G), 1 or more.
 
     Args:
-        counts: (sources, G).
-        sizes: Hours or videos of each source, (sources,).
-        shares: Whether they are shares of videos (binomial), else events per hour (Poisson).
+        counts: (videos, 4, G).
+        sizes: Hours or videos that each was counted in, (videos, 4); 0 where the video is not of the kind.
+        groups: Name of each video's.
     """
-    counts, sizes = counts[sizes > 0], sizes[sizes > 0]
-    if len(sizes) < 2:
-        return np.ones(counts.shape[1])
-    rate = counts.sum(axis=0) / sizes.sum()
-    found = ((counts - rate * sizes[:, None]) ** 2).sum(axis=0) * len(sizes) / (len(sizes) - 1)
-    by_chance = sizes.sum() * rate * (1 - rate if shares else 1)
+    group = np.unique(groups, return_inverse=True)[1]
+    totals = np.zeros((group.max() + 1, *counts.shape[1:]))  # (groups, 4, G)
+    np.add.at(totals, group, counts)
+    weights = np.stack([np.bincount(group, column) for column in sizes.T], axis=1)[:, :, None]  # (groups, 4, 1)
+    rates = totals.sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-9)
+    freedom = np.maximum((weights > 0).sum(axis=0) - 1, 1)
+    found = ((totals - rates * weights) ** 2).sum(axis=0) * (freedom + 1) / freedom
+    by_chance = (
+        weights.sum(axis=0) * rates * np.concatenate([np.ones_like(rates[:1]), 1 - rates[1:]])
+    )  # Poisson, shares
     return np.maximum(np.divide(found, by_chance, out=np.ones_like(found), where=by_chance > 0), 1.0)
 
 
@@ -163,14 +170,9 @@ def measure(videos: Sequence[Watched]) -> OperatingCurve:
     counts = np.stack([counts_of(video, thresholds) for video in videos])  # (videos, 4, G)
     normal = np.array([video.label < 0 for video in videos])
     hours = np.array([len(video.p_A) / video.fps / 3600 for video in videos])
-    names = [video.source or str(i) for i, video in enumerate(videos)]
-    source = np.unique(names, return_inverse=True)[1]
-    by_source = np.zeros((source.max() + 1, *counts.shape[1:]), int)
-    np.add.at(by_source, source, counts)
-    dispersion = [
-        dispersion_of(by_source[:, k], np.bincount(source, sizes), shares=k > 0)
-        for k, sizes in enumerate((hours * normal, normal, ~normal, ~normal))
-    ]
+    sizes = np.stack([hours * normal, normal, ~normal, ~normal], axis=1)  # of each count, (videos, 4)
+    of_sources = dispersion_of(counts, sizes, [video.source or str(i) for i, video in enumerate(videos)])
+    of_models = dispersion_of(counts, sizes, [str(video.fold) for video in videos])
     false_alarms, normal_alarmed, found, named = counts.sum(axis=0)
     return OperatingCurve(
         thresholds,
@@ -178,7 +180,7 @@ def measure(videos: Sequence[Watched]) -> OperatingCurve:
         normal_alarmed,
         found,
         named,
-        np.array(dispersion),
+        np.maximum(of_sources, of_models),
         int(normal.sum()),
         int((~normal).sum()),
         float(hours[normal].sum()),

@@ -23,6 +23,7 @@ class Scene:
     night: bool
     held_out: bool  # of the test videos
     image: Image.Image
+    name: str  # the camera's
     horizon: float = 60.0
     growth: float = 0.7  # height of a person per pixel below the horizon
     ground: tuple[float, float] = (100, 185)  # y of feet
@@ -281,7 +282,13 @@ def make_scene(kind: str, number: int) -> Scene:
     """The scene of this kind and number: the same each time; every third one is at night."""
     rng = np.random.default_rng((KINDS.index(kind), number))
     image = Image.new("RGB", (CANVAS, CANVAS), (128, 128, 128))
-    scene = Scene(kind, night=number % 3 == 1, held_out=number >= FIRST_HELD_OUT, image=image)
+    scene = Scene(
+        kind,
+        night=number % 3 == 1,
+        held_out=number >= FIRST_HELD_OUT,
+        image=image,
+        name=f"{kind}_{number}".replace(" ", "_"),
+    )
     DRAW[kind](scene, image, rng)
     scene.image = texture(image, rng, rng.uniform(0.4, 1.0))
     scene.light = light_map(scene, rng)

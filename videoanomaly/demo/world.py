@@ -33,7 +33,7 @@ from videoanomaly.demo.scenes import FIRST_HELD_OUT, KINDS, Scene, make_scene
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import write_atomically
 
-VERSION = 1  # of the pictures; another one is rendered anew
+VERSION = 2  # of the files; another one is rendered anew
 SIDE, FPS = CANVAS // 2, 8
 SEED = 1  # of the data set
 COUNTS = {"train": (120, 17), "test": (28, 6)}  # normal videos, videos of each class
@@ -425,14 +425,15 @@ def plan(counts: dict[str, tuple[int, int]], seed: int) -> Iterator[tuple[str, s
             yield split, f"{label or 'Normal'}/{split}{i:03d}", label, 1000 * seed + i
 
 
-def render(root: str | Path, split: str, name: str, label: str | None, seed: int) -> tuple[str, str, str]:
-    """Writes one video and returns its lines for the lists."""
+def render(root: str | Path, split: str, name: str, label: str | None, seed: int) -> tuple[str, str, str, str]:
+    """Writes one video and returns its split and its lines for the list, the annotations and the groups."""
     video = make_video(seed, split, label)
     path = Path(root, f"{name}.mp4")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(path, video.frames())
     numbers = [n for begin, end in video.intervals for n in (begin, end - 1)] or [-1, -1]
-    return split, f"{name}.mp4 {label or 'Normal'}", f"{name}.mp4  {label or 'Normal'}  {'  '.join(map(str, numbers))}"
+    what, where = label or "Normal", f"{name}.mp4"
+    return split, f"{where} {what}", f"{where}  {what}  {'  '.join(map(str, numbers))}", f"{where} {video.scene.name}"
 
 
 def write_world(
@@ -441,8 +442,8 @@ def write_world(
     """Renders the data set in the `custom` layout, or finds it there.
 
     Args:
-        root: Folder for the videos, train.txt, test.txt, classes.txt, temporal_annotations.txt and world.json. It
-            appears complete or not at all.
+        root: Folder for the videos, train.txt, test.txt, classes.txt, temporal_annotations.txt, groups.txt and
+            world.json. It appears complete or not at all.
         counts: {split: (normal videos, videos of each class)}.
         seed: Seed of everything.
         workers: Processes (default: one per core).
@@ -479,9 +480,10 @@ def write_files(folder: Path, videos: list[tuple[str, str, str | None, int]], wo
     with ProcessPoolExecutor(workers) as pool:
         lines = list(pool.map(render, [folder] * len(videos), *zip(*videos), chunksize=4))
     texts = {
-        f"{split}.txt": [line for s, line, _ in lines if s == split] for split in dict.fromkeys(s for s, _, _ in lines)
+        f"{split}.txt": [line for s, line, *_ in lines if s == split] for split in dict.fromkeys(s for s, *_ in lines)
     }
-    texts["temporal_annotations.txt"] = [line for split, _, line in lines if split == "test"]
+    texts["temporal_annotations.txt"] = [line for split, _, line, _ in lines if split == "test"]
+    texts["groups.txt"] = [line for split, _, _, line in lines if split == "train"]  # by camera: the test has others
     texts["classes.txt"] = ["Normal", *CLASSES]
     for name, content in texts.items():
         text = "\n".join([*content, ""]).encode()

@@ -1,7 +1,6 @@
 """All files of a video's results, and index.html over several videos."""
 
 import json
-import math
 import os
 from contextlib import suppress
 from functools import partial
@@ -54,13 +53,7 @@ def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Pa
 def operating(recogniser: Recogniser) -> dict | None:
     """What the threshold did on held-out folds; None if that was not measured, or for other events than these."""
     curve, settings = recogniser.curve, recogniser.event_settings
-    if not (curve and settings.is_usual):
-        return None
-    row = curve.at(settings.threshold)
-    low, high = row["false_alarms_per_hour_interval"]
-    return row | {
-        "false_alarms_per_hour_interval": [low, high if math.isfinite(high) else None]
-    }  # JSON has no infinity
+    return curve.at(settings.threshold) if curve and settings.is_usual else None
 
 
 def read_result(folder: Path) -> dict | None:

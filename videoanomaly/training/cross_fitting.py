@@ -9,7 +9,6 @@ import time
 import warnings
 import zipfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ from videoanomaly.training.epochs import make_training, train_epoch
 from videoanomaly.weights.checkpoints import ANYTIME, NOT_BEGUN
 from videoanomaly.winograd import accelerate
 
-SHORTER = 3  # a fold's training has that part of the epochs: the thresholds found are as good (docs/videos.md)
 DEFAULT_RATE = 30.0  # frames per second where meta.json does not tell
 HELD_OUT = "held_out.npz"
 
@@ -120,15 +118,9 @@ class HeldOut:
             self.arrays |= {f"{name}.p_A": found.p_A, f"{name}.p_class": found.p_class}
         write_atomically(self.path, lambda file: np.savez(file, allow_pickle=False, **self.arrays))
 
-    def curve(self, videos: Sequence[Video], groups: Sequence[str], rates: Sequence[float]) -> OperatingCurve:
-        return measure(
-            [
-                Watched(
-                    video.label, self.arrays[f"{video.name}.p_A"], self.arrays[f"{video.name}.p_class"], rate, group
-                )
-                for video, rate, group in zip(videos, rates, groups)
-            ]
-        )
+    def watched(self, video: Video, fps: float, source: str, fold: int) -> Watched:
+        p_A, p_class = (self.arrays[f"{video.name}.{kind}"] for kind in ("p_A", "p_class"))
+        return Watched(video.label, p_A, p_class, fps, source, fold)
 
 
 def cross_fit(
@@ -149,8 +141,7 @@ def cross_fit(
     folds = split([video.label for video in videos], groups, settings.folds, settings.seed)
     if folds is None:
         return None
-    short = replace(settings, epochs=-(-(settings.epochs or 0) // SHORTER))
-    lasting = {name: value for name, value in short.asdict().items() if name not in ANYTIME}
+    lasting = {name: value for name, value in settings.asdict().items() if name not in ANYTIME}
     made_with = json.dumps([lasting, folds.tolist()], sort_keys=True)
     held_out = HeldOut(Path(settings.out, HELD_OUT), made_with)
     for k in range(folds.max() + 1):
@@ -159,7 +150,7 @@ def cross_fit(
             continue
         rest = VideoLists(data.lists.classes, [v for v, is_seen in zip(videos, seen) if is_seen], [])
         with torch.random.fork_rng():
-            model = train_fold(short, config, data._replace(lists=rest), clip, device, signals)
+            model = train_fold(settings, config, data._replace(lists=rest), clip, device, signals)
         if model is None:
             return None
         if is_main():
@@ -169,7 +160,10 @@ def cross_fit(
                 f"fold {k + 1}/{folds.max() + 1}  {len(rest.train)} videos seen, {len(unseen)} scored  {took}",
                 flush=True,
             )
-    return held_out.curve(videos, groups, frame_rates(data.features, list(videos), DEFAULT_RATE)) if is_main() else None
+    if not is_main():
+        return None
+    rates = frame_rates(data.features, list(videos), DEFAULT_RATE)
+    return measure([held_out.watched(*of_video) for of_video in zip(videos, rates, groups, folds.tolist())])
 
 
 def operating_point(out: Path, model: Trainable, data: TrainingData, curve: OperatingCurve | None) -> dict:
