@@ -4,6 +4,7 @@
     python train.py --dataset ucfcrime --root data/UCFCrime          # or shanghaitech, xdviolence
     python train.py --dataset custom --root data/mine --features features/mine --directions direct
     python train.py ... --out runs/x --resume                        # go on where runs/x/last.pt stopped
+    python train.py ... --normal-only                                # where there are no abnormal videos
     python train.py ... --model rtfm                                 # another system on the same features
     torchrun --nproc-per-node 8 --max-restarts 3 train.py ...        # 8 processes, one per GPU, train as one
 
@@ -47,6 +48,7 @@ from videoanomaly.runtime.signals import stop_signals
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, resolve
 from videoanomaly.systems.catalogue import SYSTEMS, build, make_optimizer, num_trained
+from videoanomaly.systems.one_class import OneClassGaussian
 from videoanomaly.training.cross_fitting import cross_fit, operating_point
 from videoanomaly.training.epochs import make_training, mean_losses, train_epoch
 from videoanomaly.weights.checkpoints import NOT_BEGUN, load_resumed, restore, save
@@ -101,9 +103,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainingSettings, bool]:
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """An option for each config field, and one for all weights of losses; None where the user gave nothing."""
-    add = parser.add_argument_group("model").add_argument
+    group = parser.add_argument_group("model")
+    add, what = group.add_argument, group.add_mutually_exclusive_group().add_argument
     which = "what to train; the others have the settings of their papers and of systems/ (default: anomalyclip)"
-    add("--model", default="anomalyclip", choices=SYSTEMS, help=which)
+    what("--model", default="anomalyclip", choices=SYSTEMS, help=which)
+    alone = "learn from the normal videos alone how far from them is odd; finds anomalies, without their classes"
+    what("--normal-only", dest="model", action="store_const", const=OneClassGaussian.NAME, help=alone)
     clip = "CLIP whose text tower gives the directions: a name or a file (default: ViT-B/16; demo: its own)"
     add("--clip", help=clip)
     weights = []
@@ -163,18 +168,18 @@ def fit(
     accelerate(model)
     optimizer = make_optimizer(model, settings.lr, released=config.variant == "released")
     first_epoch, begun = restore(checkpoint, model, optimizer, device) if checkpoint else (0, NOT_BEGUN)
-    training = make_training(settings, config, model, optimizer, data, device)
+    training = make_training(settings, config, model, optimizer, data, device) if epochs else None
     if is_main():
         trim_log(out / "log.jsonl", first_epoch)
         write_settings(out, settings.asdict())
-    num_steps, parameters = len(training.loader), num_trained(model, epochs)
+    num_steps, parameters = len(training.loader) if training else 0, num_trained(model, epochs)
     print(
         f"{settings.dataset}: {data.num_abnormal} abnormal and {data.num_normal} normal videos, "
         f"{len(config.classes)} classes, {config.num_segments} segments of {config.num_frames} rows, "
         f"{parameters:,} trainable parameters, {num_steps} steps an epoch on {device}"
     )
     with stop_signals() as signals:
-        for epoch in range(first_epoch, epochs):
+        for epoch in range(first_epoch, epochs) if training else ():
             begun = train_epoch(training, epoch, begun, signals)
             losses, num_epochs = mean_losses(begun), epoch
             if begun["steps"] == num_steps:

@@ -15,6 +15,9 @@ from videoanomaly.systems.catalogue import SYSTEMS
 
 REFERENCE = json.loads((ROOT / "tests" / "reference" / "settings.json").read_text())
 
+for d in DATASETS:  # neither of the two is trained
+    REFERENCE["own"][f"{d} gaussian"] = REFERENCE["own"][f"{d} clip-zeroshot"] | {"directions": "direct"}
+
 
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("system", SYSTEMS)

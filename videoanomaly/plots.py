@@ -75,7 +75,8 @@ def class_curves(
         )
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", title="area, %")
+    if cases:
+        figure.legend(loc="outside right upper", title="area, %")
     save(figure, path)
 
 

@@ -69,6 +69,7 @@ class TrainingSettings:
             temporal_frames_per_feature=self.temporal_frames_per_feature,
             crops=self.crops,
             classes_csv=self.classes_csv,
+            normal_only=self.system.NORMAL_ONLY,
         )
 
     def for_data(self, data: TrainingData) -> "TrainingSettings":
@@ -95,7 +96,8 @@ def resolve(dataset: Dataset, system: type[Trainable], given: dict[str, Any]) ->
     for name in sorted(unused):
         if given.get(name) not in (None, []):
             option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option}: found with --model {system.NAME}, which has no use for it")
+            model = "--normal-only" if system.NORMAL_ONLY else f"--model {system.NAME}"
+            raise InputError(f"{option}: found with {model}, which has no use for it")
     if given.get("directions") not in (None, *system.DIRECTIONS):
         expected = " or ".join(system.DIRECTIONS)
         raise InputError(f"--directions {given['directions']}: expected {expected} with --model {system.NAME}")

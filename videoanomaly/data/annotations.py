@@ -25,6 +25,7 @@ VIDEO_SUFFIXES = {  # all that FFmpeg demuxes; .dav and those of raw H.264 and H
     *(".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
 }
 FILE_SUFFIXES = VIDEO_SUFFIXES | {".npy"}
+ANOMALY = "Anomaly"  # the class of all that is not normal, where no training video shows which there are
 INTEGER = re.compile("-?[0-9]+")
 Intervals = tuple[tuple[int, int], ...]  # of frames, half-open
 T = TypeVar("T")
@@ -72,6 +73,11 @@ class VideoLists:
             for split in ("train", "test")
         )
         return cls(tuple(plain["classes"]), train, test)
+
+    def normal_only(self) -> "VideoLists":
+        """The normal training videos alone; what is no normal test video is of one class, ANOMALY."""
+        test = [replace(video, label=min(video.label, 0), interval_labels=()) for video in self.test]
+        return VideoLists((ANOMALY,), [video for video in self.train if video.label < 0], test)
 
 
 def frame_labels(video: Video, num_frames: int) -> np.ndarray:
@@ -242,7 +248,7 @@ def collect(classes: Iterable[str], train: list[tuple[str, Video]], test: list[t
     """VideoLists of (place, video) rows, checked together.
 
     Raises:
-        InputError: If a video occurs twice, or the training videos are all of one kind.
+        InputError: If a video occurs twice, or no training video is normal.
     """
     places = {}
     for where, video in train + test:
@@ -250,7 +256,7 @@ def collect(classes: Iterable[str], train: list[tuple[str, Video]], test: list[t
             raise InputError(f"{where}: found {video.name} again, expected it only in {places[video.name]}")
         places[video.name] = where
     num_abnormal = sum(video.label >= 0 for _, video in train)
-    if num_abnormal in (0, len(train)):
+    if num_abnormal == len(train):
         place = train[0][0].split(", line ")[0] if train else "training list"
         raise InputError(
             f"{place}: found {num_abnormal} anomalous and {len(train) - num_abnormal} normal training "
@@ -260,8 +266,10 @@ def collect(classes: Iterable[str], train: list[tuple[str, Video]], test: list[t
 
 
 def note_rare_classes(place: str | Path, lists: VideoLists) -> None:
-    """One line on stderr that names the classes which no or a single training video shows."""
+    """One line on stderr that names the classes which no or a single training video shows, if any shows one."""
     counts = Counter(video.label for video in lists.train)
+    if counts.keys() == {-1}:
+        return
     parts = []
     for count, text in enumerate(("no training video of", "a single training video of")):
         if names := [reveal(name) for c, name in enumerate(lists.classes) if counts[c] == count]:
@@ -278,7 +286,7 @@ def read_custom(root: Path) -> VideoLists:
             f"{root / 'classes.txt'}: found {spaced[0]!r}, expected names without blanks; write _ instead, prompts "
             "show it as a blank"
         )
-    if len(names) < 2 or names[0].lower() != "normal" or len(set(names)) < len(names):
+    if not names or names[0].lower() != "normal" or len(set(names)) < len(names):
         raise InputError(f"{root / 'classes.txt'}: found {names}, expected Normal, then each anomaly class once")
     train, test = (read_videos(root / file, classified_video, names[1:]) for file in ("train.txt", "test.txt"))
     temporal = root / "temporal_annotations.txt"

@@ -4,6 +4,7 @@ Letters: D feature size, N feature rows of a video.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,17 +85,20 @@ def normal_moments(features: FeatureFolder, videos: Sequence[Video]) -> dict:
     rank, _, world_size = rank_and_world()
     normal = [video.name for video in videos if video.label < 0]
 
-    def sum_share() -> Tensor:
-        # of rows with a 1 behind them, which counts and sums
-        total = np.zeros((features.open(normal[0]).shape[-1] + 1,) * 2)
-        for name in normal[rank::world_size]:
-            rows = spaced_rows(features.open(name, scattered=True))
-            rows = np.pad(rows, ((0, 0), (0, 1)), constant_values=1)
-            total += rows.T @ rows
-        return torch.from_numpy(total)
-
-    total = sum_over_ranks(same_for_all(sum_share))  # (D + 1, D + 1)
+    share = partial(row_moments, features, normal[rank::world_size])
+    total = sum_over_ranks(same_for_all(lambda: torch.from_numpy(share())))
     return {"count": int(total[-1, -1]), "sum": total[-1, :-1].clone(), "outer": total[:-1, :-1].clone()}
+
+
+def row_moments(features: FeatureFolder, names: Sequence[str]) -> np.ndarray:
+    """Sum of the outer products of the videos' `spaced_rows`, with a 1 behind each, which counts and sums,
+    (D + 1, D + 1).
+    """
+    total = np.zeros(((features.dim or features.open(names[0]).shape[-1]) + 1,) * 2)
+    for name in names:
+        rows = np.pad(spaced_rows(features.open(name, scattered=True)), ((0, 0), (0, 1)), constant_values=1)
+        total += rows.T @ rows
+    return total
 
 
 def spaced_rows(array: np.ndarray | LazyArray) -> np.ndarray:

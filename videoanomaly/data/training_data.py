@@ -6,6 +6,8 @@ from videoanomaly.data.annotations import VideoLists, note_rare_classes
 from videoanomaly.data.datasets import DATASETS, Dataset
 from videoanomaly.data.features import FeatureFolder, check_features
 from videoanomaly.data.lists import load_lists
+from videoanomaly.runtime.console import InputError, note
+from videoanomaly.runtime.torchrun import is_main
 
 
 class TrainingData(NamedTuple):
@@ -44,6 +46,7 @@ def open_training_data(
     temporal_frames_per_feature: int | None = None,
     crops: int = 1,
     classes_csv: str | None = None,
+    normal_only: bool = False,
 ) -> TrainingData:
     """Reads the lists and looks at the feature file of every video in them, training and test.
 
@@ -53,10 +56,11 @@ def open_training_data(
         temporal_features: Folder of the Temporal model's own features.
         frames_per_feature, temporal_frames_per_feature, crops: See `FeatureFolder`.
         classes_csv: See `load_lists`.
+        normal_only: See `of_kind`.
     Raises:
         InputError: If something is missing or does not fit.
     """
-    lists = load_lists(dataset, root, classes_csv)
+    lists = of_kind(load_lists(dataset, root, classes_csv), root, normal_only)
     folder = FeatureFolder(features or root, frames_per_feature=frames_per_feature, crops=crops)
     temporal = None
     if temporal_features:
@@ -64,3 +68,16 @@ def open_training_data(
     check_features(folder, lists.train + lists.test, temporal)
     note_rare_classes(root, lists)
     return TrainingData(DATASETS[dataset], lists, folder, temporal)
+
+
+def of_kind(lists: VideoLists, root: str, normal_only: bool) -> VideoLists:
+    """Lists with normal and abnormal training videos, or with normal ones alone, where the others are left out."""
+    num_abnormal = sum(video.label >= 0 for video in lists.train)
+    if not (normal_only or num_abnormal):
+        raise InputError(
+            f"{root}: found 0 anomalous and {len(lists.train)} normal training videos, expected some of both, or "
+            "--normal-only"
+        )
+    if normal_only and num_abnormal and is_main():
+        note(f"note: {root}: --normal-only leaves out {num_abnormal} abnormal training videos")
+    return lists.normal_only() if normal_only else lists

@@ -3,7 +3,7 @@
 Shapes: N feature rows of a video, crops per row, D feature size, C anomaly classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -54,12 +54,12 @@ class FrameLogisticRegression:
 
 
 def evaluate_rules(lists: VideoLists, model: VideoModel, features: FeatureFolder) -> dict[str, dict]:
-    """Metrics of the two simple rules, on the same videos and features."""
+    """Metrics of the two simple rules, on the same videos and features; the second needs abnormal training videos."""
     prototype = model.prototype.cpu().numpy()
-    rules = {
-        "distance to prototype": lambda rows: (distance_to_prototype(rows, prototype), None),
-        "logistic regression": FrameLogisticRegression(lists.train, features, len(lists.classes)).predict,
-    }
+    rules: dict[str, Callable] = {"distance to prototype": lambda rows: (distance_to_prototype(rows, prototype), None)}
+    if any(video.label >= 0 for video in lists.train):
+        regression = FrameLogisticRegression(lists.train, features, len(lists.classes))
+        rules["logistic regression"] = regression.predict
     return {
         name: frame_metrics(score_videos(rule, lists.test, features), lists.classes) for name, rule in rules.items()
     }

@@ -5,10 +5,15 @@ engineered prompt), through CLIP's text tower, minus the normality prototype (Eq
 (Eq. 4) by statistics that stand in for those of a training: see `projection_statistics`. The Temporal model never sees
 new classes, so p_A stays what it was, bit for bit; p_{c|A} is the softmax over trained and new classes.
 
+A one-class model has no classes of its own, and nothing that was trained with them: its new ones are those of zero-shot
+CLIP, p_{c|A} the softmax of the cosines with the engineered prompts.
+
 Shapes: B passes, S segments, F rows of a segment, C trained and n new classes, D feature size, N rows of a video.
 """
 
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clip_model
-from anomalyclip import AnomalyCLIP, Prediction
+from anomalyclip import AnomalyCLIP, Prediction, VideoModel
+from videoanomaly.clip_weights import DEFAULT_CLIP, load_clip
 from videoanomaly.runtime.console import InputError
+from videoanomaly.systems.base import SegmentPrediction
+from videoanomaly.systems.clip_zeroshot import ClipZeroShot
+from videoanomaly.systems.one_class import OneClassGaussian
 
 
 class OpenSetAnomalyCLIP(AnomalyCLIP):
@@ -136,20 +145,27 @@ def check_open(ckpt: str, checkpoint: dict, model: AnomalyCLIP) -> None:
         )
 
 
-def new_directions(
-    ckpt: str, checkpoint: dict, clip: clip_model.CLIP, model: AnomalyCLIP, names: tuple[str, ...]
-) -> Tensor:
-    """Directions (n, D) of new classes with the contexts and the text projection of the checkpoint."""
+@contextmanager
+def short_names(names: tuple[str, ...]) -> Iterator[None]:
+    """Tells in one line that a prompt with one of the names is too long, or does not fit."""
     try:
-        prompted = AnomalyCLIP(
-            replace(model.config, classes=names), clip=clip, tokenize=clip_model.tokenize, prototype=model.prototype
-        )
+        yield
     except (ValueError, RuntimeError) as error:  # a prompt is too long
         too_long = isinstance(error, RuntimeError) and "too long" in str(error)  # the tokenizer, which repeats the text
         reason = (
             "found a name of more than 77 tokens, expected a shorter one" if too_long else str(error).splitlines()[0]
         )
         raise InputError(f"--classes {textwrap.shorten(max(names, key=len), 60)}: {reason}") from None
+
+
+def new_directions(
+    ckpt: str, checkpoint: dict, clip: clip_model.CLIP, model: AnomalyCLIP, names: tuple[str, ...]
+) -> Tensor:
+    """Directions (n, D) of new classes with the contexts and the text projection of the checkpoint."""
+    with short_names(names):
+        prompted = AnomalyCLIP(
+            replace(model.config, classes=names), clip=clip, tokenize=clip_model.tokenize, prototype=model.prototype
+        )
     learned = [name for name in ("ctx", "text_projection") if getattr(prompted.prompt_learner, name) is not None]
     state = {name: checkpoint["model"].get(f"prompt_learner.{name}") for name in learned}
     if any(
@@ -171,3 +187,38 @@ def add_classes(
     if model.config.likelihood == "projection":
         statistics = projection_statistics(model, checkpoint["normal_moments"], directions)
     return OpenSetAnomalyCLIP(model, names, directions, *statistics).eval()
+
+
+class NamedOneClass(VideoModel):
+    """A one-class model whose anomalies zero-shot CLIP names: `predict` gives (N,) and (N, n)."""
+
+    NAME = OneClassGaussian.NAME
+
+    def __init__(self, model: OneClassGaussian, zero_shot: ClipZeroShot):
+        super().__init__()
+        self.model, self.zero_shot, self.config = model, zero_shot, zero_shot.config
+        self.register_buffer("prototype", model.prototype)
+
+    def forward(self, features: Tensor) -> SegmentPrediction:
+        return self.model(features)._replace(class_logits=self.zero_shot(features).class_logits)
+
+
+def name_by_text(
+    ckpt: str, checkpoint: dict, model: OneClassGaussian, names: tuple[str, ...], clip: str | None
+) -> NamedOneClass:
+    """The model with the classes of those names, by the text tower of the CLIP that made its features.
+
+    Args:
+        clip: Its name or file; None: as the training's settings name it.
+    """
+    encoder, needs = checkpoint["encoder"], f"{ckpt}: --classes needs the CLIP that made its features, found"
+    if encoder and not encoder["encoder"].startswith("clip "):
+        raise InputError(f"{needs} features of {encoder['encoder']}")
+    name = clip or checkpoint["settings"].get("clip") or DEFAULT_CLIP
+    loaded = load_clip(name, message=f"{needs} none ({{}}); give --clip FILE")
+    if encoder and encoder["weights_sha256"] != clip_model.weights_hash(loaded.visual):
+        raise InputError(f"{needs} another one in {name}")
+    with short_names(names):
+        config = replace(model.config, classes=names, directions="engineered")
+        zero_shot = ClipZeroShot(config, clip=loaded, tokenize=clip_model.tokenize, prototype=model.prototype)
+    return NamedOneClass(model, zero_shot).eval()

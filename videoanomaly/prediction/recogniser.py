@@ -12,9 +12,10 @@ from videoanomaly.clip_weights import load_training_clip
 from videoanomaly.event_rule import LOW_SHARE, MERGE_GAP, MIN_LENGTH, EventSettings
 from videoanomaly.operating_curve import OperatingCurve
 from videoanomaly.prediction.explain import nearest_words
-from videoanomaly.prediction.open_set import add_classes, check_names, check_open
+from videoanomaly.prediction.open_set import add_classes, check_names, check_open, name_by_text
 from videoanomaly.prediction.operating_point import GIVEN, OTHERWISE_CUT, choose_threshold, stored_curve
 from videoanomaly.runtime.console import InputError
+from videoanomaly.systems.one_class import OneClassGaussian
 from videoanomaly.weights.checkpoints import frames_per_feature, load_model
 
 
@@ -90,6 +91,8 @@ def extend(options: PredictionOptions, checkpoint: dict, model: VideoModel) -> t
     ckpt, names = options.ckpt, options.classes
     if not (names or options.explain):
         return model, None
+    if names and isinstance(model, OneClassGaussian) and not options.explain:
+        return name_by_text(ckpt, checkpoint, model, names, options.clip), None
     if not isinstance(model, AnomalyCLIP):
         raise InputError(
             f"{ckpt}: --classes and --explain are for checkpoints of AnomalyCLIP, found one of {model.NAME}"

@@ -4,6 +4,7 @@ Shapes: as in anomalyclip.py, here with E the width of the features that a syste
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip import AnomalyCLIPConfig, VideoModel
+from videoanomaly.data.annotations import Video
 from videoanomaly.data.datasets import Dataset
+from videoanomaly.data.features import FeatureFolder
 from videoanomaly.data.prototype import normality_prototype
 from videoanomaly.data.training_data import TrainingData
 
@@ -43,6 +46,7 @@ class Trainable(VideoModel):
     OPTIONS: frozenset[str]  # those of settings.OPTIONAL that have an effect
     EXTRAS: tuple[str, ...] = ()  # what `extras` gives, by name
     SEES_MEANS = False  # of a segment's rows alone: in training it can have (B, S, 1, D)
+    NORMAL_ONLY = False  # learns from normal videos alone, see VideoLists.normal_only
     FITS_HEAD = False  # `finish` makes it whole: without it there is nothing to evaluate
 
     @classmethod
@@ -65,6 +69,13 @@ class Trainable(VideoModel):
 
     def finish(self, data: TrainingData) -> None:
         """What is left to learn from the training videos after the last epoch."""
+
+    def unseen(self, videos: Sequence[Video], features: FeatureFolder) -> list[tuple[VideoModel, list[Video]]]:
+        """Models, each with the normal training videos that it is to score for the threshold.
+
+        It is the model itself, which was fitted to them all; where that is cheap, models that have not seen them.
+        """
+        return [(self, [video for video in videos if video.label < 0])]
 
     def extras(self, data: TrainingData) -> dict:
         """Entries of the checkpoint besides the model's own, made before the first epoch: plain values and tensors."""

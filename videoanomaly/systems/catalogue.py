@@ -8,6 +8,7 @@ from videoanomaly.systems.actionclip import ActionCLIP
 from videoanomaly.systems.base import Trainable
 from videoanomaly.systems.clip_zeroshot import ClipZeroShot
 from videoanomaly.systems.mgfn import MGFN
+from videoanomaly.systems.one_class import OneClassGaussian
 from videoanomaly.systems.ours import AnomalyCLIPSystem
 from videoanomaly.systems.rtfm import RTFM
 from videoanomaly.systems.s3r import S3R
@@ -18,7 +19,10 @@ from videoanomaly.systems.vadclip import VadCLIP
 
 SYSTEMS: dict[str, type[Trainable]] = {
     system.NAME: system
-    for system in (AnomalyCLIPSystem, ClipZeroShot, ActionCLIP, Sultani, RTFM, S3R, SSRL, MGFN, URDMU, VadCLIP)
+    for system in (
+        *(AnomalyCLIPSystem, ClipZeroShot, ActionCLIP, Sultani, RTFM, S3R, SSRL, MGFN, URDMU, VadCLIP),
+        OneClassGaussian,
+    )
 }
 
 
