@@ -60,7 +60,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--classes",
         metavar='"NAME, NAME"',
         help="also these classes, which were never trained; needs a checkpoint whose "
-        "classes share their contexts (train.py --shared-ctx)",
+        "classes share their contexts (train.py --shared-ctx), or of train.py --normal-only on CLIP's features",
     )
     add(
         "--explain",
