@@ -23,6 +23,7 @@ from videoanomaly.evaluation.tables import align, threshold_rows
 from videoanomaly.operating_curve import OperatingCurve, Watched, measure
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import read_lines, write_atomically
+from videoanomaly.runtime.processes import any_rank
 from videoanomaly.runtime.torchrun import is_main
 from videoanomaly.settings import TrainingSettings
 from videoanomaly.systems.base import Trainable
@@ -88,11 +89,13 @@ def train_fold(
     torch.manual_seed(settings.seed)
     model = build(settings.model, config, **clip, **settings.system.learn(data, settings.seed)).to(device)
     accelerate(model)
-    optimizer = make_optimizer(model, settings.lr, released=config.variant == "released")
-    training = make_training(settings, config, model, optimizer, data, device)
-    for epoch in range(settings.epochs or 0):
-        if train_epoch(training, epoch, NOT_BEGUN, signals)["steps"] < len(training.loader) or signals:
-            return None
+    if settings.epochs:
+        optimizer = make_optimizer(model, settings.lr, released=config.variant == "released")
+        training = make_training(settings, config, model, optimizer, data, device)
+        for epoch in range(settings.epochs):
+            train_epoch(training, epoch, NOT_BEGUN, signals)
+            if any_rank(bool(signals)):
+                return None
     if is_main():
         model.finish(data)
     return model.eval()
