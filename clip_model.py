@@ -351,18 +351,27 @@ def available_models() -> list[str]:
     return list(_URLS)
 
 
-def _fetch(name: str) -> Path:
-    """The cached file of a model, checked by its SHA-256; downloaded if it is missing or damaged."""
-    *_, sha256, filename = _URLS[name].split("/")
+def file_name(name: str) -> str:
+    """Of a published model's file."""
+    return _URLS[name].split("/")[-1]
+
+
+def cached_file(name: str) -> Path:
+    """Where `load` keeps a model of that name, whether it is there or not."""
     folder = os.path.expanduser(os.environ.get("CLIP_CACHE") or "~/.cache/clip")
     if folder.startswith("~"):
         raise WeightsError(
             f"{name}: no home folder to keep it in, set CLIP_CACHE to a folder or give a file of weights"
         )
-    path = Path(folder, filename)
+    return Path(folder, file_name(name))
+
+
+def _fetch(name: str) -> Path:
+    """The cached file of a model, checked by its SHA-256; downloaded if it is missing or damaged."""
+    path, sha256 = cached_file(name), _URLS[name].split("/")[-2]
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
         return path
-    part = path.with_name(f".{filename}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(_URLS[name], str(part), hash_prefix=sha256, progress=sys.stderr.isatty())

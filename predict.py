@@ -109,7 +109,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="of times without one, and in which times are told: Europe/Berlin, +02:00 (default: this machine's)",
     )
     add = parser.add_argument_group("the checkpoint's features").add_argument
-    add("--clip", help="CLIP weights, a name or a file (default: those of the training, else ViT-B/16)")
+    add("--clip", help="CLIP weights, a name or a file (default: those of the training, see docs/videos.md)")
     add("--encoder", metavar="FILE.py:CLASS", help="image encoder instead of CLIP; THIS RUNS THE CODE IN THE FILE")
     add(
         "--features",

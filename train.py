@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from videoanomaly.clip_weights import load_prompts_clip
+from videoanomaly.clip_weights import file_size, load_prompts_clip
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.demo.prepare import prepare
@@ -222,7 +222,8 @@ def main(argv: list[str] | None = None) -> int | None:
         if check:
             return write_settings(out, given.asdict()) if is_main() else None
         clip, clip_sha256 = load_prompts_clip(settings.clip, config.directions, data.features.encoder)
-        extra = {"settings": settings.asdict(), "clip_sha256": clip_sha256} | data.to_plain()
+        known = {"clip_sha256": clip_sha256, "clip_bytes": file_size(settings.clip) if clip_sha256 else None}
+        extra = {"settings": settings.asdict()} | known | data.to_plain()
         with lock_folder(out):
             number, done = fit(settings, config, data, clip, extra, device)
     print(f"checkpoint: {out / 'last.pt'}, after {done}")
@@ -238,7 +239,7 @@ def main(argv: list[str] | None = None) -> int | None:
         evaluate_checkpoint(str(out / "last.pt"), out / "eval", EvaluationOptions(device=device))
     if data.dataset.is_made:
         video = surest(out / "eval" / "scores.npz", data.lists.test)
-        use = ["--ckpt", out / "last.pt", "--clip", settings.clip, f"{settings.root}/{video}.mp4"]
+        use = ["--ckpt", out / "last.pt", f"{settings.root}/{video}.mp4"]
         print(f"next: {command('predict.py', *use, '--out', out / 'report')}")
     return None
 

@@ -316,11 +316,15 @@ def test_checkpoints_that_cannot_have_new_classes_are_refused(world, tmp_path):
     stored = torch.load(world.train("--shared-ctx"), weights_only=True)
     for entry, value, message in (
         ("normal_moments", None, "moments of the normal features, found none"),
-        ("clip_sha256", "0" * 64, "is another CLIP than that of"),
+        ("clip_sha256", "0" * 64, "found no CLIP .*: another CLIP, weights_sha256 .*; give --clip FILE"),
         ("clip_sha256", None, "the checkpoint does not tell which"),
         ("normal_moments", {"count": 3, "sum": 1}, "moments of the normal features, found none"),
         ("model", stored["model"] | {"prompt_learner.ctx": torch.zeros(3, 64)}, "found no ctx and"),
-        ("settings", stored["settings"] | {"clip": "gone.pt"}, "found none .gone.pt.*give --clip"),
+        (
+            "settings",
+            stored["settings"] | {"clip": "gone.pt"},
+            "found no CLIP .*neither 'gone.pt'.*passed over: nothing; give --clip FILE",
+        ),
     ):
         torch.save(stored | {entry: value}, tmp_path / "changed.pt")
         with pytest.raises(InputError, match=message):

@@ -438,7 +438,7 @@ def test_wrong_options_are_named(options, message):
 
 def test_what_does_not_go_with_the_checkpoint_is_told(planted, planted_spaced, tmp_path):
     video, out = str(write_clip(tmp_path / "v.mp4", 5)), ["--out", str(tmp_path / "out"), "--device", "cpu"]
-    with pytest.raises(InputError, match="was trained with features of Colours, expected --encoder FILE.py:CLASS"):
+    with pytest.raises(InputError, match="was trained with features of Colours.*give --encoder FILE.py:Colours"):
         predict.main(["--ckpt", planted.checkpoint, video, *out])
     with pytest.raises(InputError, match="--stride 1: expected at least 2"):
         predict.main([*planted_spaced.options, video, *out, "--stride", "1"])

@@ -316,19 +316,7 @@ def test_the_next_commands_can_be_pasted_into_a_shell(dataset, tmp_path, monkeyp
     root.symlink_to(dataset)
     for options, expected in (
         ((), ["evaluate.py", "--ckpt", f"{out}/last.pt"]),
-        (
-            ("--evaluate",),
-            [
-                "predict.py",
-                "--ckpt",
-                f"{out}/last.pt",
-                "--clip",
-                f"{root}/clip.pt",
-                f"{root}/a b.mp4",
-                "--out",
-                f"{out}/report",
-            ],
-        ),
+        (("--evaluate",), ["predict.py", "--ckpt", f"{out}/last.pt", f"{root}/a b.mp4", "--out", f"{out}/report"]),
     ):
         train.main(arguments(root, out, "--epochs", "1", *options))
         line = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")

@@ -15,16 +15,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 import clip_model
-from videoanomaly.clip_weights import DEFAULT_CLIP, load_clip
+from videoanomaly.clip_weights import DEFAULT_CLIP, find_clip, load_clip
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video.preprocessing import ImageEncoder, resize_like_pil
 
 
 class ClipEncoder:
-    """CLIP's image tower with the three members that every encoder has: dim, preprocess, encode."""
+    """CLIP's image tower with the three members that every encoder has: dim, preprocess, encode.
 
-    def __init__(self, name_or_path: str, device: str):
-        model = load_clip(name_or_path, message="--clip {}", device=device)
+    Args:
+        clip: The model, or its name or file.
+    """
+
+    def __init__(self, clip: str | clip_model.CLIP, device: str):
+        model = load_clip(clip, message="--clip {}", device=device) if isinstance(clip, str) else clip.to(device)
         self.visual, self.device, self.dim = model.visual, device, model.text_projection.shape[1]
         self.preprocess = clip_model.preprocess(self.visual.input_resolution)
         self.encode_image = model.encode_image
@@ -151,7 +155,7 @@ def matching_encoder(
     Args:
         ckpt: Name of the checkpoint, for errors.
         dims: Sizes of the features of its Selector and of its Temporal model, None where those are the same.
-        clip: CLIP weights, a name or a file; None: those of the training.
+        clip: CLIP weights, a name or a file; None: those of the training, where `find_clip` finds them.
         encoder: FILE.py:CLASS instead of CLIP.
     """
     trained, (dim, temporal_dim) = checkpoint["encoder"], dims
@@ -160,9 +164,13 @@ def matching_encoder(
             f"{ckpt}: its Temporal model has features of its own, expected --features and --temporal-features"
         )
     name = trained["encoder"] if trained else f"clip {DEFAULT_CLIP}"
-    if not (clip or encoder):
-        check_known(ckpt, name)
-    model, found = load_encoder(clip or name.removeprefix("clip "), encoder, device)
+    if clip or encoder or not trained:
+        model, found = load_encoder(clip or DEFAULT_CLIP, encoder, device)
+    else:
+        refuse_code(ckpt, name)
+        expected = trained["weights_sha256"]
+        model = ClipEncoder(find_clip(ckpt, checkpoint, expected, image_tower=True), device)
+        found = trained | {"dim": model.dim}
     if found["dim"] != dim:
         raise InputError(f"{found['encoder']}: makes features of {found['dim']} values, expected {dim} as in {ckpt}")
     if trained and trained["weights_sha256"] != found["weights_sha256"]:
@@ -175,8 +183,8 @@ def matching_encoder(
     return Encoder(model, found["encoder"], made.get("crops") or 1, made.get("jpeg"), n_px)
 
 
-def check_known(ckpt: str, name: str) -> None:
-    """Whether the encoder of the training can be had by its name alone."""
-    if name.removeprefix("clip ") not in clip_model.available_models():
-        option = "--clip FILE" if name.startswith("clip ") else "--encoder FILE.py:CLASS"
-        raise InputError(f"{ckpt}: was trained with features of {name}, expected {option} that brings it")
+def refuse_code(ckpt: str, name: str) -> None:
+    """An encoder that is code runs where the user names it, not where a checkpoint does."""
+    if not name.startswith("clip "):
+        spec = f"FILE.py:{name if name.isidentifier() else 'CLASS'}"
+        raise InputError(f"{ckpt}: was trained with features of {name:.80}, code of its own, give --encoder {spec}")

@@ -60,6 +60,7 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "encoder": (or_none(is_encoder), "what meta.json tells of an encoder"),
     "temporal_encoder": (or_none(is_encoder), "what meta.json tells of an encoder"),
     "clip_sha256": (or_none(is_text), "a hash"),
+    "clip_bytes": (or_none(lambda value: is_count(value, 1, 2**50)), "the size of a file"),
     "settings": (lambda value: isinstance(value, dict), "settings by name"),
     "begun": (is_begun, "what is done of an epoch"),
 }
