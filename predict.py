@@ -24,10 +24,11 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from videoanomaly.data.annotations import class_names
 from videoanomaly.data.datasets import PUBLISHED
 from videoanomaly.event_rule import LOW_SHARE, MERGE_GAP, MIN_LENGTH
 from videoanomaly.runtime.addresses import LISTENING, STREAMS, WEBHOOKS, check_address, is_address, refuse_addresses
-from videoanomaly.runtime.console import CONTROLS, InputError, Parser, at_least, options_of, run_script
+from videoanomaly.runtime.console import InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.video.wall_clock import read_start, read_zone
@@ -155,18 +156,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def class_names(text: str) -> tuple[str, ...]:
-    """The names of --classes, cleaned of surplus blanks."""
-    if odd := CONTROLS.search(text):
-        raise InputError(f"--classes: found the control character {odd[0]!r}, expected names")
-    names = tuple(" ".join(name.split()) for name in text.split(","))
-    if not all(name.replace("_", "").strip() for name in names):
-        raise InputError(f"--classes {text!r}: found an empty name, expected names with commas between them")
-    if len({name.replace("_", " ").lower() for name in names}) < len(names):
-        raise InputError(f"--classes {text!r}: found a name twice, expected different ones")
-    return names
-
-
 def check_args(args: argparse.Namespace) -> None:
     refuse_addresses({name: value for name, value in vars(args).items() if name not in ("live", "webhook", "classes")})
     if args.classes is not None:
@@ -226,26 +215,24 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     args = parse_args(argv)
     from videoanomaly.live import service
+    from videoanomaly.prediction.api import Recogniser
     from videoanomaly.prediction.explain import words_text
-    from videoanomaly.prediction.predictor import encoder_of, predict_features, predict_videos
-    from videoanomaly.prediction.recogniser import PredictionOptions, load
+    from videoanomaly.prediction.predictor import predict_features, predict_videos
+    from videoanomaly.prediction.recogniser import PredictionOptions
     from videoanomaly.runtime.processes import check_device
     from videoanomaly.weights import export
 
     args.device = check_device(args.device)
     options = options_of(PredictionOptions, vars(args))
-    recogniser = load(options)
-    spacing = recogniser.spacing
-    if args.stride and args.stride < spacing:
-        expected = f"at least {spacing}, the spacing that {args.ckpt} was trained with"
-        raise InputError(f"--stride {args.stride}: expected {expected}")
+    ready = Recogniser(options)
+    recogniser, spacing = ready.loaded, ready.loaded.spacing
     if args.explain:
         print(words_text(recogniser.words))
     if args.export:
         return export.write(args.export, recogniser.model)
     if args.live:
         with redirect_stdout(sys.stderr):  # standard output is for events alone; some encoders print when loaded
-            encoder = encoder_of(options, recogniser)
+            encoder = ready.encoder
         how = {"crops": encoder.crops, "jpeg": encoder.jpeg, "n_px": encoder.n_px, "fps": args.fps}
         how |= {"settings": recogniser.event_settings, "threshold_rule": recogniser.threshold_rule}
         how |= {"stride": spacing, "webhook": args.webhook}

@@ -6,18 +6,23 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import clip_model
 import predict
 import train
 from tests.synthetic import SMALL, write_dataset
 from tests.tiny_clip import tiny_clip_state_dict
-from tests.videos import write_clip
-from videoanomaly import clip_weights
+from tests.videos import BLUE, RED, our_frames, write_clip
+from videoanomaly import Recogniser, clip_weights
 from videoanomaly.clip_weights import find_clip
+from videoanomaly.frame_scores import FrameScores
+from videoanomaly.prediction.api import Result
 from videoanomaly.runtime.console import InputError
+from videoanomaly.video import encoders
 from videoanomaly.weights.checkpoints import load_model
 
 
@@ -154,3 +159,115 @@ def test_an_encoder_that_is_code_is_never_run_because_a_checkpoint_names_it(
     video = str(write_clip(tmp_path / "v.mp4", 5))
     with pytest.raises(InputError, match=shown):
         predict.main(["--ckpt", "x.pt", video, "--out", "out", "--device", "cpu"])
+
+
+# ---- from Python
+
+
+def load(planted, **options) -> Recogniser:
+    return Recogniser.load(planted.checkpoint, encoder=planted.options[3], device="cpu", **options)
+
+
+def test_three_lines_give_what_the_command_writes(planted, tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "v.mp4", 150, [(30, 70, RED), (100, 140, BLUE)])
+    predict.main([*planted.options, str(path), "--out", str(tmp_path / "out")])
+    loaded, real = [], encoders.load_encoder
+    monkeypatch.setattr(encoders, "load_encoder", lambda *given: loaded.append(given) or real(*given))
+
+    recogniser = load(planted)
+    result = recogniser(path)
+    assert recogniser(str(path)).events == result.events and len(loaded) == 1  # the encoder is read once
+
+    written = json.loads((tmp_path / "out" / "events.json").read_text())
+    assert [event["class"] for event in result.events] == ["fire", "fall"]
+    for event, other in zip(result.events, written["events"], strict=True):
+        assert event == {name: other[name] for name in event}
+    assert (result.name, result.fps) == ("v", written["fps"])
+    assert result.threshold == recogniser.threshold == written["threshold"]
+    assert [*result.classes] == [*recogniser.classes] == written["classes"]
+    with np.load(tmp_path / "out" / "scores.npz") as arrays:
+        for name, values in (("p_A", result.p_A), ("p_class", result.p_class), ("time", result.times)):
+            assert np.array_equal(values, arrays[name])
+    assert "last.pt: anomalyclip, 2 classes, threshold " in repr(recogniser)
+
+
+@pytest.mark.parametrize("kind", ["array", "pictures", "batches", "times"])
+def test_frames_of_another_decoder_give_what_the_video_gives(planted_spaced, tmp_path, kind):
+    path = write_clip(tmp_path / "v.mp4", 101, [(30, 70, RED)])
+    recogniser, made = load(planted_spaced, threshold=0.5, batch=7), np.stack(our_frames(path))
+    expected, frames, how = recogniser(path), made, {"fps": 25}
+    if kind == "pictures":
+        frames = [Image.fromarray(frame) for frame in made]
+    elif kind == "batches":
+        frames = (made[i : i + 10] for i in range(0, 101, 10))
+    elif kind == "times":
+        times: list[float] = []
+        how = {"times": times}
+        frames = (times.append(i / 25) or frame for i, frame in enumerate(made))
+    found = recogniser.from_frames(frames, name="v", **how)
+    assert found.events == expected.events and len(found.events) == 1
+    assert np.array_equal(found.p_A, expected.p_A) and np.array_equal(found.p_class, expected.p_class)
+    assert np.allclose(found.times, expected.times) and found.fps == expected.fps
+
+
+def test_frames_need_as_many_rows_as_the_stride_says(planted_spaced, tmp_path):
+    path = write_clip(tmp_path / "v.mp4", 60)
+    recogniser = load(planted_spaced, stride=4)
+    found = recogniser.from_frames(our_frames(path), fps=25)
+    assert np.array_equal(found.p_A, recogniser(path).p_A) and len(found.p_A) == 60
+
+
+GREY = np.zeros((3, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "how", "message"),
+    [
+        (GREY, {}, "nothing tells when its frames are shown, expected fps= or times="),
+        (GREY, {"fps": 0}, "fps 0: expected a positive number"),
+        (GREY / 255, {"fps": 25}, r"found an array \(8, 8, 3\) of float64, expected uint8"),
+        (GREY[..., 0], {"fps": 25}, r"found an array \(3, 8, 8\) of uint8, expected"),
+        (GREY[:0], {"fps": 25}, "found no frames, expected some"),
+        ([], {"fps": 25}, "found no frames, expected some"),
+        (GREY, {"times": [0, 1]}, r"found times of shape \(2,\), expected 3, one a frame, ascending"),
+        (GREY, {"times": [0, 2, 1]}, "expected 3, one a frame, ascending"),
+        ("video.mp4", {"fps": 25}, "found a str, expected uint8 arrays"),
+        ([3], {"fps": 25}, "found a int, expected uint8 arrays"),
+    ],
+)
+def test_what_are_no_frames_is_one_line(planted, frames, how, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load(planted).from_frames(frames, **how)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_input_in_python_is_the_command_s_one_line(planted, planted_spaced, tmp_path):
+    for options, message in (
+        ({"threshold": 2}, "--threshold 2: expected a number above 0"),
+        ({"stride": 0}, "--stride 0: expected at least 1"),
+        ({"batch": 0}, "--batch 0: expected at least 1"),
+        ({"classes": ["a", "A"]}, "found a name twice"),
+        ({"classes": "smoke"}, "found --directions direct"),
+        ({"clip": "rtsp://me:secret@host/x"}, "clip: found the address rtsp://host/x, expected a file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(planted, **options)
+    with pytest.raises(ValueError, match="--stride 1: expected at least 2, the spacing"):
+        load(planted_spaced, stride=1)
+    with pytest.raises(ValueError, match="absent.mp4: No such file"):
+        load(planted)(tmp_path / "absent.mp4")
+    with pytest.raises(ValueError, match="video: found the address rtsp://host/x, expected a file") as caught:
+        load(planted)("rtsp://me:secret@host/x")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_notebook_shows_the_timeline_and_the_table_of_events_escaped():
+    name, times = "<script>alert(1)</script>", np.arange(50) / 25
+    scores = FrameScores(np.linspace(0, 1, 50), np.ones((50, 1)), times, 25.0)
+    event = {"start": 1.0, "end": 2.0, "start_time": "00:00:01.000", "end_time": "00:00:02.000"}
+    event |= {"class": f"{name} & more", "confidence": 0.75}
+    shown = Result(name, (name,), 0.5, [event] * 150, [f"note {name}"], scores)._repr_html_()
+    assert "<script" not in shown and shown.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 1 + 150 + 100 + 1
+    assert shown.count("<rect") == 150 and "and 50 events more" in shown and "<polyline" in shown
+    assert 'x="300.0" y="103" height="9" width="300.0"' in shown  # the second of two seconds
+    assert "the highest p_A is 1.00" in Result("v", (), 0.5, [], [], scores)._repr_html_()

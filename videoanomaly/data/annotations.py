@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from videoanomaly.runtime.console import InputError, as_text, lookalike, note, reveal
+from videoanomaly.runtime.console import CONTROLS, InputError, as_text, lookalike, note, reveal
 from videoanomaly.runtime.files import read_lines
 from videoanomaly.runtime.torchrun import is_main
 
@@ -310,3 +310,15 @@ def read_pairs(path: str | Path, header: tuple[str, str]) -> Iterator[tuple[str,
             raise InputError(f"{where}: found {line!r}, expected '{','.join(header)}'")
         if (first, second) != header:
             yield where, first, second
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """The names of `--classes "NAME, NAME"`, cleaned of surplus blanks."""
+    if odd := CONTROLS.search(text):
+        raise InputError(f"--classes: found the control character {odd[0]!r}, expected names")
+    names = tuple(" ".join(name.split()) for name in text.split(","))
+    if not all(name.replace("_", "").strip() for name in names):
+        raise InputError(f"--classes {text!r}: found an empty name, expected names with commas between them")
+    if len({name.replace("_", " ").lower() for name in names}) < len(names):
+        raise InputError(f"--classes {text!r}: found a name twice, expected different ones")
+    return names

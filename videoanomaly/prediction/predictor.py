@@ -30,22 +30,18 @@ from videoanomaly.video.encoders import Encoder, matching_encoder
 from videoanomaly.video.encoding import Reading, encode_videos, interpolate, read_batches
 from videoanomaly.video.finding import find_all_videos
 from videoanomaly.video.picture_folder import picture_rate
-from videoanomaly.video.preprocessing import prepare
 from videoanomaly.weights.checkpoints import open_folders
 
 
 def encoded(
-    videos: dict[str, Path], options: PredictionOptions, recogniser: Recogniser
+    videos: dict[str, Path], options: PredictionOptions, recogniser: Recogniser, encoder: Encoder | None = None
 ) -> Iterator[tuple[str, tuple[np.ndarray, Reading] | Exception]]:
     """Yields what `encode_videos` does, rows as the model takes them; a bar shows frames/s and the time left."""
     stride = options.stride or recogniser.spacing
-    encoder = encoder_of(options, recogniser)
-    to_inputs = partial(
-        prepare, preprocess=encoder.model.preprocess, num_crops=encoder.crops, jpeg=encoder.jpeg, n_px=encoder.n_px
-    )
+    encoder = encoder or encoder_of(options, recogniser)
     read = partial(
         read_batches,
-        to_inputs=to_inputs,
+        to_inputs=encoder.inputs,
         stride=stride,
         batch_size=options.batch,
         pin_memory=options.device.startswith("cuda"),

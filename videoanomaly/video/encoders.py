@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import clip_model
 from videoanomaly.clip_weights import DEFAULT_CLIP, find_clip, load_clip
 from videoanomaly.runtime.console import InputError
-from videoanomaly.video.preprocessing import ImageEncoder, resize_like_pil
+from videoanomaly.video.preprocessing import ImageEncoder, prepare, resize_like_pil
 
 
 class ClipEncoder:
@@ -28,7 +28,8 @@ class ClipEncoder:
     """
 
     def __init__(self, clip: str | clip_model.CLIP, device: str):
-        model = load_clip(clip, message="--clip {}", device=device) if isinstance(clip, str) else clip.to(device)
+        is_model = isinstance(clip, clip_model.CLIP)
+        model = clip.to(device) if is_model else load_clip(clip, message="--clip {}", device=device)
         self.visual, self.device, self.dim = model.visual, device, model.text_projection.shape[1]
         self.preprocess = clip_model.preprocess(self.visual.input_resolution)
         self.encode_image = model.encode_image
@@ -145,6 +146,10 @@ class Encoder(NamedTuple):
     crops: int
     jpeg: int | None
     n_px: int  # side of its input, pixels
+
+    def inputs(self, image: Image.Image) -> list[Tensor]:
+        """See `prepare`."""
+        return prepare(image, self.model.preprocess, self.crops, self.jpeg, self.n_px)
 
 
 def matching_encoder(

@@ -6,7 +6,7 @@ Shapes: N frames of a video, D feature size.
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +67,23 @@ def join_batches(batches: list[np.ndarray], num_crops: int) -> np.ndarray:
     return features.reshape(-1, num_crops, features.shape[1]) if num_crops > 1 else features
 
 
+def stack_inputs(inputs: Iterable[list[Tensor]], batch_size: int, pin_memory: bool) -> Iterator[Tensor]:
+    """Yields the inputs of frames, a list of each, as batches (n, 3, n_px, n_px); where their size changes one ends."""
+
+    def stack(images: list[Tensor]) -> Tensor:
+        batch = torch.stack(images)
+        return batch.pin_memory() if pin_memory else batch  # so that its way to the GPU is a copy in the background
+
+    images: list[Tensor] = []
+    for of_frame in inputs:
+        if len(images) >= batch_size or images and images[0].shape != of_frame[0].shape:
+            yield stack(images)
+            images = []
+        images += of_frame
+    if images:
+        yield stack(images)
+
+
 def read_batches(
     path: Path,
     to_inputs: Callable[[Image.Image], list[Tensor]],
@@ -84,22 +101,16 @@ def read_batches(
         One of decoding.BROKEN: If the video cannot be read.
     """
 
-    def stack(images: list[Tensor]) -> Tensor:
-        batch = torch.stack(images)
-        return batch.pin_memory() if pin_memory else batch  # so that its way to the GPU is a copy in the background
-
     with open_video(path, fps) as video:
-        reformatter, images, times = VideoReformatter(), [], []
-        for time, frame in video.frames():
-            times.append(time)
-            if (len(times) - 1) % stride:
-                continue
-            inputs = to_inputs(to_image(frame, reformatter))
-            if len(images) >= batch_size or images and images[0].shape != inputs[0].shape:
-                yield stack(images)
-                images = []
-            images += inputs
-        yield stack(images)
+        reformatter, times = VideoReformatter(), []
+
+        def chosen() -> Iterator[list[Tensor]]:
+            for time, frame in video.frames():
+                times.append(time)
+                if (len(times) - 1) % stride == 0:
+                    yield to_inputs(to_image(frame, reformatter))
+
+        yield from stack_inputs(chosen(), batch_size, pin_memory)
         shown = np.array(times)
         yield Reading(shown, video.rate, with_holes(video.damage, shown), [*video.jumps], video.may_seek)
 
