@@ -21,6 +21,7 @@ import videoanomaly  # noqa: F401  (first: it tells whether this Python is new e
 import argparse
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,11 +36,13 @@ from videoanomaly.runtime.console import InputError, Parser, at_least, run_scrip
 from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.memory import keep_freed_memory
 from videoanomaly.runtime.processes import any_rank, check_device, process_group
+from videoanomaly.runtime.provenance import command_line, provenance
 from videoanomaly.runtime.run_folder import (
     command,
     lock_folder,
     report,
     resume_command,
+    scalar_writer,
     seconds_of,
     trim_log,
     write_settings,
@@ -91,6 +94,10 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainingSettings, bool]:
     add("--check", action="store_true", help=check)
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     add("--workers", type=at_least(0), default=2, help="processes that read features (default: 2)")
+    board = (
+        "also write losses, learning rate and the evaluation's numbers there for TensorBoard, which must be installed"
+    )
+    add("--tensorboard", metavar="DIR", help=board)
     args = parser.parse_args(argv)
     args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun has started us anew
     given = vars(args)
@@ -147,13 +154,14 @@ def check_settings(settings: TrainingSettings) -> None:
 
 
 def fit(
-    settings: TrainingSettings, config, data: TrainingData, clip: dict, extra: dict, device: str
+    settings: TrainingSettings, config, data: TrainingData, clip: dict, extra: dict, device: str, board: Callable
 ) -> tuple[int, str]:
     """Trains from the folder's checkpoint or from the start, to the end or a signal.
 
     Args:
         clip: Arguments of the system that bring CLIP in.
         extra: Entries of the checkpoint that do not change.
+        board: See `scalar_writer`.
     Returns:
         The number of the signal that stopped it, 0 if none did, and how far it came.
     """
@@ -163,7 +171,8 @@ def fit(
     torch.manual_seed(settings.seed)
     learned = {} if checkpoint else system.learn(data, settings.seed)
     model = build(settings.model, config, **clip, **learned).to(device)
-    old = {name: checkpoint[name] for name in system.EXTRAS if name in checkpoint} if checkpoint else model.extras(data)
+    kept = (*system.EXTRAS, "provenance")  # a run that goes on comes from where it began
+    old = {name: checkpoint[name] for name in kept if name in checkpoint} if checkpoint else model.extras(data)
     extra = extra | old
     accelerate(model)
     optimizer = make_optimizer(model, settings.lr, released=config.variant == "released")
@@ -187,6 +196,7 @@ def fit(
                 record = {"epoch": epoch + 1, "lr": rate, "seconds": begun["seconds"], "losses": losses}
                 if is_main():
                     report(out / "log.jsonl", record, epochs, config)
+                    board({"learning rate": rate} | {f"loss/{name}": loss for name, loss in losses.items()}, epoch + 1)
                 num_epochs, begun = epoch + 1, NOT_BEGUN
             stop = any_rank(bool(signals))
             if is_main() and (stop or num_epochs % max(epochs // 100, 1) == 0 or num_epochs == epochs):
@@ -213,6 +223,7 @@ def main(argv: list[str] | None = None) -> int | None:
     keep_freed_memory()
     settings, check = parse_args(argv)
     out, device = Path(settings.out), local_device(check_device(settings.device))
+    board = scalar_writer(None if check else settings.tensorboard)
     with process_group(device):
         if DATASETS[settings.dataset].is_made:
             prepare(settings.root, settings.clip, device)
@@ -223,9 +234,10 @@ def main(argv: list[str] | None = None) -> int | None:
             return write_settings(out, given.asdict()) if is_main() else None
         clip, clip_sha256 = load_prompts_clip(settings.clip, config.directions, data.features.encoder)
         known = {"clip_sha256": clip_sha256, "clip_bytes": file_size(settings.clip) if clip_sha256 else None}
+        known["provenance"] = provenance(command_line("train.py", argv), data.features.encoder)
         extra = {"settings": settings.asdict()} | known | data.to_plain()
         with lock_folder(out):
-            number, done = fit(settings, config, data, clip, extra, device)
+            number, done = fit(settings, config, data, clip, extra, device, board)
     print(f"checkpoint: {out / 'last.pt'}, after {done}")
     if number:
         print(f"stopped by {signal.Signals(number).name}; go on with: {resume_command(argv)}")
@@ -236,7 +248,9 @@ def main(argv: list[str] | None = None) -> int | None:
         print(f"next: {command('evaluate.py', '--ckpt', out / 'last.pt')}")
         return None
     with lock_folder(out / "eval"):
-        evaluate_checkpoint(str(out / "last.pt"), out / "eval", EvaluationOptions(device=device))
+        results = evaluate_checkpoint(str(out / "last.pt"), out / "eval", EvaluationOptions(device=device))
+    if settings.tensorboard:
+        board({f"test/{name}": value for name, value in results.items() if isinstance(value, float)}, settings.epochs)
     if data.dataset.is_made:
         video = surest(out / "eval" / "scores.npz", data.lists.test)
         use = ["--ckpt", out / "last.pt", f"{settings.root}/{video}.mp4"]

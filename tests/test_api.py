@@ -4,6 +4,10 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import types
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +16,26 @@ import torch
 from PIL import Image
 
 import clip_model
+import evaluate
 import predict
 import train
-from tests.synthetic import SMALL, write_dataset
+from tests.synthetic import SMALL, run, stop_in_the_third_epoch, write_dataset
 from tests.tiny_clip import tiny_clip_state_dict
 from tests.videos import BLUE, RED, our_frames, write_clip
-from videoanomaly import Recogniser, clip_weights
+from videoanomaly import Recogniser, __version__, clip_weights
 from videoanomaly.clip_weights import find_clip
+from videoanomaly.evaluation import evaluator
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction.api import Result
 from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.provenance import command_line, commit_of
 from videoanomaly.video import encoders
-from videoanomaly.weights.checkpoints import load_model
+from videoanomaly.weights.checkpoints import load_model, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "made")
 
 
 class Trained:
@@ -271,3 +283,127 @@ def test_a_notebook_shows_the_timeline_and_the_table_of_events_escaped():
     assert shown.count("<rect") == 150 and "and 50 events more" in shown and "<polyline" in shown
     assert 'x="300.0" y="103" height="9" width="300.0"' in shown  # the second of two seconds
     assert "the highest p_A is 1.00" in Result("v", (), 0.5, [], [], scores)._repr_html_()
+
+
+# ---- where something comes from
+
+
+def check_provenance(found: dict, checkpoint: dict, command: str) -> None:
+    age = datetime.now(UTC) - datetime.fromisoformat(found["date"])
+    assert 0 <= age.total_seconds() < 3600 and found["date"].endswith("+00:00")
+    assert (found["code"], found["torch"]) == (__version__, torch.__version__.partition("+")[0])
+    assert (found["encoder"], found["encoder_sha256"]) == tuple(
+        checkpoint["encoder"][k] for k in ("encoder", "weights_sha256")
+    )
+    assert found["command"] == command and str(Path.cwd()) not in str(found)
+
+
+def test_a_checkpoint_and_a_result_tell_what_made_them_and_no_folder_of_this_machine(
+    trained, cache, tmp_path, monkeypatch, capsys
+):
+    ckpt = trained.copy(tmp_path / "moved")
+    monkeypatch.chdir(ckpt.parents[2])
+    checkpoint = torch.load(ckpt, weights_only=True)
+    command = "train.py --dataset custom --root data --out runs/x --clip weights/own.pt"
+    found = checkpoint["provenance"]
+    check_provenance(found, checkpoint, found["command"])
+    assert found["command"].startswith(command)
+    video = str(write_clip(tmp_path / "v.mp4", 5))
+    predict.main(["--ckpt", str(ckpt), video, "--out", "out", "--device", "cpu"])
+    result = json.loads(Path("out/events.json").read_text())["provenance"]
+    check_provenance(result, checkpoint, "predict.py --ckpt .../last.pt .../v.mp4 --out out --device cpu")
+    assert result["checkpoint"] == "last.pt" and result["checkpoint_sha256"] == Recogniser.load(ckpt).loaded.sha256
+    monkeypatch.setattr(evaluator, "draw_all", lambda *given, **how: None)
+    evaluate.main(["--ckpt", str(ckpt), "--device", "cpu", "--bootstrap", "2"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("made by "))
+    assert f"code {__version__}, " in line and line.endswith(found["command"])
+    assert f"encoder_sha256 {found['encoder_sha256'][:12]}, " in line
+
+
+def test_a_run_that_goes_on_keeps_where_it_began(dataset, tmp_path, monkeypatch):
+    stop_in_the_third_epoch(monkeypatch, lambda: run(dataset, tmp_path, "--epochs", "3"))
+    stopped = torch.load(tmp_path / "last.pt", weights_only=True)
+    ended = run(dataset, tmp_path, "--epochs", "3", "--resume")
+    assert (stopped["epoch"], ended["epoch"]) == (2, 3) and ended["provenance"] == stopped["provenance"]
+
+
+@pytest.mark.parametrize(
+    "value", ["x", {"code": 3}, {"a\nb": "c"}, {"code": "\x1b[2J"}, {"code": "x" * 5000}, [], None]
+)
+def test_provenance_in_a_checkpoint_is_text_that_a_terminal_can_show(planted, tmp_path, value):
+    write_checkpoint(tmp_path / "x.pt", torch.load(planted.checkpoint, weights_only=True) | {"provenance": value})
+    with pytest.raises(InputError, match="x.pt: found provenance = .*, expected texts by name"):
+        load_model(str(tmp_path / "x.pt"))
+
+
+def test_a_command_line_is_told_without_secrets_and_folders():
+    words = ["--live", "rtsp://me:secret@cam/x?key=secret", "--webhook=https://u:secret@h/p", "--out=/home/me/out"]
+    words += ["/a/b c.mp4", "C:\\Users\\me\\d.mp4", "e/f.mp4", "a\x1b[2J"]
+    shown = command_line("predict.py", words)
+    assert "secret" not in shown and "/home" not in shown and "Users" not in shown and shown.isprintable()
+    assert shown.startswith(
+        "predict.py --live rtsp://cam/x --webhook=https://h/p --out=.../out '.../b c.mp4' .../d.mp4"
+    )
+
+
+def test_the_commit_is_read_from_files_of_git_without_git(tmp_path):
+    def git(*words: str) -> str:
+        who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a"}
+        command = ["git", "-C", str(tmp_path / "r"), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | who).stdout.strip()
+
+    if not shutil.which("git"):
+        pytest.skip("needs git to make a repository")
+    (tmp_path / "r").mkdir()
+    assert commit_of(tmp_path / "r") is None
+    git("init", "-q", "-b", "a/b")
+    assert commit_of(tmp_path / "r") is None  # no commit yet
+    git("commit", "-q", "--allow-empty", "-m", "x")
+    commit = git("rev-parse", "HEAD")
+    assert commit_of(tmp_path / "r") == commit
+    git("worktree", "add", "-q", "-b", "c", str(tmp_path / "w"))
+    git("pack-refs", "--all")
+    assert commit_of(tmp_path / "r") == commit_of(tmp_path / "w") == commit
+    git("checkout", "-q", "--detach")
+    assert commit_of(tmp_path / "r") == commit
+    (tmp_path / "r" / ".git" / "HEAD").write_text("\x1b[2J")
+    assert commit_of(tmp_path / "r") is None
+
+
+# ---- TensorBoard
+
+
+def test_tensorboard_gets_losses_learning_rate_and_the_evaluations_numbers(dataset, tmp_path, monkeypatch):
+    written: dict = {}
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written["folder"] = folder
+
+        def add_scalar(self, name, value, step):
+            written.setdefault(step, {})[name] = value
+
+        def flush(self):
+            written["flushed"] = max(step for step in written if isinstance(step, int))
+
+    fake = types.ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = SummaryWriter  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    monkeypatch.setattr(train, "evaluate_checkpoint", lambda *given: {"AUC": 62.5, "frames": 3, "per_class": {}})
+    run(dataset, tmp_path / "run", "--epochs", "2", "--tensorboard", "board", "--evaluate")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    for record in log:
+        found = {name: value for name, value in written[record["epoch"]].items() if not name.startswith("test/")}
+        losses = {f"loss/{name}": value for name, value in record["losses"].items()}
+        assert found == losses | {"learning rate": record["lr"]}
+    assert {name: value for name, value in written[2].items() if name.startswith("test/")} == {"test/AUC": 62.5}
+    assert (written["folder"], written["flushed"]) == ("board", 2)
+
+
+def test_without_tensorboard_one_line_tells_how_to_install_it_before_any_work(dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        InputError, match="^--tensorboard: cannot be used .*; pip install tensorboard, or leave it out$"
+    ):
+        run(dataset, tmp_path / "run", "--epochs", "1", "--tensorboard", str(tmp_path / "board"))
+    assert not list(tmp_path.iterdir())

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "demo": MODEL | RUNTIME,
 }
 MAY_IMPORT |= dict.fromkeys(SCRIPTS | {"benchmarks"}, set(MAY_IMPORT))
-LATE = {"sklearn", "resource"}  # slow; missing on Windows
+LATE = {"sklearn", "resource", "torch.utils.tensorboard"}  # slow; missing on Windows; not always installed
 SMALL = {  # modules under 40 lines, with the reason to stand alone
     "videoanomaly.runtime.torchrun": "torchrun's variables are read nowhere else",
     "videoanomaly.systems.ours": "a file for each system",
@@ -136,8 +136,8 @@ def test_imports_stand_at_the_top_or_in_main_behind_parse_args(name):
         allowed = [n for n in main.body[parsed:] if isinstance(n, (ast.Import, ast.ImportFrom))]
         places = [main.body.index(n) for n in allowed]
         assert not places or places == list(range(places[0], places[0] + len(places))), "one block"
-    late = [m.split(".")[0] for node in late_imports(name) if node not in allowed for m, _ in imported(node)]
-    assert set(late) <= LATE
+    late = {m for node in late_imports(name) if node not in allowed for m, _ in imported(node)}
+    assert {m for m in late if not {m, m.split(".")[0]} & LATE} == set()
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

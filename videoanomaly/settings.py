@@ -48,6 +48,7 @@ class TrainingSettings:
     group_by: str | None  # see cross_fitting.sources
     lambdas: list[str]
     config: dict[str, Any]  # config fields by name
+    tensorboard: str | None = None
 
     @property
     def system(self) -> type[Trainable]:

@@ -23,6 +23,7 @@ from videoanomaly.evaluation.scoring import Scores, class_masks, of_classes
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.processes import check_device
+from videoanomaly.runtime.provenance import provenance_text
 from videoanomaly.video.decoding import BROKEN
 from videoanomaly.video.key_frames import find_video, peak_frames, read_frames
 from videoanomaly.weights.checkpoints import load_model, open_folders
@@ -77,6 +78,8 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
         f"{as_text(ckpt)}: epoch {checkpoint['epoch']}, {len(lists.test)} test videos, {results['frames']:,} frames, "
         f"per cent with 95% intervals\n{tables.summary(results)}"
     )
+    if made := checkpoint.get("provenance"):
+        print(f"made by {provenance_text(made)}")
     write_json(out / "metrics.json", results)
     if options.projections and isinstance(model, AnomalyCLIP):
         plots.projections(out / "projections.png", *projections(model, lists.test, features), lists.classes)

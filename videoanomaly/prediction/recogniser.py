@@ -47,6 +47,7 @@ class PredictionOptions:
     root: str | None = None
     batch: int = 32
     workers: int = 1
+    command: str = ""  # the command line, to be told in events.json
 
 
 class Recogniser(NamedTuple):

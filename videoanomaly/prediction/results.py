@@ -17,6 +17,7 @@ from videoanomaly.prediction.events import FIELDS, count, find_events, to_csv, t
 from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.provenance import provenance
 from videoanomaly.video.decoding import BROKEN, VideoFile
 from videoanomaly.video.encoding import Reading
 from videoanomaly.video.finding import size_and_time
@@ -185,6 +186,7 @@ def write_results(
         "new_classes": list(options.classes or ()),
         "path": os.path.abspath(path),
         "settings": settings,
+        "provenance": result_provenance(options, recogniser),
     }
     remove_stale(folder, {"timeline.png", *(EXPLANATIONS if options.explain else ())} if again else set())
     if not again:
@@ -210,6 +212,12 @@ def write_results(
     ):
         write_atomically(folder / file_name, partial(write_text, text=text))
     return result
+
+
+def result_provenance(options: PredictionOptions, recogniser: Recogniser) -> dict[str, str | None]:
+    """What made a result: the checkpoint and this program."""
+    of_file = {"checkpoint": as_text(Path(options.ckpt).name), "checkpoint_sha256": recogniser.sha256}
+    return of_file | provenance(options.command, recogniser.checkpoint["encoder"])
 
 
 def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser: Recogniser) -> None:

@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -111,6 +111,34 @@ def report(log: Path, record: dict, epochs: int, config: object) -> None:
     print(f"epoch {record['epoch']}/{epochs}  {losses}  lr {record['lr']:.2e}  {record['seconds']:.1f} s", flush=True)
     with open(log, "a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def scalar_writer(folder: str | None) -> Callable[[dict[str, float], int], None]:
+    """A function that adds numbers by name, and the step (epoch) they belong to, to TensorBoard's files in a folder.
+
+    Without a folder, and in all processes but the main one, it does nothing.
+
+    Raises:
+        InputError: If TensorBoard is not installed, or the folder cannot be written.
+    """
+    if not folder or not is_main():
+        return lambda numbers, step: None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(folder)
+    except ImportError as error:
+        found = str(error).splitlines()[0]
+        raise InputError(f"--tensorboard: cannot be used ({found}); pip install tensorboard, or leave it out") from None
+    except OSError as error:
+        raise InputError(f"--tensorboard {folder}: cannot be written ({error.strerror}), expected a folder") from error
+
+    def write(numbers: dict[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return write
 
 
 def write_settings(folder: Path, settings: dict) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anomalyclip import MOST_CROPS, is_name
 from videoanomaly.data.annotations import video_name
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, as_text
 
 LONGEST_PATH = 4096  # characters
 MOST = 10**9  # frames, epochs, features: no video and no run has as many
@@ -53,6 +53,12 @@ def is_begun(value: Any) -> bool:
     return summed and is_count(value["steps"], 0) and is_number(value["seconds"], 0)
 
 
+def is_provenance(value: Any) -> bool:
+    """Texts by name that a terminal can show."""
+    shown = isinstance(value, dict) and all(is_name(name) for name in value)
+    return shown and all(text is None or is_text(text) and as_text(text) == text for text in value.values())
+
+
 ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threshold": (or_none(lambda value: is_number(value, 0, 1)), "a number from 0 to 1"),
     "epoch": (lambda value: is_count(value, 0), "a count of epochs"),
@@ -62,6 +68,7 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "clip_sha256": (or_none(is_text), "a hash"),
     "clip_bytes": (or_none(lambda value: is_count(value, 1, 2**50)), "the size of a file"),
     "settings": (lambda value: isinstance(value, dict), "settings by name"),
+    "provenance": (is_provenance, "texts by name"),
     "begun": (is_begun, "what is done of an epoch"),
 }
 SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
