@@ -50,8 +50,9 @@ def test_thresholds_are_looked_up_by_rate_and_by_balanced_accuracy():
     assert 0.5 < quiet < 0.8 and loud < 0.5
     assert all(curve.at(t)["false_alarms_per_hour"] == 0 for t in curve.thresholds if t >= quiet)
     assert curve.lowest_rate == 0.5
-    only_normal = measure([watched(-1, 0.9), watched(-1, 0.6)])
-    assert 0.6 <= only_normal.best_threshold() < 0.9  # one alarm an hour
+    only_normal = measure([watched(-1, 0.9), watched(-1, 0.6), watched(-1, 0.3)])
+    assert only_normal.best_threshold() < 0.6  # two alarms in three hours
+    assert measure([watched(-1, 0.9, seconds=600)]).best_threshold() > 0.9
     assert only_normal.at(0.7)["found"] is only_normal.at(0.7)["balanced_accuracy"] is None
     only_abnormal = measure(VIDEOS[2:])
     assert only_abnormal.threshold_at(1) is not None and only_abnormal.at(0.5)["false_alarms_per_hour"] is None

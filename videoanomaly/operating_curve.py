@@ -77,11 +77,11 @@ class OperatingCurve(NamedTuple):
         return (self.found / max(self.num_abnormal, 1) + 1 - self.normal_alarmed / max(self.num_normal, 1)) / 2
 
     def best_threshold(self) -> float:
-        """That of the highest balanced accuracy, of several the middle one; without abnormal videos that of the lowest
-        rate of false alarms that the normal ones can tell, but no lower than one an hour.
+        """That of the highest balanced accuracy, of several the middle one; without abnormal videos that of one false
+        alarm an hour, hence of none where there is less than an hour of normal footage.
         """
         if not self.num_abnormal:
-            threshold = self.threshold_at(max(self.lowest_rate, 1.0))
+            threshold = self.threshold_at(1.0)
             return float(self.thresholds[-1]) if threshold is None else threshold
         best = np.flatnonzero(self.balanced_accuracy >= self.balanced_accuracy.max() - 1e-9)
         return float(self.thresholds[best[len(best) // 2]])

@@ -17,7 +17,6 @@ from videoanomaly.data.features import FeatureFolder, matching_rows
 from videoanomaly.evaluation import metrics
 from videoanomaly.frame_scores import score_frames
 from videoanomaly.runtime.files import write_atomically
-from videoanomaly.systems.base import Trainable
 
 
 class Scores(NamedTuple):
@@ -82,7 +81,7 @@ def frame_rates(features: FeatureFolder, videos: list[Video], default: float) ->
 
 
 def alarm_threshold(
-    model: Trainable,
+    model: anomalyclip.VideoModel,
     lists: VideoLists,
     features: FeatureFolder,
     temporal: FeatureFolder | None = None,
@@ -94,11 +93,10 @@ def alarm_threshold(
     """
     normal = [video for video in lists.train if video.label < 0]
     picked = normal[:: -(-len(normal) // max_videos)]  # evenly over the list
-    scores: dict[str, Scores] = {}
-    for judge, videos in model.eval().unseen(lists.train, features):
-        scores |= score_videos(judge.predict, [video for video in videos if video in picked], features, temporal)
-    rates = frame_rates(features, picked, default_rate)
-    return metrics.choose_threshold([scores[video.name] for video in picked], [-1] * len(picked), rates)
+    scores = score_videos(model.eval().predict, picked, features, temporal)
+    return metrics.choose_threshold(
+        list(scores.values()), [-1] * len(picked), frame_rates(features, picked, default_rate)
+    )
 
 
 def all_metrics(

@@ -5,6 +5,7 @@ from videoanomaly.runtime.console import InputError, note
 
 GIVEN = "given as --threshold"
 BEST = "highest balanced accuracy by video on held-out folds of the training videos"
+QUIET = "at most one false alarm per hour on held-out folds of the normal training videos"
 STORED = "stored in the checkpoint by its training"
 SEEN = "at most one false alarm per hour on training videos, which the model has seen"
 NONE = "0.5, since the checkpoint holds none"
@@ -37,7 +38,9 @@ def choose_threshold(
         return 0.5, NONE
     if curve is None:
         return stored, SEEN
-    return stored, BEST if curve.num_abnormal and stored == curve.best_threshold() else STORED
+    if stored != curve.best_threshold():
+        return stored, STORED
+    return stored, BEST if curve.num_abnormal else QUIET
 
 
 def threshold_of_rate(name: str, curve: OperatingCurve | None, rate: float) -> tuple[float, str]:

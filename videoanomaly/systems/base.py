@@ -4,7 +4,6 @@ Shapes: as in anomalyclip.py, here with E the width of the features that a syste
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -12,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip import AnomalyCLIPConfig, VideoModel
-from videoanomaly.data.annotations import Video
 from videoanomaly.data.datasets import Dataset
-from videoanomaly.data.features import FeatureFolder
 from videoanomaly.data.prototype import normality_prototype
 from videoanomaly.data.training_data import TrainingData
 
@@ -69,13 +66,6 @@ class Trainable(VideoModel):
 
     def finish(self, data: TrainingData) -> None:
         """What is left to learn from the training videos after the last epoch."""
-
-    def unseen(self, videos: Sequence[Video], features: FeatureFolder) -> list[tuple[VideoModel, list[Video]]]:
-        """Models, each with the normal training videos that it is to score for the threshold.
-
-        It is the model itself, which was fitted to them all; where that is cheap, models that have not seen them.
-        """
-        return [(self, [video for video in videos if video.label < 0])]
 
     def extras(self, data: TrainingData) -> dict:
         """Entries of the checkpoint besides the model's own, made before the first epoch: plain values and tensors."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalyclip import AnomalyCLIPConfig, VideoModel
+from anomalyclip import AnomalyCLIPConfig
 from videoanomaly.data.annotations import Video
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.data.prototype import normality_prototype, row_moments, spaced_rows
@@ -87,17 +87,6 @@ class OneClassGaussian(System):
         _, whitening = gaussian(groups, prototype.double().numpy())
         known = {"whitening": whitening, "usual": usual, "rare": max(rare, 1.01 * usual)}
         return {"prototype": prototype} | {name: torch.tensor(value).float() for name, value in known.items()}
-
-    def unseen(self, videos: Sequence[Video], features: FeatureFolder) -> list[tuple[VideoModel, list[Video]]]:
-        """The same scale on the statistics of the other groups, for each group."""
-        models: list[tuple[VideoModel, list[Video]]] = []
-        for group, *statistics in left_out(grouped(videos, features)):
-            centre, whitening = (torch.from_numpy(value).float() for value in statistics)
-            model = OneClassGaussian(
-                self.config, prototype=centre, whitening=whitening, usual=self.usual.cpu(), rare=self.rare.cpu()
-            )
-            models.append((model.to(self.prototype.device).eval(), group))
-        return models
 
 
 class Group(NamedTuple):
