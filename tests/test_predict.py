@@ -27,7 +27,9 @@ from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.video import encoding
 from videoanomaly.weights import checkpoints
 
-FILES = {"report.html", "events.json", "events.csv", "events.vtt", "scores.npz", "timeline.png", "key_frame.jpg"}
+FILES = {"report.html", "events.json", "events.csv", "events.vtt", "scores.npz", "timeline.png", "key_frame.jpg"} | {
+    "event_pictures.jpg"
+}
 
 
 def read_events(folder: Path) -> dict:
@@ -148,7 +150,10 @@ def test_a_folder_names_broken_videos_goes_on_and_lists_the_surest_first(planted
     assert index.index("&lt;i&gt;fire&amp;") < index.index('"name">quiet') < index.index("<b>broken</b>")
     assert "<i>fire" not in index
     links = re.findall(r'href="([^"]+)"', index)
-    assert all((tmp_path / "out" / unquote(link)).is_file() for link in links) and len(links) == 2
+    assert links[:2] == ["#videos", "#failed"] or links[:2] == ["#failed", "#videos"]
+    files = [unquote(link.partition("#")[0]) for link in links[2:]]
+    assert files == [files[0], files[0], "quiet/report.html"]  # the event, its video and the one without
+    assert all((tmp_path / "out" / file).is_file() for file in files)
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("report.html")}
     assert predict.main(command) == 1 and "0 of 3 videos done, 2 were there, 1 skipped" in capsys.readouterr().out

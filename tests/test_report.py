@@ -17,7 +17,7 @@ import predict
 from tests.videos import BLUE, RED, write_clip
 from videoanomaly.event_rule import cut_events
 from videoanomaly.frame_scores import FrameScores
-from videoanomaly.prediction import report
+from videoanomaly.prediction import report, report_index
 from videoanomaly.prediction.events import find_events
 from videoanomaly.video import key_frames
 
@@ -71,10 +71,22 @@ def test_the_page_names_no_address_of_another_machine():
 
 def test_scores_in_the_page_are_exact(tmp_path):
     p_A = np.random.default_rng(0).random(50).astype(np.float32)
-    data = page_data(make_page(tmp_path, p_A, p_A[:, None], ["x"], 30.0))
+    data = page_data(make_page(tmp_path, p_A.repeat(8)[:397], p_A.repeat(8)[:397, None], ["x"], 30.0))
+    assert data["num_frames"] == 397 and data["spacing"] == 8
     assert np.array_equal(np.frombuffer(base64.b64decode(data["p_A"]), "<f4"), p_A)
-    assert np.array_equal(np.frombuffer(base64.b64decode(data["times"]), "<f8"), np.arange(50) / 30)
-    assert np.abs(np.frombuffer(base64.b64decode(data["p_class"]), "<u2") / 65535 - p_A).max() < 1e-5
+    assert data["times"] == {"first": 0.0, "step": pytest.approx(1 / 30, rel=1e-12)}
+    assert np.abs(np.frombuffer(base64.b64decode(data["p_class"]), "<u2") / 65535 - p_A).max() <= 1 / 65535
+
+
+def test_bytes_of_a_long_video_sum_up_to_its_class_probabilities(monkeypatch):
+    p_class = np.random.default_rng(0).dirichlet(np.ones(7), 2000).astype(np.float32)
+    p_class[:600] *= 0.002  # less than half a byte can tell
+    monkeypatch.setattr(report, "MOST_EXACT", 10)
+    data = report.score_data(FrameScores(p_class.sum(axis=1), p_class, np.arange(2000) / 25, 25.0))
+    stored = np.frombuffer(base64.b64decode(data["p_class"]), "u1").reshape(-1, 7) / data["p_class_levels"]
+    for first, behind in ((0, 1), (0, 600), (17, 400), (600, 615), (3, 2000)):
+        off = stored[first:behind].sum(axis=0) - p_class[first:behind].sum(axis=0)
+        assert np.abs(off).max() <= 1.001 / 255
 
 
 def test_a_large_video_is_linked_and_odd_names_survive(tmp_path, monkeypatch):
@@ -114,11 +126,11 @@ def test_key_frames_far_apart_are_sought(tmp_path):
 def test_peaks_keep_every_peak():
     p = np.zeros(10007)
     p[[0, 5000, 10006]] = [0.3, 0.9, 0.5]
-    high = report.peaks(p, 160)
+    high = report_index.peaks(p, 160)
     assert (
         len(high) == 160
         and sorted(high[high > 0]) == [0.3, 0.5, 0.9]
-        and report.peaks(p[:3], 160).tolist() == [0.3, 0, 0]
+        and report_index.peaks(p[:3], 160).tolist() == [0.3, 0, 0]
     )
 
 
@@ -161,12 +173,13 @@ def test_a_page_shows_its_events_where_scripts_are_off(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["fire", "事故", "</li><img src=x>", "--> a|b"])
 def test_the_index_needs_no_scripts(tmp_path, name):
-    event = {"class": name, "confidence": 0.9, "start_time": "00:00:02.000"}
+    event = {"class": name, "confidence": 0.9, "p_class": 0.8, "start": 2.0, "start_time": "00:00:02.000"}
+    event |= {"end_time": "00:00:04.000"}
     result = {"video": name, "duration": 9.0, "events": [event], "highest_p_A": 0.9}
-    text = report.index({"v": result}, {name: name}, tmp_path)
+    text = report_index.index({"v": result}, {name: name}, tmp_path)
     page = Still(text)
-    assert not {"script", "noscript", "img"} & set(page.tags) and page.texts.count(name) == 3
-    assert " 0.90 " in page.texts and "at 00:00:02" in page.texts
+    assert not {"noscript", "img"} & set(page.tags) and page.tags.count("script") == 1 and page.texts.count(name) == 5
+    assert "00:00:02 – 00:00:04" in page.texts and "0.90" in page.texts and "at 00:00:02" in page.texts
 
 
 # ---- in a browser
@@ -404,7 +417,11 @@ def test_the_index_opens_and_leads_to_the_pages(browser, planted, tmp_path):
         write_clip(tmp_path / "in" / name, 60, [(20, 50, RED)] if name.startswith("a") else [])
     predict.main([*planted.options, str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--threshold", "0.5"])
     browser.get((tmp_path / "out" / "index.html").as_uri())
-    wait(browser, "document.images.length === 2 && [...document.images].every(i => i.complete && i.naturalWidth)")
+    wait(browser, "document.images.length === 3 && [...document.images].every(i => i.complete && i.naturalWidth)")
     assert browser.get_log("browser") == []
-    browser.find_element(By.CSS_SELECTOR, "a").click()
-    wait(browser, "typeof data === 'object' && data.video === 'a #1'")
+    start = json.loads((tmp_path / "out" / "a #1" / "events.json").read_text())["events"][0]["start"]
+    browser.find_element(By.CSS_SELECTOR, "td a").click()
+    wait(browser, "typeof data === 'object' && data.video === 'a #1' && video.readyState >= 2 && !video.seeking")
+    assert browser.execute_script("return position") == pytest.approx(start, abs=2e-3)
+    assert browser.execute_script("return video.currentTime") == pytest.approx(start, abs=5e-3)
+    assert browser.execute_script("return $('rows').children[0].getAttribute('aria-current')") == "true"

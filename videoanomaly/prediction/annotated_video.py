@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from videoanomaly import fonts
 from videoanomaly.frame_scores import FrameScores
-from videoanomaly.prediction.report import peaks
+from videoanomaly.prediction.report_index import peaks
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.video.decoding import open_video, to_image
 from videoanomaly.video.frame_clock import clock

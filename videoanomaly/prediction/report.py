@@ -1,6 +1,6 @@
-"""The page of a video (report.html) and the list of several (report_index.html), filled in.
+"""The page of a video (report.html), filled in.
 
-Shapes: N frames of a video, C anomaly classes.
+Shapes: N frames of a video, C anomaly classes, R rows of scores, each of some frames, G thresholds.
 """
 
 import base64
@@ -11,15 +11,14 @@ import os
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_from_bytes
+from urllib.parse import quote_from_bytes
 
 import numpy as np
 
 from videoanomaly.event_rule import MERGE_GAP, MIN_LENGTH
 from videoanomaly.frame_scores import FrameScores
-from videoanomaly.prediction.events import count
+from videoanomaly.operating_curve import OperatingCurve
 from videoanomaly.video.decoding import BROKEN, VideoFile
-from videoanomaly.video.frame_clock import clock
 from videoanomaly.video.key_frames import KeyFrame
 
 HERE = Path(__file__).parent
@@ -32,10 +31,9 @@ MEDIA_TYPES = {
     ".mkv": "video/x-matroska",
     ".ogv": "video/ogg",
 }
-SPARK_POINTS = 160
-INDEX_ROW = """<li class="{{kind}}"><a href="{{link}}/report.html"><span class="picture">{{picture}}</span>
-<span class="name">{{name}}</span><span class="facts">{{facts}}</span>{{spark}}<span class="best">{{best}}</span>\
-</a></li>"""
+USUAL_RULE = {"low_share": 0.5, "merge_gap": MERGE_GAP, "min_length": MIN_LENGTH}
+MOST_EXACT = 2**22  # values of p_class that take 16 bits each; of more they take 8
+TIME_UNIT = 1e-6  # seconds; times nearer to a regular grid than this are on it
 
 
 def base64_text(data: bytes) -> str:
@@ -94,8 +92,66 @@ def script_hash(template: str) -> str:
     return f"sha256-{base64_text(hashlib.sha256(script[1].encode()).digest())}"
 
 
+def row_spacing(scores: FrameScores) -> int:
+    """Frames of a row: scores change at multiples of it alone."""
+    changed = (np.diff(scores.p_A) != 0) | (np.diff(scores.p_class, axis=0) != 0).any(axis=1)
+    return int(np.gcd.reduce(np.flatnonzero(changed) + 1)) or len(scores.p_A)
+
+
+def score_data(scores: FrameScores) -> dict:
+    """Scores by row, small enough for days of video.
+
+    p_A is exact, so that the page finds the very same events. Of p_class any run of rows sums up to what it should
+    within 1 / levels: what one row is rounded by, the next makes up for.
+    """
+    spacing = row_spacing(scores)
+    p_class = np.clip(scores.p_class[::spacing], 0, 1).astype(np.float64)  # (R, C)
+    levels = 65535 if p_class.size <= MOST_EXACT else 255
+    p_class = np.diff(np.floor(np.cumsum(p_class * levels, axis=0) + 0.5), axis=0, prepend=0)
+    return {
+        "num_frames": len(scores.p_A),
+        "spacing": spacing,
+        "p_A": base64_text(scores.p_A[::spacing].astype("<f4").tobytes()),
+        "p_class": base64_text(p_class.astype("<u2" if levels > 255 else "u1").tobytes()),
+        "p_class_levels": levels,
+        "times": time_data(scores.times),
+        "longest_shown": scores.longest_shown,
+    }
+
+
+def time_data(times: np.ndarray) -> dict:
+    """Times (N,), ascending, as the first and a step where that says it all, else with the steps between them."""
+    step = float(times[-1] - times[0]) / max(len(times) - 1, 1)
+    since = times - times[0]
+    known = {"first": float(times[0]), "step": step}
+    if np.abs(since - step * np.arange(len(times))).max() < TIME_UNIT:
+        return known
+    unit = max(TIME_UNIT, float(np.diff(times).max()) / 2**31)  # a step fits into 32 bits
+    steps = np.diff(np.round(since / unit), prepend=0).astype("<u4")
+    return known | {"unit": unit, "steps": base64_text(steps.tobytes())}
+
+
+def curve_data(curve: OperatingCurve | None) -> dict | None:
+    """What to expect at each of the G thresholds; no number in it is infinite, which JSON lacks."""
+    if curve is None:
+        return None
+    shown = ("threshold", "false_alarms_per_hour", "false_alarms_per_hour_interval", "found", "found_interval", "named")
+    rows = [{name: row[name] for name in shown} for row in map(curve.at, curve.thresholds.tolist())]
+    for row in rows:
+        if row["false_alarms_per_hour"] is None:  # no normal video tells: any rate may be
+            row["false_alarms_per_hour_interval"] = None
+    known = {name: getattr(curve, name) for name in ("num_normal", "num_abnormal", "normal_hours")}
+    return {"rows": rows, **known}
+
+
 def page(
-    result: dict, scores: FrameScores, video: Path | None, pictures: list[KeyFrame], folder: Path, checkpoint: str
+    result: dict,
+    scores: FrameScores,
+    video: Path | None,
+    pictures: list[KeyFrame],
+    folder: Path,
+    checkpoint: str,
+    curve: OperatingCurve | None = None,
 ) -> str:
     """report.html: everything in one file, which needs no network.
 
@@ -106,18 +162,18 @@ def page(
         pictures: Key frames, ascending.
         folder: Where the page will lie.
         checkpoint: Name of the checkpoint, for the reader.
+        curve: What a threshold means on videos that the model has not seen, if that was measured.
     """
     template = (HERE / "report.html").read_text(encoding="utf-8")
     data = {key: result[key] for key in ("video", "fps", "duration", "threshold", "classes", "notes", "jumps")} | {
+        **{key: result.get(key) for key in ("threshold_rule", "start_wall", "start_wall_from")},
         "checkpoint": checkpoint,
-        "merge_gap": MERGE_GAP,
-        "min_length": MIN_LENGTH,
-        "longest_shown": scores.longest_shown,
+        "usual_rule": USUAL_RULE,
+        "rule": USUAL_RULE | (result.get("event_settings") or {}),
+        "curve": curve_data(curve),
         "source": video_data(video, folder),
-        "p_A": base64_text(scores.p_A.astype("<f4").tobytes()),  # exact, so that the page finds the very same events
-        "p_class": base64_text(np.round(scores.p_class * 65535).astype("<u2").tobytes()),
-        "times": base64_text(scores.times.astype("<f8").tobytes()),
         "pictures": [{"time": p.time, "src": f"data:image/jpeg;base64,{base64_text(p.jpeg)}"} for p in pictures],
+        **score_data(scores),
     }
     values = {"title": html.escape(result["video"]), "data": script_json(data), "script": script_hash(template)}
     return fill(template, values | {"events": event_table(result)})
@@ -137,70 +193,3 @@ def event_table(result: dict) -> str:
     if not rows:
         return f"<p>No events; the highest p_A is {result['highest_p_A']:.2f}.</p>"
     return f"<table>\n<tr><th>Time</th><th>Class</th><th>Confidence</th></tr>\n{rows}\n</table>"
-
-
-def peaks(p: np.ndarray, num_points: int) -> np.ndarray:
-    """The maximum of each of up to num_points equal parts of p, (N,), so that no peak is lost."""
-    return np.maximum.reduceat(p, np.linspace(0, len(p), min(num_points, len(p)), endpoint=False).astype(int))
-
-
-def sparkline(scores_file: Path) -> str:
-    """p_A of a scores.npz as a small SVG; nothing without such a file."""
-    try:
-        with np.load(scores_file, allow_pickle=False) as arrays:
-            high = peaks(arrays["p_A"], SPARK_POINTS)
-    except (OSError, ValueError, KeyError):
-        return ""
-    points = " ".join(f"{100 * (i + 0.5) / len(high):.2f},{30 - 28 * p:.1f}" for i, p in enumerate(high))
-    return (
-        f'<svg class="spark" viewBox="0 0 100 32" preserveAspectRatio="none" aria-hidden="true"><polygon '
-        f'points="0,32 {points} 100,32"/><polyline points="{points}"/></svg>'
-    )
-
-
-def index_row(name: str, result: dict, out: Path) -> str:
-    """The line of a video, whose events.json is `result` and whose files lie in out/name."""
-    link, has_events = quote(name, errors="surrogateescape"), bool(result["events"])
-    has_picture = (out / name / "key_frame.jpg").is_file()
-    values = {
-        "name": html.escape(result["video"]),
-        "link": link,
-        "spark": sparkline(out / name / "scores.npz"),
-        "kind": "hit" if has_events else "quiet",
-        "facts": f"{clock(result['duration'])[:-4]}, {count(len(result['events']), 'event')}"
-        + (", not all of it can be decoded" if result.get("damage") else ""),
-        "picture": f'<img src="{link}/key_frame.jpg" alt="" loading="lazy">' if has_picture else "",
-        "best": f"highest p_A {result['highest_p_A']:.2f}",
-    }
-    if has_events:
-        best = max(result["events"], key=lambda event: event["confidence"])
-        values["best"] = (
-            f"<b>{html.escape(best['class'].replace('_', ' '))}</b> {best['confidence']:.2f} "
-            f"<small>at {best['start_time'][:-4]}</small>"
-        )
-    return fill(INDEX_ROW, values)
-
-
-def index(results: dict[str, dict], failed: dict[str, str], out: Path) -> str:
-    """index.html: all videos, that of the surest event first, then those without events by their highest p_A.
-
-    Args:
-        results: events.json of each video by name.
-        failed: Why each of the others could not be read.
-        out: Folder of the page.
-    """
-
-    def rank(item: tuple[str, dict]) -> tuple[float, float]:
-        return max((event["confidence"] for event in item[1]["events"]), default=0), item[1]["highest_p_A"]
-
-    rows = [index_row(name, result, out) for name, result in sorted(results.items(), key=rank, reverse=True)]
-    broken = "".join(f"<li><b>{html.escape(name)}</b> {html.escape(why)}</li>" for name, why in failed.items())
-    with_events = sum(bool(result["events"]) for result in results.values())
-    return fill(
-        (HERE / "report_index.html").read_text(encoding="utf-8"),
-        {
-            "rows": "\n".join(rows),
-            "summary": f"{count(len(results), 'video')}, {with_events} with events",
-            "failed": f'<h2>Could not be read</h2><ul class="failed">{broken}</ul>' if failed else "",
-        },
-    )

@@ -1,4 +1,4 @@
-"""All files of a video's results, and index.html over several videos."""
+"""All files of a video's results, and of several videos."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from videoanomaly import plots
 from videoanomaly.frame_scores import FrameScores
-from videoanomaly.prediction import annotated_video, explain, report
+from videoanomaly.prediction import annotated_video, explain, report, report_index
 from videoanomaly.prediction.events import FIELDS, count, find_events, to_csv, to_vtt
 from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
 from videoanomaly.runtime.console import InputError, as_text
@@ -26,7 +26,7 @@ from videoanomaly.video.key_frames import key_frames
 from videoanomaly.video.wall_clock import Start, find_start, read_start, read_zone
 
 EXPLANATIONS = ("explain.txt", "explain.json")
-SIDE_FILES = ("events.json", "annotated.mp4", "key_frame.jpg", "timeline.png", *EXPLANATIONS)
+SIDE_FILES = ("events.json", "annotated.mp4", "key_frame.jpg", "event_pictures.jpg", "timeline.png", *EXPLANATIONS)
 
 
 def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Path) -> dict[str, dict]:
@@ -201,6 +201,7 @@ def write_results(
     if pictures:
         best = max(pictures, key=lambda picture: picture.score)
         write_atomically(folder / "key_frame.jpg", lambda file: file.write(best.jpeg))
+    report_index.write_event_pictures(folder, events, pictures)
     if scores.likelihood is not None:
         write_explanation(folder, result["video"], scores, recogniser)
     page = report.page(result, scores, video, pictures, folder, Path(options.ckpt).name)
@@ -251,4 +252,9 @@ def summary(folder: Path, result: dict) -> str:
 
 
 def write_index(out: Path, results: dict, failed: dict) -> None:
-    write_atomically(out / "index.html", partial(write_text, text=report.index(results, failed, out)))
+    """events.csv and index.html of all videos of this run."""
+    for name, text in (
+        ("events.csv", report_index.combined_csv(results)),
+        ("index.html", report_index.index(results, failed, out)),
+    ):
+        write_atomically(out / name, partial(write_text, text=text))
