@@ -3,6 +3,8 @@ selenium).
 """
 
 import base64
+import csv
+import io
 import json
 import re
 import shutil
@@ -12,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import predict
 from tests.videos import BLUE, RED, write_clip
 from videoanomaly.event_rule import cut_events
 from videoanomaly.frame_scores import FrameScores
+from videoanomaly.operating_curve import Watched, measure
 from videoanomaly.prediction import report, report_index
-from videoanomaly.prediction.events import find_events
+from videoanomaly.prediction.events import find_events, to_csv
 from videoanomaly.video import key_frames
+from videoanomaly.video.frame_clock import clock
 
 OPTIONS = (
     "--headless=new",
@@ -98,10 +103,6 @@ def test_a_large_video_is_linked_and_odd_names_survive(tmp_path, monkeypatch):
 
 
 def test_key_frames_are_the_frames_they_say(tmp_path):
-    import io
-
-    from PIL import Image
-
     video = write_clip(tmp_path / "v.mp4", 600, [(300, 310, RED), (580, 600, BLUE)])
     p_A = np.zeros(600, np.float32)
     p_A[[305, 590]] = 1
@@ -408,6 +409,264 @@ def test_a_peak_of_one_frame_in_hours_stays_visible(browser, tmp_path):
         return Math.min(...pixels.filter((_, i) => i % 4 === 0 && pixels[i + 3] > 100))""")
         < 120
     )
+
+
+def long_page(folder: Path, **more) -> Path:
+    """An hour at 10 frames/s, two events of 3 s 9 s apart, and nothing else; the second is surer."""
+    p_A = np.full(36_000, 0.1)
+    p_A[18_000:18_030], p_A[18_090:18_120] = 0.8, 0.9
+    return make_page(folder, p_A, p_A[:, None], ["fire"], 10.0, **more)
+
+
+def view(browser) -> list[float]:
+    return browser.execute_script("return [view.from, view.from + view.span]")
+
+
+def test_the_curve_zooms_and_moves_by_wheel_keys_buttons_and_drag(browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    load(browser, long_page(tmp_path))
+    plot = browser.find_element(By.ID, "plot")
+    assert browser.execute_script("return $('whole').disabled") and view(browser) == [0, 3600]
+    wheel = "$('plot').dispatchEvent(new WheelEvent('wheel', {{deltaY: {}, clientX: {}, cancelable: true, {}}}))"
+    left, width = browser.execute_script("const b = $('plot').getBoundingClientRect(); return [b.left, b.width]")
+    assert browser.execute_script("return " + wheel.format(100, left, ""))  # nothing to zoom out of: the page scrolls
+    for _ in range(8):
+        assert not browser.execute_script("return " + wheel.format(-300, left + width / 2, ""))
+    first, behind = view(browser)
+    assert behind - first == pytest.approx(3600 / 2**7.2, rel=0.01) and (first + behind) / 2 == pytest.approx(
+        1800, abs=4
+    )
+    ActionChains(browser).drag_and_drop_by_offset(plot, int(width / 4), 0).perform()
+    assert view(browser)[0] == pytest.approx(first - (behind - first) / 4, rel=0.01)
+    assert browser.execute_script("return position") == 0  # a drag is no click
+    before = view(browser)
+    browser.execute_script("$('plot').focus()")
+    ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.ARROW_RIGHT).key_up(Keys.SHIFT).perform()
+    assert view(browser)[0] == pytest.approx(before[0] + (before[1] - before[0]) / 2)
+    press(browser, "-")
+    assert view(browser)[1] - view(browser)[0] == pytest.approx(2 * (before[1] - before[0]))
+    press(browser, "0")
+    assert view(browser) == [0, 3600]
+    browser.execute_script("$('closer').click()")
+    assert view(browser)[1] - view(browser)[0] == 1800
+    browser.execute_script("$('whole').click(); for (let i = 0; i < 40; i++) zoom(0.5, 1234)")
+    assert view(browser)[1] - view(browser)[0] == pytest.approx(2)  # twenty frames
+    press(browser, "j")  # what is sought comes into view
+    assert view(browser)[0] < 1800 < view(browser)[1]
+
+
+def test_two_fingers_zoom_the_curve(browser, tmp_path):
+    load(browser, long_page(tmp_path))
+    script = """const at = (kind, pointerId, clientX) =>
+            $('plot').dispatchEvent(new PointerEvent(kind, {pointerId, clientX}));
+        $('plot').setPointerCapture = () => {};
+        const box = $('plot').getBoundingClientRect(), middle = box.left + box.width / 2;
+        at('pointerdown', 1, middle - 50); at('pointerdown', 2, middle + 50);
+        at('pointermove', 1, middle - 100); at('pointermove', 2, middle + 100);
+        at('pointerup', 1, middle - 100); at('pointerup', 2, middle + 100);"""
+    browser.execute_script(script)
+    first, behind = view(browser)
+    assert behind - first == pytest.approx(1800) and (first + behind) / 2 == pytest.approx(1800, abs=1)
+    assert browser.execute_script("return position") == 0
+
+
+def test_an_event_of_less_than_a_pixel_is_hit_and_its_link_shows_it_wide(browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+
+    path = long_page(tmp_path)
+    load(browser, path)
+    plot = browser.find_element(By.ID, "plot")
+    ActionChains(browser).move_to_element_with_offset(plot, 4, 0).click().perform()
+    assert browser.execute_script("return position") == 1809  # the surer one of two under the hand
+    ActionChains(browser).move_to_element_with_offset(plot, 60, 0).click().perform()
+    assert browser.execute_script("return position") == pytest.approx(1800 + 3600 * 60 / plot.size["width"], abs=4)
+    browser.execute_script("show(1795, 20)")
+    aside = -int(3.5 / 20 * plot.size["width"])
+    ActionChains(browser).move_to_element_with_offset(plot, aside, 0).click().perform()
+    assert browser.execute_script("return position") == pytest.approx(1801.5, abs=0.1)
+    browser.get("about:blank")
+    browser.get(path.as_uri() + "#t=1809.000")
+    assert browser.execute_script("return [position, widthOf(events[1]) > 40]") == [1809, True]
+    assert browser.execute_script("return $('rows').children[1].getAttribute('aria-current')") == "true"
+
+
+def test_the_pyramid_sums_what_the_frames_do(browser, tmp_path):
+    rng = np.random.default_rng(4)
+    p_A = rng.random(5000).repeat(3)[:14_999]
+    load(
+        browser, make_page(tmp_path, p_A, p_A[:, None] * rng.dirichlet(np.ones(4), 5000).repeat(3, 0)[:14_999], "abcd")
+    )
+    for first, behind in ((0, 14_999), (1, 2), (255, 8192), (16, 4112), (14_000, 14_999), (7, 300)):
+        script = """let low = 2, high = -1, num = 0; overBlocks(arguments[0], arguments[1], (level, i) => {
+            num++; low = Math.min(low, level.low[i]); high = Math.max(high, level.high[i]); });
+            return [low, high, num, ...meanClasses(arguments[0], arguments[1])]"""
+        low, high, num, *means = browser.execute_script(script, first, behind)
+        part = p_A[first:behind].astype(np.float32)
+        assert [low, high] == [part.min(), part.max()] and num <= 120
+        assert sum(means) == pytest.approx(part.mean(), abs=1e-4)
+
+
+def test_uneven_times_and_the_time_of_day_are_those_of_the_video(browser, tmp_path):
+    times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, 500)) + 0.25
+    times[300:] += 4000.5
+    scores = FrameScores(np.full(500, 0.9, np.float32), np.full((500, 1), 0.9, np.float32), times, 10.0)
+    result = {"video": "v", "fps": 10.0, "duration": scores.duration, "threshold": 0.5, "classes": ["x"], "notes": []}
+    result |= {"jumps": [], "events": [], "highest_p_A": 0.9, "start_wall": "2024-05-01T23:59:50.500000+02:00"}
+    result |= {"start_wall_from": "the file's <name>"}
+    path = tmp_path / "page.html"
+    path.write_text(report.page(result, scores, None, [], tmp_path, "last.pt"), encoding="utf-8")
+    load(browser, path)
+    assert browser.execute_script("return [...times]") == pytest.approx(times.tolist(), abs=2e-6)
+    told = browser.execute_script("return $('wall').textContent")
+    assert told == "Begins 2024-05-01 23:59:50 (+02:00), told by the file's <name>"
+    browser.execute_script("seek(10)")
+    assert "2024-05-02 00:00:00" in browser.execute_script("return $('now').textContent")
+
+
+def test_the_page_cuts_events_by_the_settings_of_the_run(browser, tmp_path):
+    p_A = np.full(300, 0.05, np.float32)
+    p_A[50:80], p_A[60], p_A[95:100], p_A[200:205] = 0.3, 0.9, 0.9, 0.9
+    result = {"video": "v", "fps": 10.0, "duration": 30.0, "threshold": 0.8, "classes": ["x"], "notes": [], "jumps": []}
+    result |= {"events": [], "highest_p_A": 0.9, "threshold_rule": "given as <b>--threshold</b>"}
+    path, scores = tmp_path / "page.html", FrameScores(p_A, p_A[:, None], np.arange(300) / 10, 10.0)
+    for low_share, gap, length in ((0.5, 1.0, 1.0), (0.3, 2.0, 0.4), (0.3, 1.0, 0.6)):
+        settings = {"threshold": 0.8, "low_share": low_share, "merge_gap": gap, "min_length": length}
+        page = report.page(result | {"event_settings": settings}, scores, None, [], tmp_path, "last.pt")
+        path.write_text(page, encoding="utf-8")
+        load(browser, path)
+        expected = cut_events(p_A, 10.0, high=0.8, low=low_share * 0.8, merge_gap=gap, min_length=length)
+        assert browser.execute_script("return events.map(e => [e.first, e.behind])") == expected.intervals.tolist()
+    assert "Threshold 0.8: given as <b>--threshold</b>. " in browser.execute_script("return $('rule').textContent")
+
+
+def watched_videos() -> list[Watched]:
+    """Of an hour of normal video and four abnormal videos: every peak is another."""
+    p = np.zeros((8, 9000))
+    p[:, 500:600] = np.array([0.2, 0.3, 0.4, 0.62, 0.25, 0.5, 0.7, 0.8])[:, None]
+    return [Watched(-1 if i < 4 else 0, row, row[:, None] * [0.9, 0.1], 10.0) for i, row in enumerate(p)]
+
+
+@pytest.mark.parametrize("num", [8, 4, 0])
+def test_the_threshold_tells_what_to_expect_of_it(browser, tmp_path, num):
+    curve = measure(watched_videos()[8 - num :]) if num else None  # all, abnormal ones alone, unknown
+    p_A = np.full(300, 0.1, np.float32)
+    result = {
+        "video": "v",
+        "fps": 10.0,
+        "duration": 30.0,
+        "threshold": 0.45,
+        "classes": ["x"],
+        "notes": [],
+        "jumps": [],
+    }
+    result |= {"events": [], "highest_p_A": 0.9}
+    scores = FrameScores(p_A, p_A[:, None], np.arange(300) / 10, 10.0)
+    path = tmp_path / "page.html"
+    path.write_text(report.page(result, scores, None, [], tmp_path, "last.pt", curve), encoding="utf-8")
+    load(browser, path)
+    told = browser.execute_script("return $('expected').textContent")
+    shown = browser.execute_script("return !$('chart').hasAttribute('hidden') && $('known').getAttribute('d').length")
+    if not curve:
+        assert "is unknown" in told and not shown
+        return
+    assert "an alarm in 75 % of abnormal videos (30 % to 95 %), with the right class in 75 %" in told
+    assert f"on {num} training videos" in browser.execute_script("return $('origin').textContent")
+    assert ("about 1 false alarms per hour of normal video (0.0" in told) == (num == 8) == bool(shown)
+    assert ("unknown number of false alarms" in told) == (num == 4)
+    before = browser.execute_script("return [$('here').getAttribute('cx'), $('here').getAttribute('cy')]")
+    browser.execute_script("$('threshold').value = 0.75; $('threshold').dispatchEvent(new Event('input'))")
+    assert "an alarm in 25 %" in browser.execute_script("return $('expected').textContent")
+    after = browser.execute_script("return [$('here').getAttribute('cx'), $('here').getAttribute('cy')]")
+    assert not shown or float(after[0]) < float(before[0]) and float(after[1]) > float(before[1])
+    assert browser.get_log("browser") == []
+
+
+def many_results(num: int) -> dict[str, dict]:
+    """`num` events of six videos in two folders, one of them without any."""
+    results = {}
+    for v in range(6):
+        name, events = f"cam{v % 2}/<v>{v}", []
+        for i in range(num // 5 if v else 0):
+            start, wall = i * 10.0, f"2024-05-0{v}T10:{i // 6 % 60:02d}:{i * 10 % 60:02d}+02:00"
+            times = {"start": start, "end": start + 2, "start_time": clock(start), "end_time": clock(start + 2)}
+            frames = {"start_frame": i * 100, "end_frame": i * 100 + 20, "start_wall": wall, "end_wall": None}
+            named = {"class": ("a_<b>", "fall")[i % 2], "p_class": 0.5, "confidence": 0.4 + (i * 7 + v) % 600 / 1000}
+            events.append(times | frames | named | {"others": []})
+        damage = [{"start": 1.0}] if v == 1 else []
+        results[name] = {"video": name, "duration": 9e3, "events": events, "highest_p_A": 0.9, "damage": damage}
+    return results
+
+
+def shown_rows(browser) -> list[list[str]]:
+    return browser.execute_script("return [...$('rows').rows].map(r => [...r.cells].map(c => c.textContent))")
+
+
+def test_the_index_filters_sorts_and_shows_more_where_it_is_asked_for(browser, tmp_path):
+    page = tmp_path / "index.html"
+    page.write_text(report_index.index(many_results(1000), {"broken": "<no> video"}, tmp_path), encoding="utf-8")
+    browser.get(page.as_uri())
+    rows = shown_rows(browser)
+    assert len(rows) == 300 and [r[4] for r in rows] == sorted((r[4] for r in rows), reverse=True)
+    assert browser.execute_script("return $('list').children.length") == 6
+    for text in ("1,000 events; 6 videos, 5 with events, 1 not decoded wholly, 1 could not be read", "<no> video"):
+        assert text in browser.execute_script("return document.querySelector('main').innerText")
+    browser.execute_script("$('more').click()")
+    assert len(shown_rows(browser)) == 600
+    change = "for (const [k, v] of arguments[0]) form[k].value = v; form.dispatchEvent(new Event('input'))"
+    browser.execute_script(change, [["class", "a <b>"], ["folder", "cam1"], ["order", "time"]])
+    rows = shown_rows(browser)
+    assert browser.execute_script("return $('count').textContent") == "300 of 1,000 events" and len(rows) == 300
+    assert all(r[1].startswith("cam1/") and r[3].startswith("a <b>") for r in rows)
+    walls = [r[2][-25:] for r in rows]
+    assert walls == sorted(walls) and walls[0] == "2024-05-01 10:00:00+02:00"
+    assert browser.execute_script("return [...$('list').children].filter(v => !v.hidden).length") == 3
+    browser.execute_script("location.reload()")
+    wait(browser, "typeof form === 'object' && form.folder.value === 'cam1' && $('rows').rows.length === 300")
+    browser.execute_script(change, [["class", ""], ["folder", ""], ["text", "<V>3"], ["order", ""]])
+    assert {r[1] for r in shown_rows(browser)} == {"cam1/<v>3"} and len(shown_rows(browser)) == 200
+    browser.execute_script("more()")
+    browser.execute_script(change, [["text", ""]])
+    assert len(shown_rows(browser)) == 300
+    browser.execute_script(change, [["text", "<V>3"]])
+    for key, row in (("j", 0), ("j", 1), ("k", 0)):
+        press(browser, key)
+        assert browser.execute_script("return document.activeElement.closest('tr').rowIndex - 1") == row
+    link = browser.execute_script("return document.activeElement.getAttribute('href')")
+    assert link == "cam1/%3Cv%3E3/report.html#t=" + f"{float(link.partition('=')[2]):.3f}"
+    assert browser.get_log("browser") == []
+
+
+def test_events_of_all_videos_are_in_one_table(tmp_path):
+    results = many_results(10) | {"=odd": many_results(10)["cam1/<v>3"] | {"video": "=odd", "path": "=odd/x.mp4"}}
+    head, *rows = csv.reader(io.StringIO(report_index.combined_csv(results)))
+    own = next(csv.reader([to_csv([])]))
+    assert head == ["video", *own, "report"] and len(rows) == 12 and {len(row) for row in rows} == {len(head)}
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows) and rows[0][0] == "'=odd/x.mp4"
+    assert rows[2][0] == "cam0/<v>2" and rows[2][-1] == "cam0/%3Cv%3E2/report.html#t=0.000"
+    assert report_index.combined_csv({}) == ",".join(head) + "\n"
+
+
+def test_each_of_the_surest_events_has_its_own_picture(tmp_path):
+    def jpeg(grey: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("L", (64, 48), grey).save(file, "JPEG")
+        return file.getvalue()
+
+    events = [{"start": 10.0 * i, "end": 10.0 * i + 5, "confidence": (i * 7 % 15) / 15} for i in range(15)]
+    pictures = [key_frames.KeyFrame(10.0 * i + 2, 0.9, jpeg(10 + 15 * i)) for i in range(15)]
+    report_index.write_event_pictures(tmp_path, events, pictures[:-1])  # the video broke off
+    shown = report_index.pictured(events)
+    assert shown[-1] == 14
+    sheet = np.asarray(Image.open(tmp_path / report_index.EVENT_PICTURES).convert("L"))
+    width, height = report_index.TILE
+    assert len(shown) == 12 and sheet.shape == (12 * height, width)
+    assert np.abs(sheet[height // 2 :: height].mean(axis=1) - [10 + 15 * min(i, 13) for i in shown]).max() < 4
+    report_index.write_event_pictures(tmp_path, [], pictures)
+    assert not (tmp_path / report_index.EVENT_PICTURES).exists()
 
 
 def test_the_index_opens_and_leads_to_the_pages(browser, planted, tmp_path):

@@ -6,6 +6,7 @@ E events of a video.
 import csv
 import html
 import io
+import math
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -130,16 +131,16 @@ def event_rows(name: str, result: dict, out: Path) -> list[dict]:
     for i, event in enumerate(events):
         tile = (shown.index(i), len(shown)) if i in shown else None
         wall = event.get("start_wall")
-        since = datetime.fromisoformat(wall).timestamp() if wall else float("inf")  # those without stand behind
+        when = datetime.fromisoformat(wall) if wall else None
         rows.append(
             {
-                "order": (since, result["video"], event["start"]),
+                "order": (when.timestamp() if when else math.inf, result["video"], event["start"]),  # unknown ones last
                 "sure": event["confidence"],
                 "picture": image(f"{link}/{EVENT_PICTURES}", tile) if tile else key_frame,
                 "name": html.escape(result["video"]),
                 "link": html.escape(report_link(name, event)),
                 "when": f"{event['start_time'][:-4]} – {event['end_time'][:-4]}",
-                "wall": f"<small>{html.escape(wall.replace('T', ' '))}</small>" if wall else "",
+                "wall": f"<small>{when.isoformat(' ', 'seconds')}</small>" if when else "",
                 "class": html.escape(event["class"].replace("_", " ")),
                 "p_class": f"{event['p_class']:.2f}",
                 "confidence": f"{event['confidence']:.2f}",
