@@ -573,13 +573,15 @@ def test_the_threshold_tells_what_to_expect_of_it(browser, tmp_path, num):
     if not curve:
         assert "is unknown" in told and not shown
         return
-    assert "an alarm in 75 % of abnormal videos (30 % to 95 %), with the right class in 75 %" in told
+    low, high = (f"{share:.0%}".replace("%", " %") for share in curve.at(0.45)["found_interval"])
+    assert f"an alarm in 75 % of abnormal videos ({low} to {high}), with the right class in 75 %" in told
     assert f"on {num} training videos" in browser.execute_script("return $('origin').textContent")
     assert ("about 1 false alarms per hour of normal video (0.0" in told) == (num == 8) == bool(shown)
     assert ("unknown number of false alarms" in told) == (num == 4)
     before = browser.execute_script("return [$('here').getAttribute('cx'), $('here').getAttribute('cy')]")
     browser.execute_script("$('threshold').value = 0.75; $('threshold').dispatchEvent(new Event('input'))")
-    assert "an alarm in 25 %" in browser.execute_script("return $('expected').textContent")
+    told = browser.execute_script("return $('expected').textContent")
+    assert "an alarm in 25 %" in told and ("no false alarms per hour of normal video (0 to " in told) == (num == 8)
     after = browser.execute_script("return [$('here').getAttribute('cx'), $('here').getAttribute('cy')]")
     assert not shown or float(after[0]) < float(before[0]) and float(after[1]) > float(before[1])
     assert browser.get_log("browser") == []
