@@ -164,7 +164,7 @@ def test_a_page_shows_its_events_where_scripts_are_off(tmp_path, name):
     shown = text[text.index("<body>") :]
     shown = shown[shown.index("<noscript>") : shown.index("</noscript>")]
     page, label = Still(shown), name.replace("_", " ")
-    assert page.texts[0] == name and page.texts.count("Confidence") == 1
+    assert page.texts[0] == name and page.texts.count("Confidence (mean p_A over the event, 0 to 1)") == 1
     cells = [data for data in page.texts if data != "\n"]
     assert cells[-6:] == ["00:00:02.0 – 00:00:04.0", label, "0.90", "00:00:06.0 – 00:00:08.0", label, "0.80"]
     assert not {"img", "script"} & set(page.tags) and text.count("</noscript>") == 2

@@ -192,4 +192,5 @@ def event_table(result: dict) -> str:
     )
     if not rows:
         return f"<p>No events; the highest p_A is {result['highest_p_A']:.2f}.</p>"
-    return f"<table>\n<tr><th>Time</th><th>Class</th><th>Confidence</th></tr>\n{rows}\n</table>"
+    head = "<th>Time (h:min:s)</th><th>Class</th><th>Confidence (mean p_A over the event, 0 to 1)</th>"
+    return f"<table>\n<tr>{head}</tr>\n{rows}\n</table>"

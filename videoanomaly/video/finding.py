@@ -19,17 +19,8 @@ WASTE = {
 }
 OURS = {  # files that lie beside videos: lists of a data set, results, features, the demo's own
     *("classes.txt", "temporal_annotations.txt", "test.txt", "train.txt"),
-    *(
-        "annotated.mp4",
-        "event_pictures.jpg",
-        "events.csv",
-        "events.json",
-        "events.vtt",
-        "explain.json",
-        "explain.txt",
-        "index.html",
-    ),
-    *("key_frame.jpg", "report.html", "scores.npz", "timeline.png"),
+    *("annotated.mp4", "events.csv", "events.json", "events.vtt", "explain.json", "explain.txt", "index.html"),
+    *("event_pictures.jpg", "key_frame.jpg", "report.html", "scores.npz", "timeline.png"),
     *("clip.pt", "meta.json", "world.json"),
 }
 BESIDE_COPIES = ("events.json", "scores.npz")  # the last and the first of the files beside an annotated.mp4
