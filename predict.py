@@ -26,7 +26,7 @@ from pathlib import Path
 
 from videoanomaly.data.annotations import class_names
 from videoanomaly.data.datasets import PUBLISHED
-from videoanomaly.event_rule import LOW_SHARE, MERGE_GAP, MIN_LENGTH
+from videoanomaly.event_rule import EVENT_OPTIONS, LOW_SHARE, MERGE_GAP, MIN_LENGTH, check_event_options
 from videoanomaly.runtime.addresses import LISTENING, STREAMS, WEBHOOKS, check_address, is_address, refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
@@ -172,7 +172,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--out is missing: expected a folder for the results")
     if args.out and args.out.is_file():
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
-    check_event_options(vars(args))
+    check_event_options(**{name: getattr(args, name) for name in EVENT_OPTIONS})
     if args.fps is not None and not (args.fps > 0 and math.isfinite(args.fps)):
         raise InputError(f"--fps {args.fps}: expected a positive number")
     if args.annotate and not args.videos:
@@ -196,20 +196,6 @@ def check_args(args: argparse.Namespace) -> None:
         raise InputError("--dataset and --root go together: they are for checkpoints of the authors")
     if args.export and args.export.suffix not in (".onnx", ".pt2"):
         raise InputError(f"--export {args.export}: expected a name that ends in .onnx or .pt2")
-
-
-def check_event_options(given: dict) -> None:
-    threshold, rate = given["threshold"], given["false_alarms_per_hour"]
-    for option, value in (("--threshold", threshold), ("--hysteresis", given["hysteresis"])):
-        if value is not None and not 0 < value <= 1:
-            raise InputError(f"{option} {value}: expected a number above 0, at most 1")
-    for option, value in (("--min-length", given["min_length"]), ("--merge-gap", given["merge_gap"])):
-        if not 0 <= value < math.inf:
-            raise InputError(f"{option} {value}: expected seconds, at least 0")
-    if rate is not None and not 0 < rate < math.inf:
-        raise InputError(f"--false-alarms-per-hour {rate}: expected a number above 0")
-    if rate is not None and threshold is not None:
-        raise InputError("--threshold and --false-alarms-per-hour both choose the threshold: expected one of them")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -127,8 +127,11 @@ def test_the_events_of_a_result_are_cut_by_the_options(with_curve, tmp_path):
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Bytes of all files by name; of scores.npz, whose parts are dated, the arrays."""
+    """Bytes of all files by name; what is dated is left out: of scores.npz all but the arrays, of events.json where it
+    comes from.
+    """
     files: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    files["events.json"] = {name: value for name, value in read_events(folder).items() if name != "provenance"}
     with np.load(folder / "scores.npz") as arrays:
         return files | {"scores.npz": {name: arrays[name].tolist() for name in arrays}}
 

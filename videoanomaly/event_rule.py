@@ -5,14 +5,36 @@ once more, so that its slider works without Python, and a test compares the two.
 events, C anomaly classes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from videoanomaly.runtime.console import InputError
+
 LOW_SHARE = 0.5
 MERGE_GAP = 1.0  # seconds
 MIN_LENGTH = 1.0  # seconds
+
+
+EVENT_OPTIONS = ("threshold", "false_alarms_per_hour", "hysteresis", "merge_gap", "min_length")
+
+
+def check_event_options(
+    threshold: float | None, false_alarms_per_hour: float | None, hysteresis: float, merge_gap: float, min_length: float
+) -> None:
+    """Refuses options of events, by an InputError, that are out of range; they are predict.py's of these names."""
+    for option, share in (("--threshold", threshold), ("--hysteresis", hysteresis)):
+        if share is not None and not 0 < share <= 1:
+            raise InputError(f"{option} {share}: expected a number above 0, at most 1")
+    for option, seconds in (("--min-length", min_length), ("--merge-gap", merge_gap)):
+        if not 0 <= seconds < math.inf:
+            raise InputError(f"{option} {seconds}: expected seconds, at least 0")
+    if false_alarms_per_hour is not None and not 0 < false_alarms_per_hour < math.inf:
+        raise InputError(f"--false-alarms-per-hour {false_alarms_per_hour}: expected a number above 0")
+    if None not in (threshold, false_alarms_per_hour):
+        raise InputError("--threshold and --false-alarms-per-hour both choose the threshold: expected one of them")
 
 
 class EventSettings(NamedTuple):

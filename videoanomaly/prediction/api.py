@@ -15,15 +15,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from videoanomaly.data.annotations import class_names
+from videoanomaly.event_rule import EVENT_OPTIONS, LOW_SHARE, MERGE_GAP, MIN_LENGTH, check_event_options
 from videoanomaly.frame_scores import FrameScores
-from videoanomaly.prediction import recogniser, report
+from videoanomaly.prediction import recogniser, report, report_index
 from videoanomaly.prediction.events import count, find_events
 from videoanomaly.prediction.predictor import encoded, encoder_of, score_rows
 from videoanomaly.prediction.recogniser import PredictionOptions
@@ -112,7 +113,7 @@ class Result:
 
     def timeline(self) -> str:
         """The curve of p_A above its events, as SVG in a notebook's own colours."""
-        high, total = report.peaks(self.p_A, POINTS), self.scores.duration - self.times[0]
+        high, total = report_index.peaks(self.p_A, POINTS), self.scores.duration - self.times[0]
         points = " ".join(f"{POINTS * (i + 0.5) / len(high):.1f},{100 - 98 * p:.1f}" for i, p in enumerate(high))
         line = f'x1="0" x2="{POINTS}" y1="{100 - 98 * self.threshold:.1f}" y2="{100 - 98 * self.threshold:.1f}"'
         marks = "".join(
@@ -151,6 +152,10 @@ class Recogniser:
         *,
         device: str | None = None,
         threshold: float | None = None,
+        false_alarms_per_hour: float | None = None,
+        hysteresis: float = LOW_SHARE,
+        merge_gap: float = MERGE_GAP,
+        min_length: float = MIN_LENGTH,
         stride: int | None = None,
         classes: str | Sequence[str] = (),
         clip: str | None = None,
@@ -163,6 +168,10 @@ class Recogniser:
             ckpt: File that train.py wrote.
             device: cpu, cuda, cuda:1; by default cuda if there is one.
             threshold: Events begin at this p_A, in (0, 1]; by default the checkpoint's.
+            false_alarms_per_hour: Instead of it: what held-out normal videos of the training may have raised at most.
+            hysteresis: Share of the threshold: an event lasts while p_A is at least that.
+            merge_gap: Seconds; events at most so far apart are one.
+            min_length: Seconds; shorter events are dropped.
             stride: Every which frame is encoded; by default as in training.
             classes: Names of classes that were never trained, without commas.
             clip: CLIP weights, a name or a file, where the checkpoint does not find its own.
@@ -173,14 +182,17 @@ class Recogniser:
         """
         given = {"ckpt": os.fspath(ckpt), "clip": clip, "encoder": encoder}
         refuse_addresses(given)
-        if threshold is not None and not 0 < threshold <= 1:
-            raise InputError(f"--threshold {threshold}: expected a number above 0, at most 1")
+        events: dict[str, Any] = dict(
+            zip(EVENT_OPTIONS, (threshold, false_alarms_per_hour, hysteresis, merge_gap, min_length))
+        )
+        check_event_options(**events)
         for name, value in (("--stride", stride), ("--batch", batch)):
             if value is not None and value < 1:
                 raise InputError(f"{name} {value}: expected at least 1")
         names = class_names(classes if isinstance(classes, str) else ", ".join(classes)) if classes else None
-        numbers = {"threshold": threshold, "stride": stride, "batch": batch}
-        return cls(PredictionOptions(device=check_device(device), classes=names, **given, **numbers))
+        return cls(
+            PredictionOptions(device=check_device(device), classes=names, stride=stride, batch=batch, **given, **events)
+        )
 
     def __repr__(self) -> str:
         facts = f"{self.loaded.model.NAME}, {len(self.classes)} classes, threshold {self.threshold:.4g}"
@@ -260,7 +272,7 @@ class Recogniser:
         spacing = self.loaded.spacing
         rows = interpolate(rows, self.options.stride or spacing, spacing, len(times))
         scores = score_rows(self.options, self.loaded, rows, name=name, times=times, fps=fps)
-        events = cast(list[Event], find_events(scores, self.classes, self.threshold))
+        events = cast(list[Event], find_events(scores, self.classes, *self.loaded.event_settings))
         return Result(name, self.classes, self.threshold, events, notes, scores)
 
 

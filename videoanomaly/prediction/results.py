@@ -204,7 +204,7 @@ def write_results(
     report_index.write_event_pictures(folder, events, pictures)
     if scores.likelihood is not None:
         write_explanation(folder, result["video"], scores, recogniser)
-    page = report.page(result, scores, video, pictures, folder, Path(options.ckpt).name)
+    page = report.page(result, scores, video, pictures, folder, Path(options.ckpt).name, recogniser.curve)
     for file_name, text in (
         ("events.csv", to_csv(events)),
         ("events.vtt", to_vtt(events)),
