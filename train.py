@@ -2,7 +2,7 @@
 
     python train.py --dataset demo                                   # rendered videos, three minutes, no files needed
     python train.py --dataset ucfcrime --root data/UCFCrime          # or shanghaitech, xdviolence
-    python train.py --dataset custom --root data/mine --features features/mine --directions direct
+    python train.py --dataset custom --root videos                   # videos/Normal/a.mp4, videos/Fighting/b.mp4, ...
     python train.py ... --out runs/x --resume                        # go on where runs/x/last.pt stopped
     python train.py ... --normal-only                                # where there are no abnormal videos
     python train.py ... --model rtfm                                 # another system on the same features
@@ -53,7 +53,9 @@ from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, 
 from videoanomaly.systems.catalogue import SYSTEMS, build, make_optimizer, num_trained
 from videoanomaly.systems.one_class import OneClassGaussian
 from videoanomaly.training.cross_fitting import cross_fit, operating_point
-from videoanomaly.training.epochs import make_training, mean_losses, train_epoch
+from videoanomaly.training.epochs import TimeLeft, make_training, mean_losses, train_epoch
+from videoanomaly.training.preparation import predict_command, ready_data
+from videoanomaly.video.extraction import FOREVER
 from videoanomaly.weights.checkpoints import NOT_BEGUN, load_resumed, restore, save
 from videoanomaly.winograd import accelerate
 
@@ -63,8 +65,14 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainingSettings, bool]:
     parser = Parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", required=True, choices=DATASETS, help="annotation format and preset of settings")
-    add("--root", help="folder of lists and annotations")
-    add("--features", help="folder of .npy features (default: found under --root)")
+    add("--root", help="folder of lists and annotations; custom: or of videos, each in a folder with its class's name")
+    where = "default: found under --root; custom: else OUT/features, made there of the videos"
+    add("--features", help=f"folder of .npy features ({where})")
+    runs = "custom: encode videos without features by this class, not by CLIP; THIS RUNS THE CODE IN THE FILE"
+    add("--encoder", metavar="FILE.py:CLASS", help=runs)
+    stride = "custom: encode every n-th frame (default: by number and length of the videos, docs/videos.md)"
+    add("--stride", type=at_least(1), help=stride)
+    add("--fps", type=float, help="custom: frames per second of videos that are folders of pictures (default: 25)")
     add("--temporal-features", help="other features for the Temporal model, such as I3D (Table 15)")
     rows = "video frames per feature row (default: as meta.json says, else 1)"
     add("--frames-per-feature", type=at_least(1), help=rows)
@@ -116,7 +124,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     what("--model", default="anomalyclip", choices=SYSTEMS, help=which)
     alone = "learn from the normal videos alone how far from them is odd; finds anomalies, without their classes"
     what("--normal-only", dest="model", action="store_const", const=OneClassGaussian.NAME, help=alone)
-    clip = "CLIP whose text tower gives the directions: a name or a file (default: ViT-B/16; demo: its own)"
+    clip = "CLIP whose text tower gives the directions, and that encodes: a name or a file"
+    clip = f"{clip} (default: ViT-B/16; demo: its own)"
     add("--clip", help=clip)
     weights = []
     for f in CONFIG_FIELDS.values():
@@ -138,6 +147,13 @@ def check_settings(settings: TrainingSettings) -> None:
     batch_size, out = settings.batch_size, Path(settings.out)
     if settings.root is None:
         raise InputError(f"--root is missing: expected the folder with the lists of --dataset {settings.dataset}")
+    for name in ("encoder", "stride", "fps"):
+        if name in settings.given and not DATASETS[settings.dataset].is_own:
+            raise InputError(
+                f"--{name}: found with --dataset {settings.dataset}, expected custom, whose videos it encodes"
+            )
+    if settings.fps is not None and not 0.001 <= settings.fps <= 1000:
+        raise InputError(f"--fps {settings.fps}: expected 0.001 to 1000 frames/s")
     if batch_size < 2 or batch_size % 2:
         raise InputError(f"--batch-size {batch_size}: expected an even number, half of it normal videos")
     if batch_size % (twice := 2 * rank_and_world()[2]):
@@ -187,9 +203,10 @@ def fit(
         f"{len(config.classes)} classes, {config.num_segments} segments of {config.num_frames} rows, "
         f"{parameters:,} trainable parameters, {num_steps} steps an epoch on {device}"
     )
+    tell_time = TimeLeft(num_steps * epochs) if data.dataset.is_own else None
     with stop_signals() as signals:
         for epoch in range(first_epoch, epochs) if training else ():
-            begun = train_epoch(training, epoch, begun, signals)
+            begun = train_epoch(training, epoch, begun, signals, tell_time)
             losses, num_epochs = mean_losses(begun), epoch
             if begun["steps"] == num_steps:
                 rate = training.schedule(epoch * num_steps)
@@ -224,10 +241,15 @@ def main(argv: list[str] | None = None) -> int | None:
     settings, check = parse_args(argv)
     out, device = Path(settings.out), local_device(check_device(settings.device))
     board = scalar_writer(None if check else settings.tensorboard)
-    with process_group(device):
-        if DATASETS[settings.dataset].is_made:
+    dataset, lists = DATASETS[settings.dataset], None
+    with process_group(device, timeout=FOREVER if dataset.is_own else None):
+        if dataset.is_made:
             prepare(settings.root, settings.clip, device)
-        data = settings.open_data()
+        if dataset.is_own:
+            settings, lists = ready_data(settings, argv, device, check=check)
+            if lists is None:
+                return write_settings(out, settings.asdict()) if is_main() else None
+        data = settings.open_data(lists)
         given, settings = settings, settings.for_data(data)
         config = make_config(settings, data.lists.classes, data.features.dim, data.temporal and data.temporal.dim)
         if check:
@@ -243,6 +265,9 @@ def main(argv: list[str] | None = None) -> int | None:
         print(f"stopped by {signal.Signals(number).name}; go on with: {resume_command(argv)}")
         return 128 + number
     if not is_main():
+        return None
+    if not data.lists.test:
+        print(f"next: {predict_command(settings, out / 'last.pt')}")
         return None
     if not settings.evaluate:
         print(f"next: {command('evaluate.py', '--ckpt', out / 'last.pt')}")

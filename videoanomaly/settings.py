@@ -6,6 +6,7 @@ from typing import Any
 
 from anomalyclip import AnomalyCLIPConfig
 from videoanomaly.clip_weights import DEFAULT_CLIP
+from videoanomaly.data.annotations import VideoLists
 from videoanomaly.data.datasets import Dataset
 from videoanomaly.data.training_data import TrainingData, open_training_data
 from videoanomaly.runtime.console import InputError
@@ -34,6 +35,9 @@ class TrainingSettings:
     crops: int
     classes_csv: str | None
     clip: str
+    encoder: str | None  # FILE.py:CLASS that encodes videos without features
+    stride: int | None  # frames from one encoded frame to the next
+    fps: float | None  # frames/s of folders of pictures that are encoded
     lr: float
     epochs: int | None
     batch_size: int
@@ -49,6 +53,7 @@ class TrainingSettings:
     lambdas: list[str]
     config: dict[str, Any]  # config fields by name
     tensorboard: str | None = None
+    given: frozenset[str] = frozenset()  # names of all that the command line gave
 
     @property
     def system(self) -> type[Trainable]:
@@ -57,9 +62,10 @@ class TrainingSettings:
     def asdict(self) -> dict[str, Any]:
         """Flat, as in checkpoints: the config's fields beside the others."""
         plain = asdict(self)
+        del plain["given"]
         return plain | plain.pop("config")
 
-    def open_data(self) -> TrainingData:
+    def open_data(self, lists: VideoLists | None = None) -> TrainingData:
         """See `open_training_data`."""
         return open_training_data(
             self.dataset,
@@ -71,6 +77,7 @@ class TrainingSettings:
             crops=self.crops,
             classes_csv=self.classes_csv,
             normal_only=self.system.NORMAL_ONLY,
+            lists=lists,
         )
 
     def for_data(self, data: TrainingData) -> "TrainingSettings":
@@ -109,7 +116,8 @@ def resolve(dataset: Dataset, system: type[Trainable], given: dict[str, Any]) ->
     own_clip = str(Path(values["root"], "clip.pt")) if dataset.is_made else DEFAULT_CLIP
     values["clip"] = values["clip"] or own_clip
     config = {name: values.pop(name) for name in CONFIG_FIELDS if name in values}  # weights of losses are in lambdas
-    return TrainingSettings(config=config, **values)
+    names = frozenset(name for name, value in given.items() if value not in (None, []))
+    return TrainingSettings(config=config, given=names, **values)
 
 
 def make_config(

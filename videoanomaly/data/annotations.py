@@ -279,7 +279,10 @@ def note_rare_classes(place: str | Path, lists: VideoLists) -> None:
 
 
 def read_custom(root: Path) -> VideoLists:
-    """train.txt, test.txt (`path Class`), temporal_annotations.txt (ends inclusive), classes.txt (Normal first)."""
+    """train.txt, test.txt (`path Class`), temporal_annotations.txt (ends inclusive), classes.txt (Normal first).
+
+    Without test.txt and temporal_annotations.txt there are no test videos.
+    """
     names = [line for _, line in read_lines(root / "classes.txt")]
     if spaced := [name for name in names if len(name.split()) > 1]:
         raise InputError(
@@ -288,8 +291,10 @@ def read_custom(root: Path) -> VideoLists:
         )
     if not names or names[0].lower() != "normal" or len(set(names)) < len(names):
         raise InputError(f"{root / 'classes.txt'}: found {names}, expected Normal, then each anomaly class once")
-    train, test = (read_videos(root / file, classified_video, names[1:]) for file in ("train.txt", "test.txt"))
-    temporal = root / "temporal_annotations.txt"
+    train, temporal = read_videos(root / "train.txt", classified_video, names[1:]), root / "temporal_annotations.txt"
+    if not ((root / "test.txt").exists() or temporal.exists()):
+        return collect(names[1:], train, [])
+    test = read_videos(root / "test.txt", classified_video, names[1:])
     annotations = read_temporal_of_classes(temporal, names[1:])
     return collect(names[1:], train, add_intervals(temporal, test, annotations, ignore_others=False))
 

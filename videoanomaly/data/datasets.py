@@ -11,6 +11,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...] = ()  # with Normal, in the order of the authors' ids; none where the lists name them
     settings: dict = {}  # of train.py, where they differ from the config's defaults, which are those of UCF-Crime
     is_made: bool = False  # rendered where it is not there, with a CLIP of its own, clip.pt in its root
+    is_own: bool = False  # folders of videos will do: they are encoded, and the sizes fit them
     is_small: bool = False  # as none that a paper has: the systems of others take fewer steps
     s3r_atoms: float = 0.5  # of S3R's dictionary, for each normal training video
     normal_segments: bool = False  # VadCLIP's mAP of events counts the normal segments of normal videos, too
@@ -40,7 +41,7 @@ DATASETS = {
         Dataset(
             "xdviolence", "xdviolence", XDVIOLENCE, {"embed_dim": 128, "lr": 5e-6, "epochs": 50}, normal_segments=True
         ),
-        Dataset("custom", "custom", settings=OF_CUSTOM, is_small=True),
+        Dataset("custom", "custom", settings=OF_CUSTOM, is_own=True, is_small=True),
         Dataset(
             "demo",
             "custom",

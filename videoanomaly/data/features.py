@@ -24,6 +24,10 @@ MOST_CROPS = 10  # of a frame, as the field's ten crops; a longer axis is anothe
 LENGTH_TOLERANCE = 15  # the field's ground truths and feature files differ by up to so many frames per video
 
 
+class NoFeatures(InputError):
+    """A video has none."""
+
+
 def load_array(path: str | Path, scattered: bool = False) -> np.ndarray:
     """Memory-mapped array of a .npy file; `scattered` reads no more of the disk than the rows that are asked for.
 
@@ -212,7 +216,7 @@ class FeatureFolder:
         file = unicodedata.normalize("NFC", name.rsplit("/", 1)[-1])
         ends = [end for end in ("", "_i3d", "__0") if f"{file}{end}" in self.by_name]
         if not ends:
-            raise InputError(
+            raise NoFeatures(
                 f"{self.root}: found no features of {reveal(name)}, expected {reveal(name)}.npy, {file}_i3d.npy or "
                 f"{file}__0.npy in {' or '.join(map(str, self.folders))}, or one file of that name below"
                 f"{lookalike(file, self.by_name)}"

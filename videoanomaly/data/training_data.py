@@ -47,6 +47,7 @@ def open_training_data(
     crops: int = 1,
     classes_csv: str | None = None,
     normal_only: bool = False,
+    lists: VideoLists | None = None,
 ) -> TrainingData:
     """Reads the lists and looks at the feature file of every video in them, training and test.
 
@@ -57,10 +58,11 @@ def open_training_data(
         frames_per_feature, temporal_frames_per_feature, crops: See `FeatureFolder`.
         classes_csv: See `load_lists`.
         normal_only: See `of_kind`.
+        lists: Instead of those below `root`.
     Raises:
         InputError: If something is missing or does not fit.
     """
-    lists = of_kind(load_lists(dataset, root, classes_csv), root, normal_only)
+    lists = of_kind(lists or load_lists(dataset, root, classes_csv), root, normal_only)
     folder = FeatureFolder(features or root, frames_per_feature=frames_per_feature, crops=crops)
     temporal = None
     if temporal_features:

@@ -59,6 +59,11 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
     model = model.to(check_device(options.device)).eval()
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
     lists = VideoLists.from_plain(checkpoint["lists"])
+    if not lists.test:
+        raise InputError(
+            f"{ckpt}: was trained without test videos, expected some with the frames of their anomalies: train with "
+            "videos in a folder test/CLASS, too, or in test.txt, and temporal_annotations.txt (docs/videos.md)"
+        )
     features, temporal = open_folders(checkpoint, options.features, options.temporal_features)
     check_folders(ckpt, model.config, lists, features, temporal, rules=options.rules)
     note_rare_classes(ckpt, lists)

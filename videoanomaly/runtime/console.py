@@ -111,6 +111,19 @@ def as_text(name: str) -> str:
     return shown.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def some_of(names: Iterable[str]) -> str:
+    """The first three of some names, to show."""
+    shown = sorted(set(map(as_text, names)))
+    return ", ".join([*shown[:3], *["..."] * (len(shown) > 3)])
+
+
+def duration(seconds: float) -> str:
+    """About so long, such as 40 s, 12 min or 3.5 h."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def reveal(text: str) -> str:
     """A name with what cannot be seen of it by code points, `Falling<U+200B>`; two that look alike are told apart."""
     return "".join(f"<U+{ord(c):04X}>" if is_unseen(c) else c for c in text)

@@ -81,6 +81,11 @@ def command(script: str, *words: object) -> str:
     return shlex.join(["python", script, *map(str, words)])
 
 
+def given_command(argv: list[str] | None, *more: object) -> str:
+    """The command line of this run with more options; argv as `main` got it."""
+    return command("train.py", *(sys.argv[1:] if argv is None else argv), *more)
+
+
 def resume_command(argv: list[str] | None) -> str:
     """The command line of this run, for a shell, with --resume; argv as `main` got it."""
     words = sys.orig_argv if argv is None else ["python", "train.py", *argv]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from anomalyclip import AnomalyCLIPConfig
 from videoanomaly.data.sampling import BalancedBatches, RestOfEpoch, SegmentDataset
 from videoanomaly.data.training_data import TrainingData
+from videoanomaly.runtime.console import duration
 from videoanomaly.runtime.memory import workers_that_fit
 from videoanomaly.runtime.processes import any_rank, gather_videos, split_model
 from videoanomaly.runtime.signals import obey_parent_alone
@@ -49,7 +50,23 @@ def batch_losses(training: Training, batch: dict) -> dict[str, torch.Tensor]:
     return losses(prediction, labels[: len(labels) // 2])
 
 
-def train_epoch(training: Training, epoch: int, begun: dict, signals: list) -> dict:
+class TimeLeft:
+    """Called after each step, says once how long all of them take, by the second to the fourth that this run did."""
+
+    def __init__(self, num_steps: int):
+        self.num_steps, self.times = num_steps, []
+
+    def __call__(self, step: int) -> None:
+        """step: How many of all are done."""
+        if len(self.times) < 4:
+            self.times.append(time.perf_counter())
+        if len(self.times) == 4:
+            seconds = (self.times[3] - self.times[0]) / 3 * (self.num_steps - step)
+            print(f"training: {self.num_steps - step} steps left, about {duration(seconds)}", flush=True)
+            self.times.append(0.0)  # it is told
+
+
+def train_epoch(training: Training, epoch: int, begun: dict, signals: list, tell_time: TimeLeft | None = None) -> dict:
     """Goes on with an epoch from where it was begun (see NOT_BEGUN) to its end or the first signal; what is done."""
     start, done, sums = time.perf_counter(), begun["steps"], dict(begun["sums"])
     loader, optimizer = training.loader, training.optimizer
@@ -64,6 +81,8 @@ def train_epoch(training: Training, epoch: int, begun: dict, signals: list) -> d
         losses["total"].backward()
         optimizer.step()
         done += 1
+        if tell_time:
+            tell_time(epoch * len(loader) + done)
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach()
         if any_rank(bool(signals)):

@@ -239,13 +239,20 @@ def open_video(path: Path, fps: float = FPS) -> VideoFile | PictureFolder:
     return PictureFolder(path, fps) if path.is_dir() else VideoFile(path)
 
 
-def header_frames(path: Path) -> int:
-    """Number of frames by the file's header, for shares and the time left only: it may be wrong, or 0."""
+def header_length(path: Path) -> tuple[int, float]:
+    """Number of frames and frames/s by the file's header; either may be wrong, or 0."""
     try:
         with open_video(path) as video:
-            return video.num_frames
+            rate = video.rate or 0.0
+            guess = 0 if isinstance(video, PictureFolder) else (video.container.duration or 0) / av.time_base * rate
+            return video.num_frames or round(guess), rate
     except BROKEN:
-        return 0
+        return 0, 0.0
+
+
+def header_frames(path: Path) -> int:
+    """Number of frames by the file's header, for shares and the time left only: it may be wrong, or 0."""
+    return header_length(path)[0]
 
 
 def why_skipped(error: Exception) -> str:

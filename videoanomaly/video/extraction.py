@@ -13,22 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from videoanomaly.clip_weights import DEFAULT_CLIP
 from videoanomaly.data.features import read_meta
-from videoanomaly.runtime.console import InputError, as_text, note
+from videoanomaly.runtime.console import InputError, as_text, duration, note, some_of
 from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
-from videoanomaly.video.decoding import header_frames, why_skipped
+from videoanomaly.video.decoding import BROKEN, header_frames, header_length, why_skipped
 from videoanomaly.video.encoders import ClipEncoder, DevicePreprocessing, input_size, load_encoder
 from videoanomaly.video.encoding import Read, encode_videos, read_batches
-from videoanomaly.video.finding import find_videos, size_and_time, some_of
+from videoanomaly.video.finding import find_videos, size_and_time
 from videoanomaly.video.picture_folder import is_picture_folder, picture_rate
 from videoanomaly.video.preprocessing import ImageEncoder, prepare
 
+TRIAL = 1.0  # seconds of encoding that tell how long the whole takes
 FOREVER = timedelta(days=365)  # how long a process waits for the others' videos; torchrun ends it if one of them dies
 
 
@@ -48,6 +50,11 @@ class ExtractionOptions:
     device_preprocess: bool = False
     fps: float | None = None
     workers: int = 1
+
+
+def is_done(meta: dict, key: str, video: Path) -> bool:
+    """Whether meta.json tells of features of this very video."""
+    return key in meta["videos"] and not is_other(meta["videos"][key], video)
 
 
 def open_meta(path: Path, settings: dict, videos: dict[str, Path]) -> dict:
@@ -208,11 +215,13 @@ def check_same(settings: dict, videos: dict[str, Path]) -> None:
             )
 
 
-def open_all(options: ExtractionOptions) -> tuple[ExtractionOptions, dict[str, Path], ImageEncoder, dict, int]:
+def open_all(
+    options: ExtractionOptions, videos: dict[str, Path] | None
+) -> tuple[ExtractionOptions, dict[str, Path], ImageEncoder, dict, int]:
     """All that can be wrong but the folder shows here: videos, encoder, settings for meta.json, side of its input."""
     device = check_device(local_device(check_device(options.device)))
     options = replace(options, device=device)
-    videos = find_videos(options.videos)
+    videos = find_videos(options.videos) if videos is None else videos
     torch.backends.cudnn.allow_tf32 = False  # cuDNN would round the patches of CLIP's first layer to 10 bits
     encoder, settings = load_encoder(options.clip, options.encoder, device)
     n_px = input_size(encoder, settings["encoder"])
@@ -220,16 +229,10 @@ def open_all(options: ExtractionOptions) -> tuple[ExtractionOptions, dict[str, P
     return options, videos, encoder, settings | ({"preprocess": "device"} if options.device_preprocess else {}), n_px
 
 
-def extract_missing(
-    options: ExtractionOptions, videos: dict[str, Path], meta: dict, encoder: ImageEncoder, n_px: int
-) -> int:
-    """Extracts what an earlier run has not, in each process its share; the exit status."""
-    todo = {key: path for key, path in videos.items() if key not in meta["videos"]}
-    own = own_share(todo)
-    if options.device_preprocess and isinstance(encoder, ClipEncoder):
-        encoder = DevicePreprocessing(encoder)
+def make_reader(options: ExtractionOptions, todo: dict[str, Path], encoder: ImageEncoder, n_px: int) -> Read:
+    """What gives the encoder's inputs of a video."""
     to_inputs = partial(prepare, preprocess=encoder.preprocess, num_crops=options.crops, jpeg=options.jpeg, n_px=n_px)
-    read = partial(
+    return partial(
         read_batches,
         to_inputs=to_inputs,
         stride=options.stride,
@@ -237,8 +240,45 @@ def extract_missing(
         pin_memory=str(options.device).startswith("cuda"),
         fps=picture_rate(todo.values(), options.fps),
     )
-    shows_bar = is_main() and sys.stderr.isatty()
-    num_rows = sum(map(header_frames, own.values())) // options.stride if shows_bar else None
+
+
+def rows_per_second(encoder: ImageEncoder, read: Read, video: Path, crops: int) -> float:
+    """Rows that are read and encoded in a second, by the first second of a video; 0 if it is too short or broken."""
+    num_rows, start = 0, time.monotonic()
+    try:
+        for item in read(video):
+            if not isinstance(item, Tensor):
+                break
+            encoder.encode(item)
+            num_rows += len(item) // crops
+            if time.monotonic() - start > TRIAL:
+                break
+    except BROKEN:
+        return 0.0
+    return num_rows / (time.monotonic() - start)
+
+
+def tell_time(rate: float, num_rows: int, num_videos: int) -> None:
+    """One line on what a process has before it."""
+    about = f", about {duration(num_rows / rate)} at {rate:.0f} frames/s" if rate and num_rows else ""
+    print(f"encoding: {num_rows:,} frames of {num_videos} videos{about}", flush=True)
+
+
+def extract_missing(
+    options: ExtractionOptions, videos: dict[str, Path], meta: dict, encoder: ImageEncoder, n_px: int, tells_time: bool
+) -> int:
+    """Extracts what an earlier run has not, in each process its share; the exit status."""
+    todo = {key: path for key, path in videos.items() if key not in meta["videos"]}
+    own = own_share(todo)
+    if options.device_preprocess and isinstance(encoder, ClipEncoder):
+        encoder = DevicePreprocessing(encoder)
+    read = make_reader(options, todo, encoder, n_px)
+    shows_bar, num_rows = is_main() and sys.stderr.isatty(), None
+    if shows_bar or tells_time:
+        num_rows = sum(header_length(path)[0] for path in own.values()) // options.stride
+    if tells_time and own and is_main():
+        rate = rows_per_second(encoder, read, next(iter(own.values())), options.crops)
+        tell_time(rate, num_rows or 0, len(own))
     start, record = time.monotonic(), Record(options.out, meta)
     with tqdm(total=num_rows, unit="frame", disable=not shows_bar) as bar, record.file:
         extract(own, record, encoder, read, options.workers, bar)
@@ -248,9 +288,22 @@ def extract_missing(
 
 def extract_videos(options: ExtractionOptions) -> int:
     """Features of a folder of videos, by all processes together; the exit status: 1 if a video could not be read."""
-    with process_group("cpu", timeout=FOREVER), ExitStack() as stack:
-        options, videos, encoder, settings, n_px = same_for_all(partial(open_all, options))
+    with process_group("cpu", timeout=FOREVER):
+        return extract_connected(options)
+
+
+def extract_connected(
+    options: ExtractionOptions, videos: dict[str, Path] | None = None, *, tells_time: bool = False
+) -> int:
+    """The same where the processes are connected already.
+
+    Args:
+        videos: By name, instead of all that are found.
+        tells_time: Say beforehand how long it takes, by a second of it.
+    """
+    with ExitStack() as stack:
+        options, videos, encoder, settings, n_px = same_for_all(partial(open_all, options, videos))
         check_same(settings, videos)
         same_for_all(lambda: stack.enter_context(lock_folder(options.out)))
         meta = same_for_all(lambda: prepare_folder(options.out, settings, videos, options.fps) if is_main() else {})
-        return extract_missing(options, videos, gather(meta)[0], encoder, n_px)
+        return extract_missing(options, videos, gather(meta)[0], encoder, n_px, tells_time)

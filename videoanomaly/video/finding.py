@@ -4,11 +4,11 @@ import errno
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from videoanomaly.data.annotations import VIDEO_SUFFIXES
-from videoanomaly.runtime.console import InputError, as_text, note
+from videoanomaly.runtime.console import InputError, as_text, note, some_of
 from videoanomaly.runtime.torchrun import is_main
 from videoanomaly.video.picture_folder import is_picture_folder, numbered_pictures
 
@@ -113,12 +113,6 @@ class Search:
         for kind, names in self.left_out.items():
             parts.append(f"{len(names)} {kind.format(s='s' * (len(names) > 1))} ({some_of(names)})")
         return ", ".join(parts)
-
-
-def some_of(names: Iterable[str]) -> str:
-    """The first three of some names, to show."""
-    shown = sorted(set(map(as_text, names)))
-    return ", ".join([*shown[:3], *["..."] * (len(shown) > 3)])
 
 
 def identity(path: str | Path) -> tuple[int, int] | str:

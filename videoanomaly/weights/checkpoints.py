@@ -25,9 +25,9 @@ from videoanomaly.weights import released
 from videoanomaly.weights.entries import check_entries
 from videoanomaly.winograd import accelerate
 
-PATHS = ("root", "features", "temporal_features", "classes_csv", "clip")
+PATHS = ("root", "features", "temporal_features", "classes_csv", "clip", "encoder")
 # may differ when a run is resumed, if what lies there does not
-ANYTIME = ("out", "resume", "device", "workers", "evaluate", "folds", "group_by", "tensorboard", *PATHS)
+ANYTIME = ("out", "resume", "device", "workers", "evaluate", "stride", "fps", "folds", "group_by", "tensorboard", *PATHS)
 SAME = ("config", "lists", "encoder", "temporal_encoder", "clip_sha256")  # of a checkpoint: this must not
 RESUMED = ("lists", "settings", "encoder", "epoch", "optimizer", "rng")  # entries
 # of an epoch: steps done, sums of their losses, seconds they took
@@ -184,15 +184,22 @@ def read_last(path: Path) -> dict | None:
         return checkpoint
 
 
-def load_resumed(path: Path, config: AnomalyCLIPConfig, extra: dict) -> dict | None:
-    """The checkpoint to go on from, None if there is none; settings and data must be the ones it was made with."""
+def read_earlier(path: Path) -> dict | None:
+    """The same with its entries checked."""
     checkpoint = read_last(path)
-    if checkpoint is None:
-        return None
     try:
-        check_entries(checkpoint)
+        if checkpoint is not None:
+            check_entries(checkpoint)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+    return checkpoint
+
+
+def load_resumed(path: Path, config: AnomalyCLIPConfig, extra: dict) -> dict | None:
+    """The checkpoint to go on from, None if there is none; settings and data must be the ones it was made with."""
+    checkpoint = read_earlier(path)
+    if checkpoint is None:
+        return None
     old, new = {"model": "anomalyclip"} | checkpoint["settings"], extra["settings"]  # older ones could be nothing else
     changed = [(k, old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if k not in ANYTIME]
     changed += [(k, checkpoint.get(k), (extra | {"config": config.to_plain()})[k]) for k in SAME]

@@ -107,8 +107,6 @@ def check_lists(lists: Any, config: Any) -> None:
         raise ValueError("found no lists of classes, train and test, expected a checkpoint of train.py")
     if not isinstance(config, dict) or lists["classes"] != config.get("classes"):
         raise ValueError("found other classes in its lists than in its config, expected the same")
-    if not lists["test"]:
-        raise ValueError("found no test videos in its lists, expected some")
     lengths, names = lists.get("num_frames", {}), set()
     if not (isinstance(lengths, dict) and all(is_count(value, 0) for value in lengths.values())):
         raise ValueError("found num_frames in its lists that are no counts, expected frames by video")
