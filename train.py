@@ -203,10 +203,11 @@ def fit(
         f"{len(config.classes)} classes, {config.num_segments} segments of {config.num_frames} rows, "
         f"{parameters:,} trainable parameters, {num_steps} steps an epoch on {device}"
     )
-    tell_time = TimeLeft(num_steps * epochs) if data.dataset.is_own else None
+    if training and data.dataset.is_own and is_main():
+        training = training._replace(tell_time=TimeLeft(num_steps * epochs))
     with stop_signals() as signals:
         for epoch in range(first_epoch, epochs) if training else ():
-            begun = train_epoch(training, epoch, begun, signals, tell_time)
+            begun = train_epoch(training, epoch, begun, signals)
             losses, num_epochs = mean_losses(begun), epoch
             if begun["steps"] == num_steps:
                 rate = training.schedule(epoch * num_steps)

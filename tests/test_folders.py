@@ -251,14 +251,18 @@ def test_one_command_leads_from_folders_to_a_checkpoint_that_finds_events(made, 
 
 def test_what_there_is_and_what_it_takes_is_told_before_the_work(made, tmp_path, capsys):
     train.main(words(made, tmp_path / "run", "--epochs", "6"))
-    told, root = capsys.readouterr(), made / "videos"
+    told = capsys.readouterr()
     assert "5 videos for training, 0 for test\n  Normal             3 videos      0.00 h\n" in told.out
     assert "  Road_accident      2 videos" in told.out
     assert "--lr 1e-3 --epochs 6 --depth 1 --directions direct --stride 1\n" in told.out
     assert "encoding: 122 frames of 5 videos" in told.out and "training: 8 steps left, about " in told.out
-    assert f"{root}: found 3 of Normal, 2 of Road_accident for training; with 10 of a class" in told.err
-    assert "h of normal video for training, which cannot tell rates below" in told.err
-    assert "MeanColour has no text, so the directions of the classes are learned without it" in told.err
+    assert (
+        "warning: 3 of Normal, 2 of Road_accident: of 10 videos of a class and more less is learned by chance"
+        in told.out
+    )
+    assert "h of normal video cannot tell rates below" in told.out
+    assert "MeanColour has no text, so the directions of the classes are learned without it" in told.out
+    assert told.err == "folders of pictures are taken for 25 frames/s; --fps tells another rate\n"
     assert f"next: python predict.py --ckpt {tmp_path}/run/last.pt --encoder" in told.out
 
 
@@ -333,7 +337,7 @@ def test_clip_encodes_and_gives_the_text_and_sizes_stay_with_the_run(made, tmp_p
     options = [*data, "--clip", str(tmp_path / "clip.pt"), "--device", "cpu", "--workers", "0"]
     train.main([*options, "--epochs", "1"])
     told = capsys.readouterr()
-    assert "has no text" not in told.err
+    assert "has no text" not in told.out
     assert "--epochs 1 --embed-dim 32 --depth 1 --batch-size 16 --num-frames 2 --stride 1\n" in told.out
     settings = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["settings"]
     assert (settings["embed_dim"], settings["batch_size"], settings["directions"]) == (32, 16, None)
@@ -371,7 +375,7 @@ def test_features_of_an_encoder_without_text_are_trained_on_without_it(tmp_path,
     root = write_dataset(tmp_path / "data")
     options = ["--dataset", "custom", "--root", str(root), "--out", str(tmp_path / "run"), *SMALL, "--epochs", "1"]
     train.main(options)
-    assert "synthetic has no text" in capsys.readouterr().err
+    assert "synthetic has no text" in capsys.readouterr().out
     settings = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["settings"]
     assert (settings["directions"], settings["features"]) == ("direct", None)
     with pytest.raises(InputError, match="--encoder: found with --dataset ucfcrime, expected custom"):

@@ -36,6 +36,7 @@ class Training(NamedTuple):
     schedule: Callable[[int], float]  # learning rate at a step
     device: str
     amp: bool
+    tell_time: Callable[[int], None] | None = None  # called after each step with the number of all that are done
 
 
 def batch_losses(training: Training, batch: dict) -> dict[str, torch.Tensor]:
@@ -66,7 +67,7 @@ class TimeLeft:
             self.times.append(0.0)  # it is told
 
 
-def train_epoch(training: Training, epoch: int, begun: dict, signals: list, tell_time: TimeLeft | None = None) -> dict:
+def train_epoch(training: Training, epoch: int, begun: dict, signals: list) -> dict:
     """Goes on with an epoch from where it was begun (see NOT_BEGUN) to its end or the first signal; what is done."""
     start, done, sums = time.perf_counter(), begun["steps"], dict(begun["sums"])
     loader, optimizer = training.loader, training.optimizer
@@ -81,8 +82,8 @@ def train_epoch(training: Training, epoch: int, begun: dict, signals: list, tell
         losses["total"].backward()
         optimizer.step()
         done += 1
-        if tell_time:
-            tell_time(epoch * len(loader) + done)
+        if training.tell_time:
+            training.tell_time(epoch * len(loader) + done)
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach()
         if any_rank(bool(signals)):

@@ -42,7 +42,7 @@ def ready_data(
     Raises:
         InputError: If something is missing or does not fit.
     """
-    earlier = read_earlier(Path(settings.out, "last.pt")) if settings.resume else None
+    earlier = read_earlier(Path(settings.out, "last.pt"), tells=False) if settings.resume else None
     source = same_for_all(partial(look, settings, earlier))
     lengths = lengths_of(source)
     tell_footage(settings.root, source.lists, lengths)
@@ -106,11 +106,12 @@ def tell_footage(root: str, lists: VideoLists, lengths: dict[str, Length]) -> No
         print(f"  {reveal(kinds[label]):{width}}  {counts[label]:5} videos  {seconds[label] / 3600:8.2f} h")
     few = [f"{counts[label]} of {reveal(kind)}" for label, kind in kinds.items() if 1 < counts[label] < FEW_VIDEOS]
     if few:
-        tell(f"{root}: found {', '.join(few)} for training; with {FEW_VIDEOS} of a class and more it is less by chance "
-             "what is learned of it")  # fmt: skip
+        print(f"warning: {', '.join(few)}: of {FEW_VIDEOS} videos of a class and more less is learned by chance")
     if 0 < (hours := seconds[-1] / 3600) < FEW_HOURS:
-        tell(f"{root}: found {hours:.2f} h of normal video for training, which cannot tell rates below {1 / hours:.1f} "
-             f"false alarms per hour; {FEW_HOURS:g} h would do for 1 per hour")  # fmt: skip
+        print(
+            f"warning: {hours:.2f} h of normal video cannot tell rates below {1 / hours:.1f} false alarms per hour; "
+            f"{FEW_HOURS:g} h would do for 1 per hour"
+        )
 
 
 def with_directions(settings: TrainingSettings, source: Source) -> TrainingSettings:
@@ -121,7 +122,7 @@ def with_directions(settings: TrainingSettings, source: Source) -> TrainingSetti
     own = settings.config.get("directions") or choices[0]
     if has_text or {"directions", "clip"} & settings.given or own == "direct" or "direct" not in choices:
         return settings
-    tell(NO_TEXT.format(name))
+    print(NO_TEXT.format(as_text(name)))
     return replace(settings, config=settings.config | {"directions": "direct"})
 
 

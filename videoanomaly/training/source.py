@@ -54,12 +54,11 @@ def look(settings: TrainingSettings, earlier: dict | None) -> Source:
         lists = replace(lists, train=[video for video in lists.train if video.label < 0])
     names = [video.name for video in lists.train + lists.test]
     features, missing = find_features(settings, names, found, by_lists)
-    check_options(settings, features, missing)
-    if by_lists and missing:
-        found = listed_videos(root, out, missing)
+    found = listed_videos(root, out, missing) if by_lists and missing else found
     for name in missing:
         if name not in found:
             features.open(name)  # raises what tells where it was looked for
+    check_options(settings, features, missing)
     return Source(lists, features, missing, {name: found[name] for name in names if name in found})
 
 

@@ -167,8 +167,12 @@ def keep(path: Path) -> None:
         os.replace(path, previous_of(path))
 
 
-def read_last(path: Path) -> dict | None:
-    """The checkpoint at `path`, or the one before it where that is damaged or gone; None if there is neither."""
+def read_last(path: Path, *, tells: bool = True) -> dict | None:
+    """The checkpoint at `path`, or the one before it where that is damaged or gone; None if there is neither.
+
+    Args:
+        tells: Say so where it is the one before.
+    """
     previous = previous_of(path)
     if not (path.exists() or previous.exists()):
         return None
@@ -179,14 +183,14 @@ def read_last(path: Path) -> dict | None:
             checkpoint = read_checkpoint(previous, *RESUMED)
         except ValueError:
             raise InputError(str(error)) from None
-        if is_main():
+        if tells and is_main():
             note(f"{error}; goes on from {previous}, after {checkpoint.get('epoch')} epochs")
         return checkpoint
 
 
-def read_earlier(path: Path) -> dict | None:
+def read_earlier(path: Path, *, tells: bool = True) -> dict | None:
     """The same with its entries checked."""
-    checkpoint = read_last(path)
+    checkpoint = read_last(path, tells=tells)
     try:
         if checkpoint is not None:
             check_entries(checkpoint)
