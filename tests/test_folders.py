@@ -223,7 +223,7 @@ def words(made: Path, out: Path, *more: str, videos: Path | None = None) -> list
 
 
 def times(features: Path) -> dict[str, int]:
-    return {path.stem: path.stat().st_mtime_ns for path in features.rglob("*.npy")}
+    return {path.relative_to(features).as_posix(): path.stat().st_mtime_ns for path in features.rglob("*.npy")}
 
 
 @pytest.fixture(scope="module")
@@ -271,12 +271,12 @@ def test_only_what_is_new_or_another_file_is_encoded_and_options_rule(made, trai
     shutil.copytree(made / "videos", videos, copy_function=shutil.copy2)
     shutil.copytree(made / "run" / "features", features, copy_function=shutil.copy2)
     before = times(features)
-    write_clip(videos / "Fire" / "f.mp4", 20, ((5, 15, BLUE),))
+    write_clip(videos / "Fire" / "a.mp4", 20, ((5, 15, BLUE),))  # there is another a
     write_clip(videos / "Road accident" / "d.mp4", 30)
     (videos / "Normal" / "broken.mp4").write_bytes(b"no video")
     train.main(words(made, tmp_path / "run", "--features", str(features), videos=videos))
     after = times(features)
-    assert {name for name in after if after[name] != before.get(name)} == {"d", "f"}
+    assert {name for name in after if after[name] != before.get(name)} == {"Fire/a.npy", "Road accident/d.npy"}
     told = capsys.readouterr().err
     assert f"note: {videos}: left out 1 video that cannot be read: Normal/broken" in told
     with pytest.raises(
@@ -287,6 +287,13 @@ def test_only_what_is_new_or_another_file_is_encoded_and_options_rule(made, trai
         data = ["--dataset", "custom", "--root", str(videos), "--features", str(features), "--out", str(tmp_path / "b")]
         train.main([*data, *TINY])
     assert not (tmp_path / "b").exists()
+    (videos / "Normal" / "broken.mp4").unlink()
+    before = after
+    write_clip(videos / "Normal" / "a.mp4", 40)
+    for out, expected in (("c", {"Normal/a.npy"}), ("d", set())):
+        train.main(words(made, tmp_path / out, "--features", str(features), videos=videos))
+        after, before = times(features), after
+        assert {name for name in after if after[name] != before[name]} == expected
 
 
 def test_a_run_goes_on_where_encoding_stopped_and_with_the_videos_it_began_with(made, tmp_path, monkeypatch, capsys):
@@ -324,7 +331,10 @@ def test_lists_rule_and_their_videos_are_encoded_where_features_are_missing(made
     train.main(words(made, tmp_path / "run", videos=videos))
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert [name for name, *_ in checkpoint["lists"]["train"]] == ["Normal/a", "Normal/cam1/b"]
-    assert checkpoint["lists"]["classes"] == ["fire"] and times(tmp_path / "run" / "features").keys() == {"a", "b"}
+    assert checkpoint["lists"]["classes"] == ["fire"] and times(tmp_path / "run" / "features").keys() == {
+        "Normal/a.npy",
+        "Normal/cam1/b.npy",
+    }
     (videos / "train.txt").write_text("Normal/a.mp4 Normal\nNormal/x.mp4 fire")
     with pytest.raises(InputError, match="found no features of Normal/x, expected Normal/x.npy"):
         train.main(words(made, tmp_path / "b", videos=videos))
