@@ -27,7 +27,19 @@ from videoanomaly.winograd import accelerate
 
 PATHS = ("root", "features", "temporal_features", "classes_csv", "clip", "encoder")
 # may differ when a run is resumed, if what lies there does not
-ANYTIME = ("out", "resume", "device", "workers", "evaluate", "stride", "fps", "folds", "group_by", "tensorboard", *PATHS)
+ANYTIME = (
+    "out",
+    "resume",
+    "device",
+    "workers",
+    "evaluate",
+    "stride",
+    "fps",
+    "folds",
+    "group_by",
+    "tensorboard",
+    *PATHS,
+)
 SAME = ("config", "lists", "encoder", "temporal_encoder", "clip_sha256")  # of a checkpoint: this must not
 RESUMED = ("lists", "settings", "encoder", "epoch", "optimizer", "rng")  # entries
 # of an epoch: steps done, sums of their losses, seconds they took
