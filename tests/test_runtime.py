@@ -30,6 +30,7 @@ from videoanomaly.runtime import files
 from videoanomaly.runtime.console import InputError, Parser, differences, expand_home, run_script
 from videoanomaly.runtime.memory import workers_that_fit
 from videoanomaly.runtime.run_folder import command
+from videoanomaly.training import epochs
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -68,9 +69,9 @@ SAMPLE = SegmentDataset, "__getitem__"
 BAD_FILE, BAD_DISK = InputError("x.npy: is gone"), OSError(5, "I/O error")
 FAULTS = {  # where, what, and with which status and last line the script ends
     "full disk": (os, "fsync", fail(OSError(errno.ENOSPC, "No space left on device")), 1, "No space left on device)"),
-    "no number": (train, "batch_losses", losses_that_are_no_numbers, 1, "failed: the loss became nan in this epoch"),
+    "no number": (epochs, "batch_losses", losses_that_are_no_numbers, 1, "failed: the loss became nan in this epoch"),
     "assert in the loop": (train, "report", fail(AssertionError("a bug")), 1, "AssertionError: a bug"),
-    "error in a step": (train, "batch_losses", fail(RuntimeError("out of memory")), 1, "RuntimeError: out of memory"),
+    "error in a step": (epochs, "batch_losses", fail(RuntimeError("out of memory")), 1, "RuntimeError: out of memory"),
     "bad file": (*SAMPLE, fail(BAD_FILE), 2, "error: x.npy: is gone"),
     "bad file in a worker": (*SAMPLE, in_worker(fail(BAD_FILE)), 2, "error: x.npy: is gone"),
     "disk of a worker": (*SAMPLE, in_worker(fail(BAD_DISK)), 1, "failed: [Errno 5] I/O error"),

@@ -17,7 +17,7 @@ from videoanomaly.runtime.torchrun import processes_here, rank_and_world
 from videoanomaly.settings import TrainingSettings
 from videoanomaly.systems.ours import AnomalyCLIPSystem
 from videoanomaly.training.sizes import Length, sizes_for, stride_for
-from videoanomaly.training.source import Source, learns_normal, look
+from videoanomaly.training.source import Source, look
 from videoanomaly.video.decoding import header_length
 from videoanomaly.video.extraction import ExtractionOptions, extract_connected
 from videoanomaly.weights.checkpoints import read_earlier
@@ -182,11 +182,11 @@ def encode(settings: TrainingSettings, source: Source, stride: int) -> VideoList
     tell(f"{settings.root}: left out {count(broken)} that cannot be read: {some_of(broken)}")
     lists = source.lists
     train, test = ([v for v in videos if v.name not in broken] for videos in (lists.train, lists.test))
-    check_kinds(Path(settings.root), [v.label for v in train], len(test), learns_normal(settings))
+    check_kinds(Path(settings.root), [v.label for v in train], len(test), settings.system.NORMAL_ONLY)
     return VideoLists(lists.classes, train, test)
 
 
 def predict_command(settings: TrainingSettings, ckpt: Path) -> str:
     """The command line that finds events in a video."""
-    brings = ["--encoder", settings.encoder] if settings.encoder else ["--clip", settings.clip]
+    brings = ["--encoder", settings.encoder] if settings.encoder else []
     return command("predict.py", "--ckpt", ckpt, *brings, "VIDEO", "--out", ckpt.parent / "report")

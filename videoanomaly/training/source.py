@@ -2,7 +2,6 @@
 
 import os
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from videoanomaly.data.annotations import VideoLists
 from videoanomaly.data.features import FeatureFolder, NoFeatures
 from videoanomaly.data.folders import SPLITS, count, folder_lists, has_lists, place_of, tell
 from videoanomaly.data.lists import load_lists
+from videoanomaly.data.training_data import of_kind
 from videoanomaly.runtime.console import InputError, reveal, some_of
 from videoanomaly.settings import TrainingSettings
 from videoanomaly.video.extraction import is_done
@@ -35,7 +35,7 @@ def look(settings: TrainingSettings, earlier: dict | None) -> Source:
     Args:
         earlier: The checkpoint to go on from.
     """
-    root, out, only_normal = Path(settings.root), Path(settings.out), learns_normal(settings)
+    root, out, only_normal = Path(settings.root), Path(settings.out), settings.system.NORMAL_ONLY
     if not root.is_dir():
         raise InputError(f"{root}: is no folder, expected one with the videos of each class in a folder, or with lists")
     by_lists, found = has_lists(root) or settings.classes_csv is not None, {}
@@ -51,7 +51,7 @@ def look(settings: TrainingSettings, earlier: dict | None) -> Source:
             "their anomalous frames in temporal_annotations.txt (docs/videos.md)"
         )
     if only_normal:
-        lists = replace(lists, train=[video for video in lists.train if video.label < 0])
+        lists = of_kind(lists, settings.root, only_normal)
     names = [video.name for video in lists.train + lists.test]
     features, missing = find_features(settings, names, found, by_lists)
     found = listed_videos(root, out, missing) if by_lists and missing else found
@@ -60,11 +60,6 @@ def look(settings: TrainingSettings, earlier: dict | None) -> Source:
             features.open(name)  # raises what tells where it was looked for
     check_options(settings, features, missing)
     return Source(lists, features, missing, {name: found[name] for name in names if name in found})
-
-
-def learns_normal(settings: TrainingSettings) -> bool:
-    """Whether the system learns from normal videos alone."""
-    return getattr(settings.system, "NORMAL_ONLY", False)
 
 
 def find_class_videos(root: Path, out: Path) -> dict[str, Path]:
