@@ -123,7 +123,7 @@ class World:
             self.checkpoints[options] = str(out / "last.pt")
         return self.checkpoints[options]
 
-    def load(self, training: tuple[str, ...], *options: str) -> recogniser.Recogniser:
+    def load(self, training: tuple[str, ...], *options: str) -> recogniser.LoadedCheckpoint:
         return load_file(self.train(*training), *options)
 
     def scores(self, training: tuple[str, ...], *options: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -132,7 +132,7 @@ class World:
         return [model.predict(np.load(self.data / "features" / f"{name}.npy")) for name in self.truth]
 
 
-def load_file(checkpoint, *options: str) -> recogniser.Recogniser:
+def load_file(checkpoint, *options: str) -> recogniser.LoadedCheckpoint:
     rest = ["--features", "x.npy", "--out", "out", "--device", "cpu"]
     args = predict.parse_args(["--ckpt", str(checkpoint), *rest, *options])
     return recogniser.load(options_of(recogniser.PredictionOptions, vars(args)))

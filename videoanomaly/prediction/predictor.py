@@ -14,7 +14,7 @@ from anomalyclip import AnomalyCLIP, Rows
 from videoanomaly.data.features import load_array, matching_rows
 from videoanomaly.frame_scores import FrameScores, score_frames
 from videoanomaly.prediction import explain
-from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
+from videoanomaly.prediction.recogniser import LoadedCheckpoint, PredictionOptions
 from videoanomaly.prediction.results import (
     check_owner,
     kept_scores,
@@ -34,7 +34,7 @@ from videoanomaly.weights.checkpoints import open_folders
 
 
 def encoded(
-    videos: dict[str, Path], options: PredictionOptions, recogniser: Recogniser, encoder: Encoder | None = None
+    videos: dict[str, Path], options: PredictionOptions, recogniser: LoadedCheckpoint, encoder: Encoder | None = None
 ) -> Iterator[tuple[str, tuple[np.ndarray, Reading] | Exception]]:
     """Yields what `encode_videos` does, rows as the model takes them; a bar shows frames/s and the time left."""
     stride = options.stride or recogniser.spacing
@@ -52,7 +52,7 @@ def encoded(
         yield from encode_videos(videos, encoder.model, encoder.description, read, options.workers, encoder.crops, bar)
 
 
-def encoder_of(options: PredictionOptions, recogniser: Recogniser) -> Encoder:
+def encoder_of(options: PredictionOptions, recogniser: LoadedCheckpoint) -> Encoder:
     """The encoder of the checkpoint's features."""
     config = recogniser.model.config
     dims = config.feature_dim, config.temporal_feature_dim
@@ -62,7 +62,7 @@ def encoder_of(options: PredictionOptions, recogniser: Recogniser) -> Encoder:
 
 def score_rows(
     options: PredictionOptions,
-    recogniser: Recogniser,
+    recogniser: LoadedCheckpoint,
     rows: Rows,
     *others: object,
     name: str,
@@ -96,7 +96,7 @@ def scored(
     folders: dict[str, Path],
     settings: dict[str, dict],
     options: PredictionOptions,
-    recogniser: Recogniser,
+    recogniser: LoadedCheckpoint,
 ) -> Iterator[tuple[str, tuple[FrameScores | np.ndarray, Reading] | Exception]]:
     """Yields what `encoded` does, but first the videos that an earlier run scored, with these scores for rows."""
     todo = dict(videos)
@@ -108,7 +108,7 @@ def scored(
         yield from encoded(todo, options, recogniser)
 
 
-def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: Recogniser) -> int:
+def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: LoadedCheckpoint) -> int:
     """The exit status: 1 if a video gave no results, else 0."""
     out = options.out or Path()
     videos = find_all_videos(sources, out)
@@ -156,7 +156,7 @@ def predict_videos(sources: list[Path], options: PredictionOptions, recogniser: 
     return int(bool(failed))
 
 
-def open_rows(path: Path, options: PredictionOptions, recogniser: Recogniser) -> tuple:
+def open_rows(path: Path, options: PredictionOptions, recogniser: LoadedCheckpoint) -> tuple:
     """A feature file's rows, those of the Temporal model's own features (none or one), its frames and their rate."""
     array = load_array(path)  # a missing or damaged file is told as such
     name, checkpoint = path.stem, recogniser.checkpoint
@@ -177,7 +177,7 @@ def open_rows(path: Path, options: PredictionOptions, recogniser: Recogniser) ->
     return rows, others, min(features.num_frames(name), len(rows) * recogniser.spacing), fps
 
 
-def predict_features(paths: list[Path], options: PredictionOptions, recogniser: Recogniser) -> int:
+def predict_features(paths: list[Path], options: PredictionOptions, recogniser: LoadedCheckpoint) -> int:
     out, names = options.out or Path(), [path.stem for path in paths]
     check_start_time(options, len(paths))
     for path in paths:

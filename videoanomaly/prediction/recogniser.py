@@ -50,7 +50,7 @@ class PredictionOptions:
     command: str = ""  # the command line, to be told in events.json
 
 
-class Recogniser(NamedTuple):
+class LoadedCheckpoint(NamedTuple):
     """A model, and what its checkpoint says about the features that go in and the events that come out."""
 
     model: VideoModel
@@ -67,7 +67,7 @@ class Recogniser(NamedTuple):
         return self.event_settings.threshold
 
 
-def load(options: PredictionOptions) -> Recogniser:
+def load(options: PredictionOptions) -> LoadedCheckpoint:
     """The recogniser of options.ckpt; what is wrong with the options shows before CLIP is read."""
     checkpoint, model = load_model(options.ckpt, dataset=options.dataset, root=options.root)
     with open(options.ckpt, "rb") as file:
@@ -76,7 +76,7 @@ def load(options: PredictionOptions) -> Recogniser:
     spacing = options.frames_per_feature or frames_per_feature(checkpoint)
     extended, words = extend(options, checkpoint, model)
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
-    return Recogniser(extended.to(options.device).eval(), checkpoint, spacing, *events, sha256, words)
+    return LoadedCheckpoint(extended.to(options.device).eval(), checkpoint, spacing, *events, sha256, words)
 
 
 def event_rule_of(options: PredictionOptions, checkpoint: dict) -> tuple[EventSettings, str, OperatingCurve | None]:

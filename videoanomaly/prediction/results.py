@@ -14,7 +14,7 @@ from videoanomaly import plots
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import annotated_video, explain, report, report_index
 from videoanomaly.prediction.events import FIELDS, count, find_events, to_csv, to_vtt
-from videoanomaly.prediction.recogniser import PredictionOptions, Recogniser
+from videoanomaly.prediction.recogniser import LoadedCheckpoint, PredictionOptions
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.provenance import provenance
@@ -29,7 +29,7 @@ EXPLANATIONS = ("explain.txt", "explain.json")
 SIDE_FILES = ("events.json", "annotated.mp4", "key_frame.jpg", "event_pictures.jpg", "timeline.png", *EXPLANATIONS)
 
 
-def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Path) -> dict[str, dict]:
+def result_settings(options: PredictionOptions, recogniser: LoadedCheckpoint, path: Path) -> dict[str, dict]:
     """What the results of a video depend on: equal settings need no second run, equal ones of scores no encoder."""
     scores = {
         "checkpoint": recogniser.sha256,
@@ -51,7 +51,7 @@ def result_settings(options: PredictionOptions, recogniser: Recogniser, path: Pa
     return {"scores": scores, "events": events}
 
 
-def operating(recogniser: Recogniser) -> dict | None:
+def operating(recogniser: LoadedCheckpoint) -> dict | None:
     """What the threshold did on held-out folds; None if that was not measured, or for other events than these."""
     curve, settings = recogniser.curve, recogniser.event_settings
     return curve.at(settings.threshold) if curve and settings.is_usual else None
@@ -97,7 +97,9 @@ def find_start_of(path: Path, is_video: bool, duration: float, options: Predicti
     return find_start(Path(os.path.abspath(path)).as_posix(), tags, duration, changed, zone)
 
 
-def kept_scores(folder: Path, settings: dict[str, dict], recogniser: Recogniser) -> tuple[FrameScores, Reading] | None:
+def kept_scores(
+    folder: Path, settings: dict[str, dict], recogniser: LoadedCheckpoint
+) -> tuple[FrameScores, Reading] | None:
     """What an earlier run with the same settings of scores found; None without one, or where a byte of it changed."""
     if settings["events"]["explain"] and not (folder / "explain.json").is_file():
         return None
@@ -142,7 +144,7 @@ def write_results(
     name: str,
     path: Path,
     scores: FrameScores,
-    recogniser: Recogniser,
+    recogniser: LoadedCheckpoint,
     options: PredictionOptions,
     settings: dict[str, dict],
     read: Reading | None = None,
@@ -215,13 +217,13 @@ def write_results(
     return result
 
 
-def result_provenance(options: PredictionOptions, recogniser: Recogniser) -> dict[str, str | None]:
+def result_provenance(options: PredictionOptions, recogniser: LoadedCheckpoint) -> dict[str, str | None]:
     """What made a result: the checkpoint and this program."""
     of_file = {"checkpoint": as_text(Path(options.ckpt).name), "checkpoint_sha256": recogniser.sha256}
     return of_file | provenance(options.command, recogniser.checkpoint["encoder"])
 
 
-def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser: Recogniser) -> None:
+def write_explanation(folder: Path, video: str, scores: FrameScores, recogniser: LoadedCheckpoint) -> None:
     config = recogniser.model.config
     segments = explain.driving_segments(scores, config.classes, config.num_frames * recogniser.spacing)
     text = f"{video}: {explain.segments_text(segments)}"
