@@ -46,6 +46,14 @@ from videoanomaly.systems.catalogue import SYSTEMS
 HERE = Path(__file__).parent
 OURS = ("--model", "--dataset", "--root", "--features", "--seed", "--out", "--resume", "--evaluate", "--no-evaluate")
 METRICS = ("AUC", "AP", "mAUC", "mAP", "event mAP")  # in per cent
+RATE = "false alarms/h"
+OPERATION = {  # at the default threshold, of metrics.json; in per cent but for the rate
+    "event recall": "event_recall",
+    RATE: "false_alarms_per_hour",
+    "normal alarmed": "normal_alarmed",
+    "balanced accuracy": "balanced_accuracy",
+}
+MEASURED = (*METRICS, *OPERATION)
 SIZES = ("segment rows", "parameters", "training seconds")
 MAY_CHANGE = ("out", "device", "workers", "resume", "evaluate")  # settings of train.py, from one start to the next
 
@@ -313,7 +321,7 @@ def run_all(runs: list[Run], options: Options, settings: dict) -> tuple[dict[Run
 
 
 def read_run(run: Run) -> dict[str, float | None]:
-    """Metrics of a finished run in per cent, and its SIZES; None where there is no value.
+    """What is MEASURED of a finished run, and its SIZES; None where there is no value.
 
     Raises:
         InputError: If one of its files is damaged.
@@ -322,7 +330,9 @@ def read_run(run: Run) -> dict[str, float | None]:
     try:
         results = json.loads(path.read_text())
         values = {name: results[name] for name in METRICS[:4]} | {"event mAP": results["events"]["mAP"]}
-        values = {name: None if value is None else 100 * float(value) for name, value in values.items()}
+        values |= {name: results["operation"].get(key) for name, key in OPERATION.items()}  # older files lack some
+        scales = {name: 1 if name == RATE else 100 for name in MEASURED}
+        values = {name: None if value is None else scales[name] * float(value) for name, value in values.items()}
         path = run.folder / "training.json"  # not there in tables that an older version began
         took = dict(json.loads(path.read_text())) if path.exists() else {}
         return values | {name: None if took.get(name) is None else float(took[name]) for name in SIZES}
@@ -356,7 +366,7 @@ def gather(options: Options, settings: dict, runs: list[Run], failed: dict[Run, 
                 if not run.metrics.exists()
             ]
         )
-        values = {name: [v[name] for v in done if v[name] is not None] for name in (*METRICS, *SIZES)}
+        values = {name: [v[name] for v in done if v[name] is not None] for name in (*MEASURED, *SIZES)}
         gathered.append(
             {
                 "row": row,
@@ -371,7 +381,7 @@ def gather(options: Options, settings: dict, runs: list[Run], failed: dict[Run, 
 
 def cells(table: Table, gathered: list[dict]) -> list[list[str]]:
     """The table as text, first row the header: ours beside the paper's."""
-    others = ("event mAP",) if table.compares else ()
+    others = ("event mAP", *OPERATION) if table.compares else ()
     beside = (cell for name in table.metrics for cell in (name, f"{name}, paper"))
     rows = [["", *beside, *others, *(SIZES if table.compares else ()), "seeds", "note"]]
     for entry in gathered:
@@ -399,14 +409,14 @@ def to_markdown(options: Options, gathered: list[dict]) -> str:
 
 
 def to_csv(gathered: list[dict]) -> str:
-    """All metrics of each row, in per cent: mean, standard deviation (empty below two seeds), and the paper's."""
+    """All that is MEASURED of each row: mean, standard deviation (empty below two seeds), and the paper's."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    columns = [name + end for name in METRICS for end in ("", " sd", " paper")]
+    columns = [name + end for name in MEASURED for end in ("", " sd", " paper")]
     writer.writerow(["row", "options", "seeds", *columns, *SIZES, "note"])
     for entry in gathered:
         numbers = []
-        for name in METRICS:
+        for name in MEASURED:
             values = entry["values"][name]
             numbers += [
                 show(statistics.mean(values), ".4f") if values else "",

@@ -58,7 +58,7 @@ ckpt = Path(sys.argv[sys.argv.index("--ckpt") + 1])
 auc = float(ckpt.read_text())
 assert sys.argv[sys.argv.index("--device") + 1] == "cpu"
 (ckpt.parent / "eval").mkdir(exist_ok=True)
-results = {"AUC": auc, "AP": 0.5, "mAUC": auc / 2, "mAP": None, "events": {"mAP": 0.25}}
+results = {"AUC": auc, "AP": 0.5, "mAUC": auc / 2, "mAP": None, "events": {"mAP": 0.25}, "operation": {}}
 (ckpt.parent / "eval" / "metrics.json").write_text(json.dumps(results))
 """
 
@@ -545,7 +545,8 @@ def test_a_comparison_has_events_size_and_time(fake, tmp_path, dataset):
     """The script in train.py's place knows no --temporal here, and fails; one result is put in its place."""
     folder = tmp_path / "out" / "rtfm-0"
     (folder / "eval").mkdir(parents=True)
-    results = {"AUC": 0.9, "AP": 0.5, "mAUC": 0.75, "mAP": 0.5, "events": {"mAP": 0.25}}
+    operation = {"event_recall": 0.5, "false_alarms_per_hour": 12.5, "normal_alarmed": None, "balanced_accuracy": 0.7}
+    results = {"AUC": 0.9, "AP": 0.5, "mAUC": 0.75, "mAP": 0.5, "events": {"mAP": 0.25}, "operation": operation}
     (folder / "eval" / "metrics.json").write_text(json.dumps(results))
     took = {"segment rows": 8, "parameters": 24_700_000, "training seconds": 61.25}
     (folder / "training.json").write_text(json.dumps(took))
@@ -554,15 +555,21 @@ def test_a_comparison_has_events_size_and_time(fake, tmp_path, dataset):
     assert "In the paper all but CLIP, ActionCLIP and AnomalyCLIP see I3D's features." in lines[0]
     assert "Segment rows are feature rows: for all systems as many as `-- --num-frames N`" in lines[0]
     assert lines[2] == (
-        "|  | AUC | AUC, paper | mAUC | mAUC, paper | event mAP | segment rows | parameters | training seconds "
-        "| seeds | note |"
+        "|  | AUC | AUC, paper | mAUC | mAUC, paper | event mAP | event recall | false alarms/h | normal alarmed "
+        "| balanced accuracy | segment rows | parameters | training seconds | seeds | note |"
     )
-    assert "| RTFM | 90.00 | 84.03 | 75.00 | 84.86 | 25.00 | 8 | 24,700,000 | 61.2 | 1 |  |" in lines
     assert (
-        "| SSRL, first stage |  | 87.43 |  | 88.88 |  |  |  |  | 0 | not available: on these features it is RTFM, and "
-        "its numbers the same |"
+        "| RTFM | 90.00 | 84.03 | 75.00 | 84.86 | 25.00 | 50.00 | 12.50 |  | 70.00 | 8 | 24,700,000 | 61.2 | 1 |  |"
+        in lines
+    )
+    assert (
+        "| SSRL, first stage |  | 87.43 |  | 88.88 |  |  |  |  |  |  |  |  | 0 | not available: on these features it "
+        "is RTFM, and its numbers the same |"
     ) in lines
-    assert "| VadCLIP |  |  |  |  |  |  |  |  | 0 | seed 0 failed: ValueError: '--temporal' is not in list |" in lines
+    assert (
+        "| VadCLIP |  |  |  |  |  |  |  |  |  |  |  |  | 0 | seed 0 failed: ValueError: '--temporal' is not in list |"
+        in lines
+    )
 
 
 def test_the_pictures_show_the_tables_values(fake, tmp_path, monkeypatch):

@@ -65,6 +65,7 @@ def selector_losses(
 
 I3D = "In the paper all but CLIP, ActionCLIP and AnomalyCLIP see I3D's features. "
 COMPARED = (
+    "From event recall on at the default threshold: false alarms and alarmed videos are of normal videos alone. "
     "Segment rows are feature rows: for all systems as many as `-- --num-frames N` or the data set's preset says, else "
     "16 with AnomalyCLIP, 8 with ActionCLIP, those of 16 frames with the others. On these features SSRL's first stage "
     "is RTFM, and its numbers the same; the paper's are those of all its stages, which need features of patches. "
