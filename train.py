@@ -52,7 +52,7 @@ from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, resolve
 from videoanomaly.systems.catalogue import SYSTEMS, build, make_optimizer, num_trained
 from videoanomaly.systems.one_class import OneClassGaussian
-from videoanomaly.training.cross_fitting import cross_fit, operating_point
+from videoanomaly.training.cross_fitting import cross_fit, operating_point, sources
 from videoanomaly.training.epochs import TimeLeft, make_training, mean_losses, train_epoch
 from videoanomaly.training.preparation import predict_command, ready_data
 from videoanomaly.video.extraction import FOREVER
@@ -184,6 +184,7 @@ def fit(
     out, system, epochs = Path(settings.out), settings.system, settings.epochs
     last = out / "last.pt"
     checkpoint = load_resumed(last, config, extra)
+    groups = sources(data.lists.train, settings.root, settings.group_by) if settings.folds else []
     torch.manual_seed(settings.seed)
     learned = {} if checkpoint else system.learn(data, settings.seed)
     model = build(settings.model, config, **clip, **learned).to(device)
@@ -223,7 +224,7 @@ def fit(
                 number = signals[0] if signals else signal.SIGTERM  # of another process
                 return number, f"{num_epochs} epochs and {begun['steps']} of {num_steps} steps"
         if not checkpoint or first_epoch < epochs or "threshold" not in checkpoint:
-            curve = cross_fit(settings, config, data, clip, device, signals) if settings.folds else None
+            curve = cross_fit(settings, config, data, groups, clip, device, signals) if settings.folds else None
             if any_rank(bool(signals)):
                 return signals[0] if signals else signal.SIGTERM, f"{epochs} epochs, before the last fold"
             if is_main():

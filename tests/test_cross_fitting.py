@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 
+import train
 from tests.synthetic import equal, run, write_dataset
 from videoanomaly.data.annotations import Video
 from videoanomaly.data.features import FeatureFolder
@@ -214,6 +215,15 @@ def test_a_run_stopped_in_a_fold_goes_on_with_the_folds_that_are_left(fitted, tm
     resumed = run(root / "data", tmp_path, *FOLDS, "--resume")
     assert len(folds) == 5
     assert equal(resumed["operating_curve"], checkpoint["operating_curve"]) and equal(resumed["rng"], checkpoint["rng"])
+
+
+def test_a_wrong_list_of_sources_is_told_before_the_training(tmp_path, monkeypatch):
+    root = write_dataset(tmp_path / "data")
+    (root / "groups.txt").write_text("train00.mp4 hall\n")
+    monkeypatch.setattr(train, "train_epoch", None)
+    with pytest.raises(InputError, match="groups.txt: found no line for train01"):
+        run(root, tmp_path / "out", *FOLDS)
+    assert not (tmp_path / "out" / "last.pt").exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK", b"no archive"])

@@ -15,7 +15,7 @@ from urllib.parse import quote_from_bytes
 
 import numpy as np
 
-from videoanomaly.event_rule import MERGE_GAP, MIN_LENGTH
+from videoanomaly.event_rule import LOW_SHARE, MERGE_GAP, MIN_LENGTH
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.operating_curve import OperatingCurve
 from videoanomaly.video.decoding import BROKEN, VideoFile
@@ -31,7 +31,7 @@ MEDIA_TYPES = {
     ".mkv": "video/x-matroska",
     ".ogv": "video/ogg",
 }
-USUAL_RULE = {"low_share": 0.5, "merge_gap": MERGE_GAP, "min_length": MIN_LENGTH}
+USUAL_RULE = {"low_share": LOW_SHARE, "merge_gap": MERGE_GAP, "min_length": MIN_LENGTH}
 MOST_EXACT = 2**22  # values of p_class that take 16 bits each; of more they take 8
 TIME_UNIT = 1e-6  # seconds; times nearer to a regular grid than this are on it
 
@@ -137,9 +137,6 @@ def curve_data(curve: OperatingCurve | None) -> dict | None:
         return None
     shown = ("threshold", "false_alarms_per_hour", "false_alarms_per_hour_interval", "found", "found_interval", "named")
     rows = [{name: row[name] for name in shown} for row in map(curve.at, curve.thresholds.tolist())]
-    for row in rows:
-        if row["false_alarms_per_hour"] is None:  # no normal video tells: any rate may be
-            row["false_alarms_per_hour_interval"] = None
     known = {name: getattr(curve, name) for name in ("num_normal", "num_abnormal", "normal_hours")}
     return {"rows": rows, **known}
 

@@ -127,20 +127,26 @@ class HeldOut:
 
 
 def cross_fit(
-    settings: TrainingSettings, config: AnomalyCLIPConfig, data: TrainingData, clip: dict, device: str, signals: list
+    settings: TrainingSettings,
+    config: AnomalyCLIPConfig,
+    data: TrainingData,
+    groups: Sequence[str],
+    clip: dict,
+    device: str,
+    signals: list,
 ) -> OperatingCurve | None:
     """The operating curve of the training videos, each scored by a model that has not seen it.
 
     OUT/held_out.npz keeps the scores of finished folds, so that a run that is gone on with trains the others alone.
 
     Args:
+        groups: The training videos' `sources`.
         clip: Arguments of the system that bring CLIP in.
         signals: Where one has come, see `stop_signals`, the curve is None.
     Returns:
         None, too, where the videos cannot be split, and in other processes than the first.
     """
     videos = data.lists.train
-    groups = sources(videos, settings.root, settings.group_by)
     folds = split([video.label for video in videos], groups, settings.folds, settings.seed)
     if folds is None:
         return None
@@ -148,10 +154,10 @@ def cross_fit(
     made_with = json.dumps([lasting, folds.tolist()], sort_keys=True)
     held_out = HeldOut(Path(settings.out, HELD_OUT), made_with)
     for k in range(folds.max() + 1):
-        start, seen, unseen = time.monotonic(), folds != k, [v for v, fold in zip(videos, folds) if fold == k]
+        start, unseen = time.monotonic(), [v for v, fold in zip(videos, folds) if fold == k]
         if all(video in held_out for video in unseen):
             continue
-        rest = VideoLists(data.lists.classes, [v for v, is_seen in zip(videos, seen) if is_seen], [])
+        rest = VideoLists(data.lists.classes, [v for v, fold in zip(videos, folds) if fold != k], [])
         with torch.random.fork_rng():
             model = train_fold(settings, config, data._replace(lists=rest), clip, device, signals)
         if model is None:

@@ -23,7 +23,7 @@ from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
-from videoanomaly.video.decoding import BROKEN, header_frames, header_length, why_skipped
+from videoanomaly.video.decoding import BROKEN, header_frames, why_skipped
 from videoanomaly.video.encoders import ClipEncoder, DevicePreprocessing, input_size, load_encoder
 from videoanomaly.video.encoding import Read, encode_videos, read_batches
 from videoanomaly.video.finding import find_videos, size_and_time
@@ -275,7 +275,7 @@ def extract_missing(
     read = make_reader(options, todo, encoder, n_px)
     shows_bar, num_rows = is_main() and sys.stderr.isatty(), None
     if shows_bar or tells_time:
-        num_rows = sum(header_length(path)[0] for path in own.values()) // options.stride
+        num_rows = sum(map(header_frames, own.values())) // options.stride
     if tells_time and own and is_main():
         rate = rows_per_second(encoder, read, next(iter(own.values())), options.crops)
         tell_time(rate, num_rows or 0, len(own))
