@@ -37,6 +37,7 @@ MAY_IMPORT = {
     **dict.fromkeys(("evaluation", "prediction"), RESULTS),
     "training": RESULTS | {"evaluation"},
     "live": {"video", "event_rule", "operating_curve", "runtime", "anomalyclip"},
+    "watching": {"live", "prediction", "video", "event_rule", "operating_curve", "runtime", "anomalyclip"},
     "demo": MODEL | RUNTIME,
 }
 MAY_IMPORT |= dict.fromkeys(SCRIPTS | {"benchmarks"}, set(MAY_IMPORT))

@@ -1,0 +1,1 @@
+"""The service that watches cameras for months: `watch.py`."""
