@@ -203,7 +203,9 @@ def read_table(
     known: dict[str, Field] = {f.name: f for f in fields(kind) if f.name not in nested}  # pyright: ignore
     for key in table.keys() - known.keys():
         raise InputError(f"{where}: found the key {as_text(key)}, expected one of {', '.join(known)}")
-    found = {key: read_value(f"{where}: {key}", known[key], value, path.parent) for key, value in table.items()}
+    found: dict[str, Any] = {
+        key: read_value(f"{where}: {key}", known[key], value, path.parent) for key, value in table.items()
+    }
     for name, f in known.items():
         if name not in found and f.default is MISSING:
             raise InputError(f"{where}: {name} is missing")
