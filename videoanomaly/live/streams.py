@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import url2pathname
@@ -44,8 +44,8 @@ class Source(NamedTuple):
     bursts: bool  # may come faster than it was filmed, as files and the segments of HLS do, and is slowed down
 
 
-def find_source(text: str) -> Source:
-    """What --live names.
+def find_source(text: str, option: str = "--live") -> Source:
+    """What an option names.
 
     Raises:
         InputError: If it is a camera or file that does not exist, or an address of which nothing can ever come.
@@ -54,36 +54,36 @@ def find_source(text: str) -> Source:
         return Source("standard input", {"file": "pipe:0"}, True, True)
     if text.lower().startswith("file:") and not Path(text).exists():
         path = text[len("file:") :]
-        return file_source(path if Path(path).exists() else url2pathname(path.removeprefix("//localhost")))
+        return file_source(path if Path(path).exists() else url2pathname(path.removeprefix("//localhost")), option)
     if text.isdigit():
-        return camera_source(text)
-    return address_source(text) if is_address(text) else file_source(text)
+        return camera_source(text, option)
+    return address_source(text, option) if is_address(text) else file_source(text, option)
 
 
-def address_source(text: str) -> Source:
+def address_source(text: str, option: str) -> Source:
     """A stream of the network, which is opened again if it breaks."""
-    address = check_address("--live", text, STREAMS, LISTENING)
+    address = check_address(option, text, STREAMS, LISTENING)
     options = {"rtsp_flags": "prefer_tcp"} if address.startswith(("rtsp://", "rtsps://")) else {}
     how = {"file": address, "timeout": (TIMEOUT, TIMEOUT), "options": options}
     return Source(public_name(address), how, False, address.startswith("http"))
 
 
-def camera_source(text: str) -> Source:
+def camera_source(text: str, option: str) -> Source:
     """A camera of this machine, by its number."""
     if sys.platform not in CAMERAS:
-        raise InputError(f"--live {text}: cameras are not read by number on this system, expected an address")
+        raise InputError(f"{option} {text}: cameras are not read by number on this system, expected an address")
     file, format = CAMERAS[sys.platform]
     if sys.platform == "linux" and not Path(file.format(text)).exists():
-        raise InputError(f"--live {text}: found no camera {file.format(text)}, expected one")
+        raise InputError(f"{option} {text}: found no camera {file.format(text)}, expected one")
     options = {"file": file.format(text), "format": format, "timeout": (TIMEOUT, TIMEOUT)}
     return Source(f"camera {text}", options, False, False)
 
 
-def file_source(path: str) -> Source:
+def file_source(path: str, option: str) -> Source:
     """A file, at the speed at which it was filmed."""
     if not Path(path).is_file():
         raise InputError(
-            f"--live {as_text(path)}: no such file, expected a file, an address, the number of a camera, or - for "
+            f"{option} {as_text(path)}: no such file, expected a file, an address, the number of a camera, or - for "
             "standard input"
         )
     return Source(as_text(path), {"file": f"file:{path}"}, True, True)  # FFmpeg takes the name "a:b" for an address
@@ -95,10 +95,10 @@ def sensible_rate(stream: av.VideoStream) -> float:
     return rate if 1 <= rate <= 240 else USUAL_RATE
 
 
-def decode_patiently(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def decode_patiently(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
     """Yields frames; damage costs the frames that it hits, as is usual where one joins a stream or packets are lost."""
     num_damaged = 0
-    for packet in container.demux(stream):
+    for packet in packets:
         try:
             frames = packet.decode()
         except av.FFmpegError:
@@ -180,10 +180,32 @@ class Reader(threading.Thread):
                 return self.end(reason)
             if self.num_frames > num_before:
                 delay, self.num_breaks = BACK_OFF[0], self.num_breaks + 1
-            self.is_away = True
-            note(f"{self.source.name}: {reason}; trying again in {delay:.0f} s")
+            self.away(reason, delay)
             self.stopping.wait(delay)
             delay = min(2 * delay, BACK_OFF[1])
+
+    def away(self, reason: str, delay: float) -> None:
+        """The stream is broken and is opened again in so many seconds."""
+        self.is_away = True
+        note(f"{self.source.name}: {reason}; trying again in {delay:.0f} s")
+
+    def choose(self, container: InputContainer) -> av.VideoStream:
+        """The stream to look at."""
+        return picture_stream(container)
+
+    def connected(self, container: InputContainer, stream: av.VideoStream) -> None:
+        """The stream is open, whose frames are looked at."""
+        if self.is_away:
+            note(f"{self.source.name}: connected")
+        self.is_away = False
+
+    def packets(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+        """Yields those of the stream to decode."""
+        yield from container.demux(stream)
+
+    def offer(self, sample: Sample) -> None:
+        """Puts a frame into the queue; queue.Full if there is no room."""
+        self.samples.put_nowait(sample)
 
     def reason(self, error: Exception) -> str:
         """Never the error's own text, in which FFmpeg shows the address and its password."""
@@ -201,16 +223,14 @@ class Reader(threading.Thread):
     def read(self) -> None:
         """From connecting to the end."""
         with av.open(**self.source.options, metadata_errors="replace") as container:
-            stream = picture_stream(container)
+            stream = self.choose(container)
             frame_rate = sensible_rate(stream)
             self.rate = self.rate or frame_rate / self.stride
-            if self.is_away:
-                note(f"{self.source.name}: connected")
-            self.is_away = False
+            self.connected(container, stream)
             early = min(0.5 / frame_rate, 0.5 / self.rate)  # time stamps of cameras tremble
             self.clock = FrameClock(frame_rate, LONGEST_PAUSE) if self.source.ends else LiveClock()
             invented = not self.source.ends and bool(container.format.flags & NO_TIMESTAMPS)
-            for frame in decode_patiently(container, stream):
+            for frame in decode_patiently(self.packets(container, stream)):
                 if self.stopping.is_set():
                     return
                 self.num_frames += 1
@@ -244,7 +264,7 @@ class Reader(threading.Thread):
         try:
             if seconds < self.due:
                 raise queue.Full
-            self.samples.put_nowait(Sample(row, time.monotonic(), frame))
+            self.offer(Sample(row, time.monotonic(), frame))
             self.due = max(self.due, seconds - 1 / self.rate) + MARGIN * self.seconds_per_row
         except queue.Full:
             self.num_dropped += 1

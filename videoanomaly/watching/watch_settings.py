@@ -211,7 +211,7 @@ def read_table(
             raise InputError(f"{where}: {name} is missing")
     if kind is WatchSettings:
         found |= {name: str(path.parent / Path(found[name]).expanduser()) for name in PATHS}
-    return kind(**given, **found)
+    return kind(**given, **found)  # pyright: ignore[reportReturnType]
 
 
 def read_value(where: str, f: Field, value: object, folder: Path) -> object:
