@@ -5,12 +5,13 @@ Shapes: S segments of F rows, T = S * F rows in the ring, D feature size, C anom
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 
-from anomalyclip import AnomalyCLIPConfig
+from anomalyclip import AnomalyCLIPConfig, VideoModel
 from videoanomaly.event_rule import Event, EventRule, EventSettings
 from videoanomaly.runtime.console import note
 
@@ -51,6 +52,24 @@ class RowRing:
         return self.rows[end - min(self.count, self.num_rows) : end]
 
 
+@torch.inference_mode()
+def predict_together(model: VideoModel, streams: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`model.predict` of several streams at once.
+
+    Args:
+        model: In evaluation mode, on any device.
+        streams: Of each its newest rows, (n, crops, D) with n at most T; fewer are repeated from their start.
+    Returns:
+        For each p_A (n,) and p_class (n, C).
+    """
+    shape = (model.config.num_segments, model.config.num_frames)
+    grid = np.arange(shape[0] * shape[1]).reshape(shape)
+    rows = np.stack([rows[grid % len(rows)] for rows in streams])  # (J, S, F, crops, D), a stream for each pass
+    segments = torch.from_numpy(rows).to(model.prototype.device, torch.float32).movedim(3, 0)
+    p_A, p_class = model.score_segments(segments)
+    return [(p_A[j].reshape(-1)[: len(n)], p_class[j].reshape(grid.size, -1)[: len(n)]) for j, n in enumerate(streams)]
+
+
 class Watch:
     """Rows in, events out: ring, model and event rule of one stream.
 
@@ -60,6 +79,7 @@ class Watch:
         settings: Of `EventRule`.
         num_crops: Crops of a row.
         tell: Called with "begin", "update" or "end", the number of the event, the event and the latency, seconds.
+        seen: Called with each row's number, p_A, and p_class, before what it tells is told.
     """
 
     def __init__(
@@ -70,8 +90,9 @@ class Watch:
         settings: EventSettings,
         num_crops: int,
         tell: Callable[[str, int, Event, float], None],
+        seen: Callable[[int, float, np.ndarray], None] | None = None,
     ):
-        config, self.model, self.tell = model.config, model, tell
+        config, self.model, self.tell, self.seen = model.config, model, tell, seen
         num_rows, self.num_frames = config.num_segments * config.num_frames, config.num_frames
         self.ring = RowRing(num_rows, (num_crops, config.feature_dim))
         self.rule = EventRule(rate, settings, len(config.classes))
@@ -84,9 +105,14 @@ class Watch:
         self.latencies: deque[float] = deque(maxlen=4096)  # of the oldest new row at each run of the model, seconds
 
     def add(self, features: np.ndarray, row: int, arrival: float) -> None:
+        """Takes a row as `push` does, and runs the model if it is time to."""
+        if self.push(features, row, arrival):
+            self.score()
+
+    def push(self, features: np.ndarray, row: int, arrival: float) -> bool:
         """Takes a row, (crops, D), by its number, greater than that of the one before; missing ones repeat that one.
 
-        `arrival` is when its frame came, time.monotonic().
+        `arrival` is when its frame came, time.monotonic(). Returns whether there are enough rows to run the model.
         """
         if self.next_row is not None and row - self.next_row > self.max_missing:
             self.note_slowness(row - self.next_row)
@@ -95,8 +121,7 @@ class Watch:
             self.ring.push(self.features if missing else features)
             self.arrivals.append(arrival)
         self.next_row, self.features, self.arrival = row + 1, features, arrival
-        if len(self.arrivals) >= self.num_frames:
-            self.score(self.next_row)
+        return len(self.arrivals) >= self.num_frames
 
     def note_slowness(self, num_missing: int) -> None:
         """One line if the source is too slow for this model: rows stand alone, time after time."""
@@ -108,13 +133,24 @@ class Watch:
                 f"{most:.1f} s apart"
             )
 
-    def score(self, next_row: int) -> None:
-        """Runs the model and tells what the scores of the n rows before `next_row` begin, continue and end."""
+    def score(self) -> None:
+        """Runs the model for this stream alone."""
+        self.take(*self.model.predict(self.ring.newest()))
+
+    def take(self, p_A: np.ndarray, p_class: np.ndarray) -> None:
+        """Tells what the scores of the n newest rows begin, continue and end.
+
+        Args:
+            p_A, p_class: What the model says of `ring.newest()`, (T,) and (T, C).
+        """
+        assert self.next_row is not None, "rows come before their scores"
         num_new, numbers = len(self.arrivals), []
-        p_A, p_class = (p[-num_new:] for p in self.model.predict(self.ring.newest()))
+        p_A, p_class = p_A[-num_new:], p_class[-num_new:]
         self.latencies.append(time.monotonic() - self.arrivals[0])
-        first = next_row - num_new
+        first = self.next_row - num_new
         for i in range(num_new):
+            if self.seen:
+                self.seen(first + i, float(p_A[i]), p_class[i])
             if news := self.rule.add(first + i, float(p_A[i]), p_class[i]):
                 self.announce(*news, self.arrivals[i])
                 numbers.append(self.num_events)
@@ -132,7 +168,7 @@ class Watch:
         if self.next_row is None:
             return
         if self.arrivals:
-            self.score(self.next_row)
+            self.score()
         if news := self.rule.finish():
             self.announce(*news, self.arrival)
         self.next_row, self.ring.count = None, 0

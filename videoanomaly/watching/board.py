@@ -94,9 +94,10 @@ class Board:
             if status := self.cameras.get(name):
                 if values.get("state", status.state) != status.state:
                     status.since = time.time()
-                for key, value in values.items():
-                    setattr(status, key, value)
-                self.version += 1
+                changed = [key for key, value in values.items() if getattr(status, key) != value]
+                for key in changed:
+                    setattr(status, key, values[key])
+                self.version += bool(changed)
 
     def count(self, name: str, **by: int) -> None:
         """Adds to counts of a camera."""

@@ -1,0 +1,158 @@
+"""One encoder and one model for all cameras: pictures of several in one batch, whenever the device is free.
+
+Each turn takes one row from every camera that has some, then the next, up to the size of a batch, so that no camera
+waits for another's backlog. Where the device cannot take all rows, each camera gets the same share of it, or less if it
+asks for less: its thread then leaves rows out at even distances (`Camera.spacing`).
+
+Shapes: D feature size.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from anomalyclip import VideoModel
+from videoanomaly.live.watcher import GAP, Watch, predict_together
+from videoanomaly.video.encoders import Encoder
+from videoanomaly.video.encoding import stack_inputs, to_float16
+from videoanomaly.watching.board import Board
+from videoanomaly.watching.camera import Camera, Look
+from videoanomaly.watching.camera_events import CameraEvents
+
+SHARE_EVERY = 1.0  # seconds between two looks at how the device's time is shared
+SPARE = 0.95  # of the device's time that is given away
+FADING = 0.7  # of what was measured before, at each look
+
+
+class Seat(NamedTuple):
+    """A camera and what it has of its own."""
+
+    camera: Camera
+    events: CameraEvents
+    watches: list[Watch]  # one, once its rate is known
+
+    def watch(self, model: VideoModel, crops: int) -> Watch:
+        """Made with the first row."""
+        if not self.watches:
+            how = {"rate": self.camera.rate, "settings": self.events.settings, "num_crops": crops}
+            self.watches.append(Watch(model, **how, tell=self.events.tell, seen=self.events.seen))
+        return self.watches[0]
+
+
+def fair_shares(wanted: Sequence[float], capacity: float) -> list[float]:
+    """How much of a capacity each gets: all the same, but nobody more than it wants (max-min fairness)."""
+    shares, left = [0.0] * len(wanted), capacity
+    for rank, i in enumerate(sorted(range(len(wanted)), key=lambda i: wanted[i])):
+        shares[i] = min(wanted[i], left / (len(wanted) - rank))
+        left -= shares[i]
+    return shares
+
+
+class Engine:
+    """Encodes and scores what cameras have.
+
+    Args:
+        model: In evaluation mode.
+        encoder: That made its training features.
+        batch: Pictures given to the encoder at once.
+        board: Where scores are shown.
+    """
+
+    def __init__(self, model: VideoModel, encoder: Encoder, batch: int, board: Board):
+        self.model, self.encoder, self.batch, self.board = model, encoder, batch, board
+        self.seats: dict[str, Seat] = {}
+        self.waiting = threading.Event()  # there may be something to take
+        self.first = 0  # camera that begins the next turn
+        self.busy = self.done = 0.0  # seconds and encoded rows of the last seconds
+        self.shared_at = time.monotonic()
+        self.asked: dict[str, int] = {}  # rows that each camera would have had encoded
+        self.last: dict[str, np.ndarray] = {}  # features of each camera's last row
+
+    def add(self, camera: Camera, events: CameraEvents) -> None:
+        self.seats[camera.name] = Seat(camera, events, [])
+
+    def remove(self, name: str) -> Seat:
+        """Ends the camera's open event."""
+        self.finish(self.seats[name])
+        self.last.pop(name, None)
+        return self.seats.pop(name)
+
+    def take(self) -> list[tuple[Seat, Look]]:
+        """Rows of all cameras in turn, as many as a batch holds that are to be encoded."""
+        taken, room = [], self.batch
+        names = list(self.seats)
+        names = names[self.first % max(len(names), 1) :] + names[: self.first % max(len(names), 1)]
+        while names and room > 0:
+            found = [(seat, look) for seat in map(self.seats.get, names) if seat and (look := seat.camera.take())]
+            names = [seat.camera.name for seat, _ in found]
+            room -= sum(look.inputs is not None for _, look in found)
+            taken += found
+        self.first += 1
+        return taken
+
+    def step(self) -> bool:
+        """Encodes and scores a batch, if anything waits; whether it did."""
+        begun, taken = time.monotonic(), self.take()
+        self.end_gaps(begun)
+        if begun - self.shared_at > SHARE_EVERY:
+            self.share(begun)
+        if not taken:
+            return False
+        ready: dict[str, Seat] = {}
+        for (seat, look), row in zip(taken, self.encode(taken)):
+            seat.events.keep(look.row, look.picture)
+            if seat.watch(self.model, self.encoder.crops).push(row, look.row, look.moment):
+                ready[seat.camera.name] = seat
+        self.score(list(ready.values()))
+        self.busy += time.monotonic() - begun
+        self.done += sum(look.inputs is not None for _, look in taken)
+        return True
+
+    def encode(self, taken: Sequence[tuple[Seat, Look]]) -> Iterable[np.ndarray]:
+        """Yields a row of features for each, (crops, D), rounded as feature files are."""
+        inputs = [look.inputs for _, look in taken if look.inputs is not None]
+        on_cuda = "cuda" in str(getattr(self.encoder.model, "device", "cpu"))
+        batches = [self.encoder.model.encode(images) for images in stack_inputs(inputs, self.batch, on_cuda)]
+        rows = [row for batch in batches for row in to_float16(batch, self.encoder.description)]
+        crops, place = self.encoder.crops, 0
+        for seat, look in taken:
+            if look.inputs is not None:
+                self.last[seat.camera.name] = np.stack(rows[place : place + crops])
+                place += crops
+            yield self.last[seat.camera.name]
+
+    def score(self, ready: Sequence[Seat]) -> None:
+        """Runs the model for those whose newest rows are enough for it."""
+        watches = [seat.watches[0] for seat in ready]
+        for start in range(0, len(watches), self.batch):
+            part = watches[start : start + self.batch]
+            scores = predict_together(self.model, [watch.ring.newest() for watch in part])
+            for seat, watch, (p_A, p_class) in zip(ready[start:], part, scores):
+                new = p_A[-len(watch.arrivals) :]
+                watch.take(p_A, p_class)
+                self.board.scored(seat.camera.name, new, watch.latencies[-1])
+
+    def end_gaps(self, now: float) -> None:
+        """Ends the open events of cameras from which nothing has come for a while."""
+        for seat in self.seats.values():
+            if seat.watches and seat.watches[0].next_row is not None and now - seat.watches[0].arrival > GAP:
+                self.finish(seat)
+
+    def finish(self, seat: Seat) -> None:
+        for watch in seat.watches:
+            watch.finish()
+
+    def share(self, now: float) -> None:
+        """Tells each camera what the device can take of it."""
+        passed, self.shared_at = now - self.shared_at, now
+        asked = {name: seat.camera.num_encoded + seat.camera.num_left_out for name, seat in self.seats.items()}
+        wanted = [max(asked[name] - self.asked.get(name, asked[name]), 0) / passed for name in asked]
+        self.asked = asked
+        if self.done:
+            shares = fair_shares(wanted, SPARE * self.done / self.busy)
+            for seat, rate, most in zip(self.seats.values(), wanted, shares):
+                seat.camera.spacing = 1 / most if 0 < most < rate else 0.0
+        self.busy, self.done = FADING * self.busy, FADING * self.done
