@@ -20,7 +20,6 @@ import json
 import queue
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 
 import av
 import av.logging
@@ -32,7 +31,7 @@ from videoanomaly.event_rule import Event, EventSettings, highest_classes
 from videoanomaly.live.streams import Reader, find_source
 from videoanomaly.live.watcher import GAP, Model, Watch
 from videoanomaly.live.webhook import Webhook
-from videoanomaly.runtime.console import InputError, note
+from videoanomaly.runtime.console import InputError, iso, note
 from videoanomaly.runtime.signals import stop_signals
 from videoanomaly.video.decoding import to_image
 from videoanomaly.video.encoders import input_size
@@ -79,11 +78,6 @@ class Teller:
         print(json.dumps(record), flush=True)
         if self.webhook:
             self.webhook.post(record)
-
-
-def iso(seconds: float) -> str:
-    """Seconds since 1970 as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def drop_report(reader: Reader, rows: int, dropped: int, seconds: float) -> str:

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 from videoanomaly.runtime.signals import sigterm_as_interrupt
@@ -122,6 +123,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def iso(seconds: float) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def reveal(text: str) -> str:
