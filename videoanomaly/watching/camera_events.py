@@ -7,7 +7,7 @@ snapshot of its peak. Curves of long events are thinned out, two neighbours to t
 import io
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import av
@@ -17,6 +17,7 @@ from av.video.reformatter import VideoReformatter
 from videoanomaly.event_rule import Event, EventSettings, highest_classes
 from videoanomaly.video.decoding import to_image
 from videoanomaly.watching.camera import Camera
+from videoanomaly.watching.database import StoreError
 from videoanomaly.watching.event_store import EventStore, NewEvent, Progress
 
 BEFORE = 5.0  # seconds of an event's curve before it
@@ -58,6 +59,7 @@ class CameraEvents:
         store: Where events are written before anything is sent.
         shown: What else shows its state.
         update_every: Seconds between two messages on an event that goes on.
+        say: Takes lines for the log.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class CameraEvents:
         store: EventStore,
         shown: Sequence[Shown],
         update_every: float,
+        say: Callable[[str], object],
     ):
         self.camera, self.classes, self.settings, self.rule, self.model = camera, classes, settings, rule, model
-        self.store, self.shown, self.update_every = store, shown, update_every
+        self.store, self.shown, self.update_every, self.say = store, shown, update_every, say
+        self.owed: list[tuple[str, Progress]] = []  # ends that could not be stored yet
         self.recent: deque[tuple[int, float]] = deque(maxlen=4096)  # rows and their p_A
         self.pictures: dict[int, av.VideoFrame] = {}  # of rows without scores
         self.peak: tuple[float, int, av.VideoFrame | None] | None = None  # of the run: p_A, row, picture
@@ -101,7 +105,13 @@ class CameraEvents:
             self.peak = (p_A, row, picture or (self.peak[2] if self.peak else None))
 
     def tell(self, kind: str, number: int, event: Event, latency: float) -> None:
-        """News of the open event, see `Watch`."""
+        """News of the open event, see `Watch`; what cannot be stored, the disk being full, is tried again."""
+        try:
+            self.follow(kind, event)
+        except StoreError as error:
+            self.say(str(error))
+
+    def follow(self, kind: str, event: Event) -> None:
         progress = self.progress(event)
         if self.id is None:
             wanted = self.camera.settings.classes
@@ -109,12 +119,10 @@ class CameraEvents:
                 self.begin(event)
         elif kind == "end":
             self.end(event)
-        else:
-            is_due = time.monotonic() - self.told >= self.update_every
-            if is_due:
-                self.told = time.monotonic()
-                self.store.update(self.id, progress)
-                self.draw()
+        elif time.monotonic() - self.told >= self.update_every:
+            self.told = time.monotonic()
+            self.store.update(self.id, progress)
+            self.draw(self.id)
 
     def progress(self, event: Event) -> Progress:
         """What is known of it."""
@@ -146,28 +154,40 @@ class CameraEvents:
         if camera.recorder:
             camera.recorder.begin(self.id, camera.moment(event.start))
         self.show(self.store.event(self.id))
-        self.draw()
+        self.draw(self.id)
 
     def end(self, event: Event) -> None:
+        """Ends it everywhere, also where that cannot be stored yet."""
         assert self.id, "it has begun"
-        self.draw()
-        self.store.end(self.id, self.progress(event))
-        if self.camera.recorder:
-            self.camera.recorder.end(self.id, self.camera.moment(event.end))
-        self.camera.board.set(self.camera.name, event=None)
+        camera, id, self.id = self.camera, self.id, None
+        self.owed.append((id, self.progress(event)))
+        if camera.recorder:
+            camera.recorder.end(id, camera.moment(event.end))
+        camera.board.set(camera.name, event=None)
         self.show(None)
-        self.id, self.peak = None, None
+        self.draw(id)
+        self.peak = None
+        self.pay()
+
+    def pay(self) -> None:
+        """Stores the ends that are not stored yet."""
+        while self.owed:
+            try:
+                self.store.end(*self.owed[0])
+            except KeyError:  # somebody removed it
+                pass
+            self.owed.pop(0)
 
     def show(self, event: dict | None) -> None:
         for shown in self.shown:
             shown.set_state(self.camera.name, event)
 
-    def draw(self) -> None:
+    def draw(self, id: str) -> None:
         """The snapshot, if the peak is higher than that of the one before."""
-        if self.id is None or self.peak is None or self.peak[2] is None or self.peak[0] <= self.drawn:
+        if self.peak is None or self.peak[2] is None or self.peak[0] <= self.drawn:
             return
         self.drawn, file = self.peak[0], io.BytesIO()
         to_image(self.peak[2], self.reformatter).save(file, "JPEG", quality=QUALITY)
-        self.store.set_snapshot(self.id, file.getvalue())
+        self.store.set_snapshot(id, file.getvalue())
         for shown in self.shown:
             shown.set_snapshot(self.camera.name, file.getvalue())

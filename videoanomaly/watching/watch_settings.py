@@ -135,6 +135,7 @@ class WatchSettings:
     encoder: str | None = None  # FILE.py:CLASS instead; THIS RUNS THE CODE IN THE FILE
     device: str | None = None
     batch: int = option(32, least=1)  # pictures given to the encoder at once
+    fps: float | None = option(None, least=0.1, most=1000)  # of the training videos; None: the camera's own rate
     events: EventOptions = EventOptions()
     retention: Retention = Retention()
     page: Page = Page()

@@ -1,0 +1,291 @@
+"""The whole service: cameras, engine, store, messages, page; its start, its reloading and its end."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import av.logging
+
+from videoanomaly.event_rule import EventSettings
+from videoanomaly.live.streams import Source, find_source
+from videoanomaly.prediction.api import Recogniser
+from videoanomaly.prediction.operating_point import choose_threshold
+from videoanomaly.runtime import systemd
+from videoanomaly.runtime.console import InputError, note
+from videoanomaly.runtime.signals import stop_signals
+from videoanomaly.watching.board import Board, CameraStatus
+from videoanomaly.watching.camera import Camera
+from videoanomaly.watching.camera_events import CameraEvents
+from videoanomaly.watching.clips import Recorder
+from videoanomaly.watching.database import StoreError
+from videoanomaly.watching.engine import Engine
+from videoanomaly.watching.event_store import EventStore
+from videoanomaly.watching.journal import Journal
+from videoanomaly.watching.mqtt_sink import MqttSink
+from videoanomaly.watching.outbox import Outbox, Sink
+from videoanomaly.watching.page import PageServer
+from videoanomaly.watching.watch_settings import CameraSettings, WatchSettings, read_settings
+from videoanomaly.watching.webhook_sink import WebhookSink
+
+TICK = 1.0  # seconds between two looks at all cameras
+PRUNE_EVERY = 600.0  # seconds
+RESTART_AFTER = 30.0  # seconds until a camera whose thread ended is begun anew
+STUCK = 60.0  # seconds of one batch after which systemd is no longer told that all is well
+KEPT = ("checkpoint", "clip", "encoder", "device", "folder", "batch", "page")  # settings that need a restart
+
+
+class Station:
+    """Watches cameras until a signal comes.
+
+    Args:
+        settings: Checked.
+        recogniser: With the checkpoint and its encoder.
+    """
+
+    def __init__(self, settings: WatchSettings, recogniser: Recogniser):
+        self.settings, self.recogniser = settings, recogniser
+        self.board, self.journal = Board(), Journal()
+        self.store = EventStore(Path(settings.folder))
+        encoder = recogniser.encoder
+        self.engine = Engine(recogniser.loaded.model, encoder, settings.batch, self.board)
+        self.mqtt: MqttSink | None = None
+        self.sinks = self.make_sinks()
+        self.outbox = Outbox(self.store, self.sinks, settings.messages.give_up_after_hours * 3600, self.journal.say)
+        self.page = PageServer(self.board, self.store, settings)
+        self.ended_at: dict[str, float] = {}  # cameras whose threads are gone, and since when
+        self.alive_at = self.counted_at = time.monotonic()
+        self.counts: dict[str, float] = {}
+        self.stopping = threading.Event()
+
+    # -- parts --
+
+    def make_sinks(self) -> list[Sink]:
+        """One for each receiver; from now on messages are written for them."""
+        settings = self.settings
+        names = [camera.name for camera in settings.cameras]
+        self.mqtt = MqttSink(settings.mqtt, names, self.journal.say) if settings.mqtt else None
+        sinks: list[Sink] = [WebhookSink(hook) for hook in settings.webhooks]
+        sinks += [self.mqtt] if self.mqtt else []
+        self.store.set_sinks([sink.name for sink in sinks], settings.messages.page_url)
+        return sinks
+
+    def add_camera(self, camera: CameraSettings, source: Source) -> None:
+        """Begins to watch one."""
+        settings, loaded = self.settings, self.recogniser.loaded
+        threshold, rule = self.threshold_of(camera)
+        events = settings.events
+        still = events.reuse_still if camera.reuse_still is None else camera.reuse_still
+        recorder = Recorder(
+            self.store.clips, camera.name, pre_roll=events.pre_roll, post_roll=events.post_roll,
+            longest=events.longest_clip, done=self.keep_clip,
+        )  # fmt: skip
+        fps = settings.fps and settings.fps / loaded.spacing
+        thread = Camera(
+            camera, source, fps, loaded.spacing, encoder=self.recogniser.encoder, reuse_still=still, board=self.board,
+            recorder=recorder if camera.recording else None, wake=self.engine.waiting.set,
+        )  # fmt: skip
+        self.board.add(CameraStatus(camera.name, source.name, threshold=threshold))
+        self.engine.add(thread, self.events_of(thread, threshold, rule))
+        thread.start()
+
+    def events_of(self, camera: Camera, threshold: float, rule: str) -> CameraEvents:
+        options, loaded = self.settings.events, self.recogniser.loaded
+        settings = EventSettings(threshold, options.hysteresis, options.merge_gap, options.min_length)
+        return CameraEvents(
+            camera, self.recogniser.classes, settings, rule=rule, model=loaded.sha256, store=self.store,
+            shown=[self.mqtt] if self.mqtt else [], update_every=options.update_every, say=self.journal.say,
+        )  # fmt: skip
+
+    def threshold_of(self, camera: CameraSettings) -> tuple[float, str]:
+        """Its own, that of all cameras, or the checkpoint's; and the rule that gave it."""
+        own, loaded, name = camera, self.recogniser.loaded, self.settings.checkpoint
+        if own.threshold is None and own.false_alarms_per_hour is None:
+            own = self.settings.events
+        return choose_threshold(name, loaded.checkpoint, loaded.curve, own.threshold, own.false_alarms_per_hour)
+
+    def keep_clip(self, event: str, name: str | None, size: int, why: str) -> None:
+        try:
+            self.store.set_clip(event, name, size, why)
+        except StoreError as error:
+            self.journal.say(str(error))
+
+    def remove_camera(self, name: str) -> None:
+        """Ends its event and its thread; what it recorded is kept."""
+        camera = self.engine.seats[name].camera
+        camera.stopping.set()
+        self.engine.remove(name)
+        if camera.recorder:
+            camera.recorder.close()
+        self.board.remove(name)
+        self.ended_at.pop(name, None)
+
+    # -- life --
+
+    def run(self) -> int:
+        """Returns the exit status: 128 and the number of the signal that ended it."""
+        av.logging.set_level(None)  # FFmpeg's lines hold addresses
+        with stop_signals() as signals, hangups() as reloads:
+            for id in self.store.close_open():
+                self.journal.say(f"event {id} ended when the program did")
+            self.outbox.start()
+            self.page.start()
+            note(f"page: {self.page.url}")
+            for camera, source in find_sources(self.settings):
+                self.add_camera(camera, source)
+            threads = [threading.Thread(target=work, daemon=True) for work in (self.tick_on, self.prune_on)]
+            for thread in threads:
+                thread.start()
+            systemd.notify("READY=1")
+            try:
+                while not signals:
+                    self.turn(reloads)
+            finally:
+                self.stop()
+        return 128 + signals[0]
+
+    def turn(self, reloads: list[int]) -> None:
+        """One batch, or a short wait for one."""
+        self.alive_at = time.monotonic()
+        if reloads:
+            reloads.clear()
+            self.reload()
+        self.engine.waiting.clear()
+        if not self.engine.step():
+            self.engine.waiting.wait(0.1)
+        self.restart_ended()
+        for seat in self.engine.seats.values():
+            with suppress(StoreError):  # said when it happened
+                seat.events.pay()
+
+    def stop(self) -> None:
+        """Ends open events, finishes clips, sends what can be sent, within seconds."""
+        systemd.notify("STOPPING=1")
+        self.stopping.set()
+        for name in list(self.engine.seats):
+            with suppress(StoreError):
+                self.remove_camera(name)
+        self.page.stop()
+        self.outbox.close(2.0)
+        self.journal.flush()
+        self.store.close()
+
+    def restart_ended(self) -> None:
+        """Cameras whose threads ended for another reason than the end of a file are begun anew after a while."""
+        for name, seat in list(self.engine.seats.items()):
+            if not seat.camera.ended.is_set() or seat.camera.source.ends:
+                continue
+            now, since = time.monotonic(), self.ended_at.setdefault(name, time.monotonic())
+            if now - since > RESTART_AFTER:
+                self.remove_camera(name)
+                self.add_camera(seat.camera.settings, seat.camera.source)
+
+    def reload(self) -> None:
+        """Reads the file again; if something is wrong with it all stays as it is, and one line says so."""
+        systemd.reloading()
+        try:
+            settings = read_settings(self.settings.path)
+            find_sources(settings)
+        except InputError as error:
+            note(f"not reloaded: {error}")
+        else:
+            self.follow(settings)
+            note("reloaded")
+        systemd.notify("READY=1")
+
+    def follow(self, new: WatchSettings) -> None:
+        """Takes other settings; cameras that are as they were go on undisturbed."""
+        old = self.settings
+        if changed := [name for name in KEPT if getattr(old, name) != getattr(new, name)]:
+            note(f"{', '.join(changed)}: what changed there needs a restart")
+            new = replace(new, **{name: getattr(old, name) for name in changed})
+        receivers = (old.webhooks, old.mqtt, old.messages) != (new.webhooks, new.mqtt, new.messages)
+        cameras = {camera.name: (camera, source) for camera, source in find_sources(new)}
+        self.settings = new
+        if receivers:
+            self.sinks = self.make_sinks()
+            self.outbox.replace(self.sinks)
+        elif self.mqtt:
+            self.mqtt.set_cameras(list(cameras))
+        anew = receivers or old.events != new.events
+        before = {name: seat.camera.settings for name, seat in self.engine.seats.items()}
+        for name in before:
+            if anew or name not in cameras or cameras[name][0] != before[name]:
+                self.remove_camera(name)
+        for name, (camera, source) in cameras.items():
+            if anew or before.get(name) != camera:
+                self.add_camera(camera, source)
+
+    # -- beside it --
+
+    def tick_on(self) -> None:
+        """Every second: counts and states to where they are shown, life to systemd."""
+        interval, alive = systemd.watchdog_interval(), 0.0
+        while not self.stopping.wait(TICK):
+            self.count()
+            snapshot = self.board.snapshot()
+            if self.mqtt:
+                for camera in snapshot:
+                    self.mqtt.set_status(camera["name"], camera["state"], camera["since"], camera["detail"])
+            self.journal.look(snapshot)
+            now = time.monotonic()
+            if interval and now - alive >= interval / 3 and now - self.alive_at < STUCK:
+                systemd.notify("WATCHDOG=1")
+                alive = now
+
+    def count(self) -> None:
+        """What the cameras did, and their rates over about the last ten seconds."""
+        now = time.monotonic()
+        passed, self.counted_at = now - self.counted_at, now
+        for name, seat in list(self.engine.seats.items()):
+            counts = seat.camera.counts()
+            taken = counts["encoded"] + counts["reused"]
+            new, self.counts[name] = taken - self.counts.get(name, 0.0), taken
+            rate = self.board.cameras[name].rows_per_second if name in self.board.cameras else 0.0
+            rate += min(passed / 10, 1) * (max(new, 0) / passed - rate)
+            self.board.set(name, **counts, rows_per_second=round(rate, 2))
+
+    def prune_on(self) -> None:
+        """Removes what is old or too much, now and then."""
+        wait = 5.0
+        while not self.stopping.wait(wait):
+            wait, limits = PRUNE_EVERY, self.settings.retention
+            try:
+                removed, size = self.store.prune(limits.days, limits.gigabytes)
+            except StoreError as error:
+                self.journal.say(str(error))
+            else:
+                if removed:
+                    self.journal.say(f"{removed} old events removed, {size / 1e6:.1f} MB")
+
+
+@contextmanager
+def hangups() -> Iterator[list[int]]:
+    """A list that grows with each SIGHUP; Windows has none."""
+    received: list[int] = []
+    if not hasattr(signal, "SIGHUP"):
+        yield received
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = signal.signal(signal.SIGHUP, receive)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def find_sources(settings: WatchSettings) -> list[tuple[CameraSettings, Source]]:
+    """All cameras and how they are opened.
+
+    Raises:
+        InputError: If it is one of which nothing can ever come.
+    """
+    where = f"{settings.path}, [camera.{{}}]: url"
+    return [(camera, find_source(camera.address, where.format(camera.name))) for camera in settings.cameras]
