@@ -131,7 +131,7 @@ class Camera(Reader):
 
     def packets(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
         recorded = self.recorded(container) if self.recorder else stream
-        for packet in container.demux({stream.index: stream, recorded.index: recorded}.values()):
+        for packet in container.demux(*{stream.index: stream, recorded.index: recorded}.values()):
             if self.recorder and packet.stream.index == recorded.index:
                 self.recorder.packet(packet)
             if packet.stream.index == stream.index:

@@ -23,6 +23,7 @@ from videoanomaly.runtime.files import sync_folder
 CODECS = ("h264", "hevc", "av1", "mpeg4", "vp9", "mjpeg")  # that MP4 holds
 RING_BYTES = 2**26  # of a camera: 64 s of 8 Mbit/s
 TICK = Fraction(1, 90_000)  # seconds, where a stream tells none
+LONGEST_PAUSE = 60.0  # seconds between two pictures of a clip
 SLACK = 10.0  # seconds that an event may be old when it is told: its shortest length, and the model's delay
 FAILURES = (av.FFmpegError, OSError, ValueError)  # of writing: a full disk, time stamps that fall
 
@@ -96,21 +97,33 @@ class Clip:
         self.temporary = self.path.parent / f".{uuid.uuid4().hex}.tmp"
         self.container: OutputContainer = av.open(f"file:{self.temporary}", "w", format="mp4")
         self.stream = self.container.add_stream_from_template(stream)
-        self.first: int | None = None  # time stamp of its first packet
+        if stream.codec_context.name == "hevc":
+            self.stream.codec_context.codec_tag = "hvc1"  # which Apple's players ask for
+        self.is_empty, self.first, self.last, self.step = True, 0, 0, 1  # stamp of time 0, last time, last step
 
     def write(self, kept: Kept) -> None:
         """Adds a packet."""
         source, base = kept.packet, kept.packet.time_base or TICK
-        dts, pts = source.dts, source.pts
-        if self.restamp or dts is None and pts is None:
-            dts = pts = round(kept.arrival / base)
-        dts, pts = (pts if dts is None else dts), (dts if pts is None else pts)
-        assert dts is not None and pts is not None, "one of them is there"
-        self.first = dts if self.first is None else self.first
+        known = [stamp for stamp in (source.dts, source.pts) if stamp is not None]
+        if self.restamp:
+            known = [round(kept.arrival / base)]
+        dts, pts = known[0], known[-1]
+        self.place(dts, round(LONGEST_PAUSE / base))
         packet = av.Packet(bytes(source))
         packet.stream, packet.is_keyframe, packet.time_base = self.stream, source.is_keyframe, base
         packet.pts, packet.dts = pts - self.first, dts - self.first
         self.container.mux(packet)
+        self.is_empty = False
+
+    def place(self, dts: int, most: int) -> None:
+        """Time goes on by the usual step where stamps fall, or leave out more than `most` ticks."""
+        if self.is_empty:
+            self.first = dts
+        step = dts - self.first - self.last
+        if not self.is_empty and not 0 < step <= most:
+            step = self.step
+            self.first = dts - self.last - step
+        self.last, self.step = self.last + step, max(step, 1)
 
     def finish(self) -> int:
         """Bytes of the file, which now is there."""
@@ -164,7 +177,7 @@ class Recorder:
 
     def packet(self, packet: av.Packet) -> None:
         """What the camera sent."""
-        if not packet.size:
+        if not packet.size or not self.restamp and packet.pts is packet.dts is None:  # as the first of an RTSP stream
             return
         kept = Kept(packet, time.monotonic())
         with self.lock:
@@ -208,7 +221,7 @@ class Recorder:
     def finish(self, event: str) -> None:
         clip = self.running.pop(event).clip
         try:
-            if clip.first is None:
+            if clip.is_empty:
                 raise ValueError("nothing came from the camera")
             size = clip.finish()
         except FAILURES as error:
