@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's GStreamer packages are for it
-PARSERS = {"h264": ("h264parse config-interval=-1", "rtph264pay"), "hevc": ("h265parse config-interval=-1", "rtph265pay")}
+PARSERS = {
+    "h264": ("h264parse config-interval=-1", "rtph264pay"),
+    "hevc": ("h265parse config-interval=-1", "rtph265pay"),
+}
 RTSP_SERVER = """
 import json, sys, gi
 gi.require_version("Gst", "1.0"); gi.require_version("GstRtspServer", "1.0")

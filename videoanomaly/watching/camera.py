@@ -194,6 +194,19 @@ class Camera(Reader):
         """The oldest row that waits."""
         return self.looks.popleft() if self.looks else None
 
+    def catch_up(self, most: int) -> None:
+        """Leaves out the oldest rows that wait; the first that stays has a scene of its own."""
+        while len(self.looks) > most:
+            later = list(self.looks)[1:]
+            behind = next((i for i, look in enumerate(later, 1) if look.inputs is not None), None)
+            if behind is None:
+                return
+            for _ in range(behind):
+                self.looks.popleft()
+            self.num_left_out += behind
+            self.num_encoded -= 1
+            self.num_reused -= behind - 1
+
     def counts(self) -> dict[str, float]:
         """For the board."""
         return {
