@@ -24,9 +24,8 @@ from videoanomaly.watching.camera import Camera, Look
 from videoanomaly.watching.camera_events import CameraEvents
 
 SHARE_EVERY = 1.0  # seconds between two looks at how the device's time is shared
-LONGEST_WAIT = 0.5  # seconds: with more rows waiting the device cannot follow
-BUSY = 0.8  # of the time; a device that has more to spare could take more
-SPARE, RISE = 0.95, 1.05  # of what it did then; each second behind that
+SPARE = 0.95  # of the device's time that is given away
+FADING = 0.8  # of what was measured before, at each look
 BACKLOG = 1  # rows that wait at most of a camera that cannot have all of its own: older ones would only be late
 
 
@@ -69,8 +68,7 @@ class Engine:
         self.seats: dict[str, Seat] = {}
         self.waiting = threading.Event()  # there may be something to take
         self.first = 0  # camera that begins the next turn
-        self.done, self.busy = 0, 0.0  # rows encoded since the last look, and seconds of work
-        self.capacity = math.inf  # rows/s that are shared
+        self.done = self.busy = 0.0  # rows encoded in the last seconds, and seconds of work
         self.shared_at = time.monotonic()
         self.asked: dict[str, int] = {}  # rows that each camera would have had encoded
         self.last: dict[str, np.ndarray] = {}  # features of each camera's last row
@@ -150,24 +148,14 @@ class Engine:
             watch.finish()
 
     def share(self, now: float) -> None:
-        """Tells each camera what the device can take of it.
-
-        Where rows wait too long, the device gave all that it can: less than that is shared from now on, and a little
-        more each second, since batches that are full again may make it faster.
-        """
+        """Tells each camera what the device can take of it, by what it took in the last seconds."""
         passed, self.shared_at = now - self.shared_at, now
         cameras = [seat.camera for seat in self.seats.values()]
         asked = {camera.name: camera.num_encoded + camera.num_left_out for camera in cameras}
         wanted = [max(asked[name] - self.asked.get(name, asked[name]), 0) / passed for name in asked]
-        rate, self.asked, self.done = self.done / passed, asked, 0
-        waiting, busy, self.busy = sum(len(camera.looks) for camera in cameras), self.busy / passed, 0.0
-        if busy > BUSY and waiting > max(LONGEST_WAIT * rate, 1.5 * len(cameras)):
-            self.capacity = SPARE * rate
-        elif self.capacity < sum(wanted):
-            self.capacity *= RISE
-        else:
-            self.capacity = math.inf
-        for camera, most, rate in zip(cameras, fair_shares(wanted, self.capacity), wanted):
+        capacity, self.asked = SPARE * self.done / self.busy if self.done else math.inf, asked
+        for camera, most, rate in zip(cameras, fair_shares(wanted, capacity), wanted):
             camera.spacing = 1 / most if 0 < most < rate else 0.0
             if camera.spacing:
                 camera.catch_up(BACKLOG)
+        self.busy, self.done = FADING * self.busy, FADING * self.done
