@@ -14,7 +14,6 @@ from videoanomaly.runtime.console import InputError
 
 APPLICATION = 0x56414E57  # tells our files from those of other programs
 PATIENCE = 10.0  # seconds to wait for another process that writes
-VACUUM_PAGES = 2000  # freed pages given back to the disk at once: 8 MB
 LONGEST_LOG = 16 * 2**20  # bytes of the write-ahead log that stay after a burst
 
 
@@ -54,12 +53,7 @@ class Database:
     def prepare(self, migrations: Sequence[Sequence[str]]) -> None:
         """Looks at the whole file, and brings it up to date."""
         self.check(len(migrations))
-        for pragma in (
-            "synchronous = FULL",
-            "auto_vacuum = INCREMENTAL",  # takes effect in a new file
-            "journal_mode = WAL",
-            f"journal_size_limit = {LONGEST_LOG}",
-        ):
+        for pragma in ("synchronous = FULL", "journal_mode = WAL", f"journal_size_limit = {LONGEST_LOG}"):
             self.writer.execute(f"PRAGMA {pragma}").fetchall()
         while self.migrate(migrations):
             pass
@@ -98,7 +92,7 @@ class Database:
         if isinstance(error, sqlite3.OperationalError):
             return f"cannot be used ({error}), expected a database that can be read and written"
         return (
-            f"is damaged ({error}), expected a whole database; nothing was changed. Move it away to begin anew; what "
+            f"is damaged ({error}), expected a whole database; nothing was deleted. Move it away to begin anew; what "
             f"can be read of it: sqlite3 {self.path.name} .recover | sqlite3 recovered.db"
         )
 
@@ -149,19 +143,6 @@ class Database:
             return self.idle.pop()
         except IndexError:
             return self.connect()
-
-    def give_back(self) -> None:
-        """Returns freed pages to the disk, a few at a time, so that nobody who writes waits for long.
-
-        Raises:
-            StoreError: If the disk is full, or the like.
-        """
-        while self.read("PRAGMA freelist_count")[0][0] > VACUUM_PAGES:
-            with self.lock:
-                try:
-                    self.writer.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
-                except sqlite3.Error as error:
-                    raise StoreError(f"{self.path}: cannot be written ({error})") from error
 
     def close(self) -> None:
         """Waits for the change in progress; later ones raise a StoreError."""

@@ -32,7 +32,7 @@ def prune(database: Database, clips: Path, days: float, gigabytes: float) -> tup
 
     Events that are starred, open, or have messages waiting stay, whatever that costs. Clips go after their events, so
     that no event names a clip that is not there, but on a disk so full that the database cannot be written; a clip that
-    a kill left behind goes as a file that no event names.
+    a kill left behind goes as a file that no event names. The database keeps the room of what went for new events.
 
     Returns:
         How many events, and bytes.
@@ -42,7 +42,6 @@ def prune(database: Database, clips: Path, days: float, gigabytes: float) -> tup
     remove_strays(database, clips)
     doomed = choose(database, days, gigabytes)
     removed = [remove(database, clips, doomed[i : i + AT_ONCE]) for i in range(0, len(doomed), AT_ONCE)]
-    database.give_back()
     return sum(number for number, _ in removed), sum(size for _, size in removed)
 
 
