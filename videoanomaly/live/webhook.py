@@ -14,9 +14,10 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from errno import ETIMEDOUT
 from http.client import HTTPMessage, HTTPResponse
+from types import MappingProxyType
 from typing import IO, Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -29,9 +30,13 @@ MAX_WAITING = 100  # events; the oldest goes first
 CLOSING = 5.0  # seconds that the end of the program waits for the last events
 
 
-def note_sparingly(count: int, text: str) -> None:
+def is_told(count: int) -> bool:
     """The 1st, the 10th and every 100th time."""
-    if count in (1, 10) or count % 100 == 0:
+    return count in (1, 10) or count % 100 == 0
+
+
+def note_sparingly(count: int, text: str) -> None:
+    if is_told(count):
         note(f"webhook: {text}: {count} so far")
 
 
@@ -101,25 +106,69 @@ class NearRedirects(urllib.request.HTTPRedirectHandler):
         return urllib.request.Request(newurl, req.data, req.headers)  # without the password
 
 
-def make_request(url: str) -> tuple[str, dict[str, str]]:
+def make_request(url: str, option: str = "--webhook") -> tuple[str, dict[str, str]]:
     """The URL without user and password, and the header that carries them instead.
 
     Raises:
-        InputError: If it is not an http or https URL.
+        InputError: If it is not an http or https URL; it names the option, not the URL.
     """
     try:
-        parts = urlsplit(check_address("--webhook", url, WEBHOOKS))
+        parts = urlsplit(check_address(option, url, WEBHOOKS))
     except InputError:
         raise
     except ValueError:  # whose text has the host; odd letters that stand for / or @
-        raise InputError("--webhook: found an address with odd letters in the host, expected others") from None
+        raise InputError(f"{option}: found an address with odd letters in the host, expected others") from None
     user, at, host = parts.netloc.rpartition("@")
     headers = {"Authorization": f"Basic {base64.b64encode(unquote(user).encode()).decode()}"} if at else {}
     path, query = (quote(part, string.punctuation) for part in (parts.path, parts.query))
     return parts._replace(netloc=host, path=path, query=query, fragment="").geturl(), headers
 
 
-class Webhook:
+def reason_of(error: Exception) -> str:
+    """Why an attempt failed; not the error's own text, which may hold the URL."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        return f"HTTP status {error.code}" + ", a redirect that is not followed" * (300 <= error.code < 400)
+    cause = getattr(error, "reason", error)
+    return getattr(cause, "strerror", None) or type(cause).__name__
+
+
+class Poster:
+    """Posts JSON to one URL, one attempt at a time.
+
+    Args:
+        url: http or https, user:password@ included if need be.
+        option: That gave it.
+        secret_headers: Sent to this URL, but to none that it redirects to.
+    Raises:
+        InputError: If the URL is none of these.
+    """
+
+    def __init__(self, url: str, option: str = "--webhook", secret_headers: Mapping[str, str] = MappingProxyType({})):
+        self.url, own = make_request(url, option)
+        self.secret_headers = {**own, **secret_headers}
+        handlers = TimedHTTP(), TimedHTTPS()
+        for handler in handlers:
+            handler.remaining = self.remaining
+        self.opener, self.until = urllib.request.build_opener(NearRedirects, *handlers), 0.0
+
+    def send(self, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        """One attempt of TIMEOUT seconds; an exception if it fails, see `reason_of`."""
+        self.until = time.monotonic() + TIMEOUT
+        headers = {"Content-Type": "application/json", **headers}
+        request = urllib.request.Request(self.url, body, headers, method="POST")
+        for name, value in self.secret_headers.items():
+            request.add_unredirected_header(name, value)
+        self.opener.open(request).close()
+
+    def remaining(self) -> float:
+        """Seconds that are left of the attempt; a TimeoutError if there are none."""
+        if (seconds := self.until - time.monotonic()) <= 0:
+            raise TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
+        return seconds
+
+
+class Webhook(Poster):
     """A queue of events and the thread that posts them, each up to 5 times; what fails for good is noted and left out.
 
     Args:
@@ -129,11 +178,7 @@ class Webhook:
     """
 
     def __init__(self, url: str):
-        self.url, self.secret_headers = make_request(url)
-        handlers = TimedHTTP(), TimedHTTPS()
-        for handler in handlers:
-            handler.remaining = self.remaining
-        self.opener, self.until = urllib.request.build_opener(NearRedirects, *handlers), 0.0
+        super().__init__(url)
         self.waiting: deque[dict] = deque()
         self.changed = threading.Condition()
         self.closing, self.num_dropped, self.num_failed = False, 0, 0
@@ -177,31 +222,12 @@ class Webhook:
             try:
                 self.send(body)
                 return None
-            except urllib.error.HTTPError as error:
-                error.close()
-                followed = ", a redirect that is not followed" if 300 <= error.code < 400 else ""
-                reason = f"HTTP status {error.code}{followed}"
-                is_final = error.code < 500 and error.code not in (408, 429)
-            except Exception as error:  # the text may hold the URL
-                cause = getattr(error, "reason", error)
-                reason, is_final = getattr(cause, "strerror", None) or type(cause).__name__, False
+            except Exception as error:
+                reason, code = reason_of(error), getattr(error, "code", 500)
+                is_final = code < 500 and code not in (408, 429)
             if is_final or delay is None or self.closing:
                 return reason
             self.pause(delay)
-
-    def send(self, body: bytes) -> None:
-        """One attempt of TIMEOUT seconds; an exception if it fails."""
-        self.until = time.monotonic() + TIMEOUT
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"}, method="POST")
-        for name, value in self.secret_headers.items():
-            request.add_unredirected_header(name, value)
-        self.opener.open(request).close()
-
-    def remaining(self) -> float:
-        """Seconds that are left of the attempt; a TimeoutError if there are none."""
-        if (seconds := self.until - time.monotonic()) <= 0:
-            raise TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
-        return seconds
 
     def pause(self, seconds: float) -> None:
         """Waits so long, or until the queue is closed."""

@@ -44,8 +44,9 @@ MIGRATIONS = (
         """CREATE TABLE messages (
             sequence INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT NULL, camera TEXT NOT NULL, event TEXT NOT NULL,
             body TEXT NOT NULL, created REAL NOT NULL)""",
-        "CREATE INDEX messages_by_sink ON messages (sink, sequence)",
+        "CREATE INDEX messages_by_camera ON messages (sink, camera, sequence)",
         "CREATE INDEX messages_by_event ON messages (event)",
+        "CREATE INDEX messages_by_age ON messages (created)",
         """CREATE TABLE sinks (
             name TEXT PRIMARY KEY, delivered INTEGER NOT NULL DEFAULT 0, given_up INTEGER NOT NULL DEFAULT 0)""",
     ),
@@ -98,17 +99,21 @@ class EventStore:
         self.database = Database(folder / "watch.db", MIGRATIONS)
         self.changed, self.version = threading.Condition(), 0  # the version grows with each change
         self.sinks: tuple[str, ...] = ()
-        self.page_url = ""
+        self.page_url = ""  # what links in messages begin with; without there are none
 
-    def set_sinks(self, names: Iterable[str], page_url: str = "") -> None:
-        """Who gets messages on changes from now on, and what the links in them begin with."""
-        self.sinks, self.page_url = tuple(names), page_url
+    def set_sinks(self, names: Iterable[str]) -> None:
+        """Who gets messages on changes from now on; those that wait for others stay until they are too old."""
+        self.sinks = tuple(names)
 
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that others hear of once it is committed."""
         with self.database.writing() as connection:
             yield connection
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits for a change looks again."""
         with self.changed:
             self.version += 1
             self.changed.notify_all()
@@ -243,9 +248,7 @@ class EventStore:
         """See `retention.prune`."""
         removed = retention.prune(self.database, self.clips, days, gigabytes)
         if removed[0]:
-            with self.changed:
-                self.version += 1
-                self.changed.notify_all()
+            self.wake()
         return removed
 
     def close(self) -> None:

@@ -69,12 +69,22 @@ def write(connection: sqlite3.Connection, id: str, kind: str, sinks: Collection[
     )
 
 
-def waiting(database: Database, sink: str, without: Collection[str] = (), limit: int = 20) -> list[Message]:
-    """The oldest messages for a sink, but those of some cameras."""
+def cameras(database: Database, sink: str) -> list[str]:
+    """Those of which messages wait for a sink; one step of the index each, however many wait."""
     rows = database.read(
-        f"SELECT sequence, camera, body FROM messages WHERE sink = ? AND camera NOT IN ({marks(without)}) "
-        "ORDER BY sequence LIMIT ?",
-        (sink, *without, limit),
+        "WITH RECURSIVE found(camera) AS (SELECT min(camera) FROM messages WHERE sink = ?1 UNION ALL "
+        "SELECT (SELECT min(camera) FROM messages WHERE sink = ?1 AND camera > found.camera) FROM found "
+        "WHERE camera IS NOT NULL) SELECT camera FROM found WHERE camera IS NOT NULL",
+        (sink,),
+    )
+    return [row["camera"] for row in rows]
+
+
+def waiting(database: Database, sink: str, camera: str, limit: int) -> list[Message]:
+    """The oldest messages of a camera for a sink."""
+    rows = database.read(
+        "SELECT sequence, camera, body FROM messages WHERE sink = ? AND camera = ? ORDER BY sequence LIMIT ?",
+        (sink, camera, limit),
     )
     bodies = [json.loads(row["body"]) for row in rows]
     return [Message(row["sequence"], row["camera"], body["key"], body) for row, body in zip(rows, bodies)]
