@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     given = {"clip": settings.clip, "encoder": settings.encoder, "device": settings.device, "batch": settings.batch}
     recogniser = Recogniser.load(settings.checkpoint, **given)
     if args.check:
-        print(f"{args.settings}: {len(settings.cameras)} cameras, {recogniser}")
+        print(f"{args.settings}: {count(len(settings.cameras), 'camera')}, {recogniser}")
         return 0
     with lock_folder(Path(settings.folder)):
         return Station(settings, recogniser).run()
