@@ -16,7 +16,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from videoanomaly.runtime.console import InputError, Parser, run_script
+from videoanomaly.runtime.console import InputError, Parser, count, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
 
 EXPORT = "export-labels"

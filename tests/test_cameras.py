@@ -3,6 +3,7 @@
 import gc
 import io
 import itertools
+import queue
 import subprocess
 import sys
 import time
@@ -135,7 +136,7 @@ def rows_of(camera: Camera, number: int, level=lambda i: 16 + 37 * (i % 6)) -> l
     for i in range(number):
         try:
             offer(camera, i, picture(level(i)))
-        except Exception:  # queue.Full, as the reader expects it
+        except queue.Full:  # as the reader expects it
             pass
     return [look.row for look in iter(camera.take, None)]
 
@@ -159,7 +160,7 @@ def test_a_queue_that_is_full_drops_and_catching_up_begins_with_a_scene_of_its_o
     camera = make_camera(reuse_still=True)
     for i in range(QUEUE_FRAMES):
         offer(camera, i, picture(16 + 40 * (i // 4)))  # every fourth is another scene
-    with pytest.raises(Exception):
+    with pytest.raises(queue.Full):
         offer(camera, QUEUE_FRAMES, picture(0))
     assert camera.num_left_out == 1
     camera.catch_up(3)
