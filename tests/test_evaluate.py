@@ -13,12 +13,14 @@ import av
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 
 import evaluate
 from tests.synthetic import equal, run, write_dataset
 from videoanomaly import plots
 from videoanomaly.data.annotations import Video, VideoLists
 from videoanomaly.evaluation import evaluator, scoring, tables
+from videoanomaly.operating_curve import Watched, measure
 from videoanomaly.runtime import files
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.video import key_frames
@@ -83,6 +85,23 @@ def test_results_hold_intervals_events_and_operating_points(runs):
     assert set(result["vadclip"]) >= {"mAP", "mAP@0.5"}
     for picture in ("class_auc.png", "class_ap.png", "reliability.png"):
         assert (root / "out" / "0" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_folds_promised_stands_beside_what_was_met(runs, tmp_path, capsys):
+    root, checkpoints = runs
+    bump = np.repeat([0.0, 0.8, 0.0], 30).astype(np.float32)
+    videos = [Watched(label, bump * size, bump[:, None], 1.0) for label, size in ((-1, 1), (-1, 0.1), (0, 1), (0, 0.5))]
+    curve = measure(videos)
+    stored = torch.load(checkpoints[0], weights_only=True)
+    torch.save(stored | {"threshold": 0.3, "operating_curve": curve.to_plain()}, tmp_path / "last.pt")
+    options = ["--device", "cpu", "--bootstrap", "2", "--timelines", "0", "--csv", str(tmp_path / "all.csv")]
+    evaluate.main(["--ckpt", str(tmp_path / "last.pt"), *options])
+    promised = json.loads((tmp_path / "eval" / "metrics.json").read_text())["promised"]
+    assert promised == json.loads(json.dumps(curve.at(0.3))) and promised["false_alarms_per_hour"] == 20
+    low, high = promised["false_alarms_per_hour_interval"]
+    assert f"20.000 [{low:.3f}, {high:.3f}]" in capsys.readouterr().out
+    assert f"promised.false_alarms_per_hour_interval.low,{low}" in (tmp_path / "all.csv").read_text()
+    assert "promised" not in json.loads((root / "out" / "0" / "metrics.json").read_text())  # trained without folds
 
 
 def test_the_numbers_are_there_even_where_no_picture_can_be_drawn(runs, tmp_path, monkeypatch):

@@ -528,9 +528,13 @@ def test_operating_points_of_a_small_case_by_hand():
     assert more["recall_at_1_false_alarm_per_hour"] == 0.5
     louder = operating_points([*normal_videos([0.8, 0.75], seconds=1800), videos[1]], 1, 0.78)
     assert louder["normal_alarmed"] == 0.5 and louder["balanced_accuracy"] == 0.75
+    assert louder["best_balanced_accuracy"] == 1  # at 0.85
+    odd = operating_points([*normal_videos([0.8, 0.95], seconds=1800), videos[1], videos[1]], 1, 0.99)
+    assert (odd["balanced_accuracy"], odd["best_balanced_accuracy"]) == (0.5, 0.75)  # of 0.99, and of 0.85
     no_normal = operating_points(videos[1:], 1, 0.85)
     assert no_normal["false_alarms_per_hour"] is no_normal["recall_at_1_false_alarm_per_hour"] is None
     assert no_normal["normal_alarmed"] is no_normal["balanced_accuracy"] is None
+    assert no_normal["best_balanced_accuracy"] is None
 
 
 @pytest.mark.parametrize("decimals", (1, 9))

@@ -20,6 +20,7 @@ from videoanomaly.evaluation import metrics, scoring, tables
 from videoanomaly.evaluation.projections import projections
 from videoanomaly.evaluation.rules import evaluate_rules
 from videoanomaly.evaluation.scoring import Scores, class_masks, of_classes
+from videoanomaly.operating_curve import OperatingCurve
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.files import write_json
 from videoanomaly.runtime.processes import check_device
@@ -73,6 +74,8 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
     threshold = checkpoint.get("threshold") or 0.5
     results = scoring.all_metrics(scores, lists.classes, rates, threshold=threshold, num_draws=options.bootstrap)
     results |= {"epoch": checkpoint["epoch"], "system": model.NAME}
+    if curve := checkpoint.get("operating_curve"):
+        results["promised"] = OperatingCurve.from_plain(curve).at(threshold)
     results["rules"] = evaluate_rules(lists, model, features) if options.rules else {}
     if options.vadclip_map:
         dataset = DATASETS.get(checkpoint["settings"].get("dataset"))

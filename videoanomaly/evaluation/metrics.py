@@ -26,6 +26,7 @@ from videoanomaly.event_rule import (
     join_videos,
     runs,
 )
+from videoanomaly.operating_curve import Watched, measure
 
 LEVELS_AT_ONCE = 128  # rows of the (levels, R) matrices of the bootstrap: 1 MB each at 1,000 draws
 PROPOSAL_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -445,18 +446,33 @@ def share_alarmed(videos: Sequence[tuple[np.ndarray, float]], threshold: float) 
     return sum(alarmed) / len(alarmed) if alarmed else None
 
 
+def best_balanced_accuracy(
+    quiet: Sequence[tuple[np.ndarray, float]], loud: Sequence[tuple[np.ndarray, float]]
+) -> float:
+    """The highest balanced accuracy by video of all thresholds, p_A and frames per second of each video.
+
+    Args:
+        quiet: Normal videos. loud: The others.
+    """
+    videos = [(label, p_A, rate) for label, kind in ((-1, quiet), (0, loud)) for p_A, rate in kind]
+    curve = measure([Watched(label, p_A, p_A[:, None], float(rate)) for label, p_A, rate in videos])
+    return float(curve.balanced_accuracy.max())
+
+
 def operating_points(scores: Sequence[Labelled], fps: Rates, threshold: float) -> dict[str, float | None]:
     """What a camera operator would see, from p_A alone.
 
-    The threshold comes from training (operating_curve.py, or choose_threshold). recall_at_1_false_alarm_per_hour is a
-    point read off the curve of these videos, as EER is: the event recall where their own normal videos raise at most
-    one alarm per hour. It compares models and sets no threshold; it is not what a deployed threshold will reach.
+    The threshold comes from training (operating_curve.py, or choose_threshold). recall_at_1_false_alarm_per_hour and
+    best_balanced_accuracy are points read off the curves of these videos, as EER is: the event recall where their own
+    normal videos raise at most one alarm per hour, and the balanced accuracy by video at the threshold that suits them
+    best. They compare, and set no threshold; they are not what a deployed threshold will reach.
 
     Returns:
         threshold; F1 (frames with p_A >= threshold); at the threshold event_recall (anomalous runs that an event
         overlaps), false_alarms_per_hour (on normal videos), normal_alarmed (share of normal videos with an event) and
         balanced_accuracy (its complement's mean with the share of other videos that have one);
-        recall_at_1_false_alarm_per_hour; EER (frames); events and normal_hours, what the rates rest on.
+        best_balanced_accuracy; recall_at_1_false_alarm_per_hour; EER (frames); events and normal_hours, what the rates
+        rest on.
     """
     rates = np.broadcast_to(fps, len(scores))
     p_A, positive = np.concatenate([s.p_A for s in scores]), is_anomalous(np.concatenate([s.labels for s in scores]))
@@ -477,6 +493,7 @@ def operating_points(scores: Sequence[Labelled], fps: Rates, threshold: float) -
         "false_alarms_per_hour": false_alarm_rate(normal, normal_rates, threshold) if normal else None,
         "normal_alarmed": alarmed,
         "balanced_accuracy": balanced,
+        "best_balanced_accuracy": best_balanced_accuracy(quiet, loud) if quiet and loud else None,
         "recall_at_1_false_alarm_per_hour": quiet_recall,
         "EER": equal_error_rate(p_A, positive),
         "events": total,

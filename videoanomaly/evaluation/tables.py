@@ -62,14 +62,27 @@ def class_rows(results: dict) -> list[list[str]]:
 
 
 def operation_rows(results: dict) -> list[list[str]]:
-    """What an operator needs to know, at the threshold that the training videos gave."""
-    values = results["operation"]
-    return [
+    """What an operator needs to know, at the threshold that the training videos gave; and what held-out folds of them
+    promised there, if the training had any.
+    """
+    values, promised = results["operation"], results.get("promised")
+    rows = [
         ["events and operation", ""],
         ["event mAP at IoU 0.1 to 0.5", percent(results["events"]["mAP"])],
         *([["the same as VadCLIP computes it", percent(results["vadclip"]["mAP"])]] if "vadclip" in results else []),
         *([name.replace("_", " "), "absent" if value is None else f"{value:.3f}"] for name, value in values.items()),
     ]
+    if not promised:
+        return rows
+    beside = {name.replace("_", " "): promise(promised, name) for name in promised if name in values}
+    return [[*row, beside.get(row[0], "promised" * (i == 0))] for i, row in enumerate(rows)]
+
+
+def promise(promised: dict, name: str) -> str:
+    """A value of `OperatingCurve.at` with its interval, if it has one."""
+    value, interval = promised[name], promised.get(f"{name}_interval")
+    behind = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return "absent" if value is None else f"{value:.3f}{behind}"
 
 
 def threshold_rows(curve: OperatingCurve) -> list[list[str]]:
