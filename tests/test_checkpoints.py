@@ -5,6 +5,7 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ import predict
 import train
 from anomalyclip import AnomalyCLIP, damage
 from tests.synthetic import arguments, equal, run, stop_in_the_third_epoch, write_dataset
+from videoanomaly.operating_curve import Watched, measure
 from videoanomaly.runtime.console import InputError
 from videoanomaly.weights import checkpoints
 from videoanomaly.weights.checkpoints import load_model, write_checkpoint
@@ -164,8 +166,28 @@ def put(checkpoint: dict, value, *path) -> None:
 
 
 VIDEO = ["a/b", 0, [[3, 9]]]
+BUMP = np.repeat([0.0, 1.0, 0.0], 10)
+CURVE = measure(
+    [Watched(label, BUMP * peak, BUMP[:, None], 1.0) for label in (-1, 0) for peak in (0.9, 0.4)]
+).to_plain()
+BAD_CURVES = [
+    *[("x", name) for name in CURVE],
+    *[(None, name) for name in CURVE],
+    *[(CURVE[name][:-1], name) for name in CURVE if isinstance(CURVE[name], list)],
+    *[([math.nan, 0.5], "thresholds"), ([0.9, 0.5], "thresholds"), ([0.5, 1.5], "thresholds"), ([], "thresholds")],
+    *[([99, 0], name) for name in ("normal_alarmed", "found", "named")],
+    *[([value, 0], "false_alarms") for value in (-1, 0.5, "1", True)],
+    *[(value, "dispersion", 0) for value in ([0.5, 1.0], [math.inf, 1.0], [1.0], None)],
+    *[(value, name) for value in (-1, math.inf, "1") for name in ("num_normal", "num_abnormal", "normal_hours")],
+    (0, "more"),
+]
 BAD_ENTRIES = [
     *[(value, "threshold") for value in (math.nan, -1, 1e9, math.inf, "0.5", [0.5], True, torch.ones(1))],
+    (
+        CURVE | {name: [] for name in CURVE if isinstance(CURVE[name], list)} | {"dispersion": [[]] * 4},
+        "operating_curve",
+    ),
+    *[(value, "operating_curve") for value in ("x", [], {}, 3, {"thresholds": [0.5]})],
     *[(value, "frames_per_feature") for value in (-3, 0, "a", 2**40, 1.5, math.nan, True)],
     *[(value, "epoch") for value in (-1, "a", None, 1e99, 10**30)],
     *[(value, "settings") for value in ([], None, "x", {}, {"root": "x"})],
@@ -205,6 +227,19 @@ def test_an_entry_of_another_type_or_range_is_one_line(made, tmp_path, case):
     with pytest.raises(InputError, match=r"x\.pt: .*(found|expected|config|system)") as caught:
         load_model(str(path))
     assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("case", BAD_CURVES, ids=lambda case: ".".join(map(str, case[1:])) + f" {case[0]!a:.20}")
+def test_a_damaged_operating_curve_is_one_line(made, tmp_path, case):
+    checkpoint, path = made[1] | {"operating_curve": copy.deepcopy(CURVE)}, tmp_path / "x.pt"
+    write_checkpoint(path, checkpoint)
+    load_model(str(path))
+    put(checkpoint["operating_curve"], *case)
+    write_checkpoint(path, checkpoint)
+    with pytest.raises(
+        InputError, match=r"x\.pt: found operating_curve = .*, expected what thresholds did on held-out"
+    ):
+        load_model(str(path))
 
 
 def test_resuming_looks_at_the_entries_and_at_the_optimizer(made, dataset, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from videoanomaly.runtime.console import InputError, as_text
 
 LONGEST_PATH = 4096  # characters
 MOST = 10**9  # frames, epochs, features: no video and no run has as many
+CURVE = {*"thresholds false_alarms normal_alarmed found named dispersion num_normal num_abnormal normal_hours".split()}
 
 
 def is_count(value: Any, least: int = 1, most: int = MOST) -> bool:
@@ -59,8 +61,29 @@ def is_provenance(value: Any) -> bool:
     return shown and all(text is None or is_text(text) and as_text(text) == text for text in value.values())
 
 
+def is_list(value: Any, check: Callable[[Any], bool], size: int | None = None) -> bool:
+    """Whether it is a list, of that many where that is given, of what passes the check."""
+    return isinstance(value, list) and size in (None, len(value)) and all(map(check, value))
+
+
+def is_curve(value: Any) -> bool:
+    """An `OperatingCurve.to_plain`: ascending thresholds, at least one, and what was counted at each."""
+    if not (isinstance(value, dict) and value.keys() == CURVE):
+        return False
+    thresholds, normal, abnormal = value["thresholds"], value["num_normal"], value["num_abnormal"]
+    sized = is_count(normal, 0) and is_count(abnormal, 0) and is_number(value["normal_hours"], 0)
+    if not (sized and is_list(thresholds, partial(is_number, least=0, most=1)) and thresholds):
+        return False
+    G = len(thresholds)
+    most = {"false_alarms": MOST, "normal_alarmed": normal, "found": abnormal, "named": abnormal}
+    counted = all(is_list(value[name], partial(is_count, least=0, most=limit), G) for name, limit in most.items())
+    spread = is_list(value["dispersion"], lambda row: is_list(row, partial(is_number, least=1), G), 4)
+    return counted and spread and sorted(thresholds) == thresholds
+
+
 ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threshold": (or_none(lambda value: is_number(value, 0, 1)), "a number from 0 to 1"),
+    "operating_curve": (or_none(is_curve), "what thresholds did on held-out folds"),
     "epoch": (lambda value: is_count(value, 0), "a count of epochs"),
     "frames_per_feature": (or_none(is_count), "a count of frames"),
     "encoder": (or_none(is_encoder), "what meta.json tells of an encoder"),
