@@ -345,6 +345,22 @@ def test_another_clip_or_none_is_told(of_clip, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_the_clip_that_names_is_found_beside_the_checkpoint(of_clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIP_CACHE", str(tmp_path / "cache"))
+    checkpoint = torch.load(of_clip[0], weights_only=True)
+    checkpoint["settings"]["clip"] = "gone/clip.pt"
+    torch.save(checkpoint, tmp_path / "last.pt")
+    options = PredictionOptions(str(tmp_path / "last.pt"), "cpu", classes=("Abuse",))
+    with pytest.raises(InputError, match="found no CLIP whose image tower has weights_sha256 .*; give --clip FILE"):
+        load(options)
+    state = tiny_clip_state_dict()
+    torch.save(state | {"visual.proj": state["visual.proj"] + 1}, tmp_path / "clip.pt")
+    with pytest.raises(InputError, match="passed over: .*clip.pt: another CLIP"):
+        load(options)
+    (tmp_path / "clip.pt").write_bytes(of_clip[1].read_bytes())
+    assert load(options).model.config.classes == ("Abuse",)
+
+
 # ---- several processes, and the demo
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import clip_model
 from anomalyclip import AnomalyCLIP, Prediction, VideoModel
-from videoanomaly.clip_weights import DEFAULT_CLIP, load_clip
+from videoanomaly.clip_weights import DEFAULT_CLIP, find_clip, load_clip
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems.base import SegmentPrediction
 from videoanomaly.systems.clip_zeroshot import ClipZeroShot
@@ -203,21 +203,29 @@ class NamedOneClass(VideoModel):
         return self.model(features)._replace(class_logits=self.zero_shot(features).class_logits)
 
 
+def clip_of_features(ckpt: str, checkpoint: dict, name: str | None) -> clip_model.CLIP:
+    """See `name_by_text`."""
+    encoder, needs = checkpoint["encoder"], f"{ckpt}: --classes needs the CLIP that made its features, found"
+    if encoder and not encoder["encoder"].startswith("clip "):
+        raise InputError(f"{needs} features of {encoder['encoder']}")
+    if encoder and not name:
+        return find_clip(ckpt, checkpoint, encoder["weights_sha256"], image_tower=True)
+    name = name or checkpoint["settings"].get("clip") or DEFAULT_CLIP
+    loaded = load_clip(name, message=f"{needs} none ({{}}); give --clip FILE")
+    if encoder and encoder["weights_sha256"] != clip_model.weights_hash(loaded.visual):
+        raise InputError(f"{needs} another one in {name}")
+    return loaded
+
+
 def name_by_text(
     ckpt: str, checkpoint: dict, model: OneClassGaussian, names: tuple[str, ...], clip: str | None
 ) -> NamedOneClass:
     """The model with the classes of those names, by the text tower of the CLIP that made its features.
 
     Args:
-        clip: Its name or file; None: as the training's settings name it.
+        clip: Its name or file; None: where `find_clip` finds it, if the checkpoint tells which, else as it is named.
     """
-    encoder, needs = checkpoint["encoder"], f"{ckpt}: --classes needs the CLIP that made its features, found"
-    if encoder and not encoder["encoder"].startswith("clip "):
-        raise InputError(f"{needs} features of {encoder['encoder']}")
-    name = clip or checkpoint["settings"].get("clip") or DEFAULT_CLIP
-    loaded = load_clip(name, message=f"{needs} none ({{}}); give --clip FILE")
-    if encoder and encoder["weights_sha256"] != clip_model.weights_hash(loaded.visual):
-        raise InputError(f"{needs} another one in {name}")
+    loaded = clip_of_features(ckpt, checkpoint, clip)
     with short_names(names):
         config = replace(model.config, classes=names, directions="engineered")
         zero_shot = ClipZeroShot(config, clip=loaded, tokenize=clip_model.tokenize, prototype=model.prototype)
