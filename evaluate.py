@@ -71,7 +71,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="also the mAP of events as VadCLIP's published evaluation computes it",
     )
     add("--bootstrap", type=at_least(1), default=1000, help="draws of videos behind the 95%% intervals (default: 1000)")
-    add("--fps", type=float, default=30.0, help="frames per second where meta.json does not tell (default: 30)")
+    add("--fps", type=float, help="frames per second where meta.json does not tell (default: 30)")
     add("--json", help="write all numbers of all checkpoints into this file")
     add("--csv", help="the same as CSV, a column per checkpoint")
     add("--markdown", help="the tables as Markdown")
@@ -83,7 +83,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     args = parser.parse_args(argv)
     refuse_addresses(vars(args))
-    if not args.fps > 0:
+    if args.fps is not None and not args.fps > 0:
         raise InputError(f"--fps {args.fps}: expected a positive number")
     if (args.dataset is None) != (args.root is None) or args.convert and not args.dataset:
         raise InputError(

@@ -20,7 +20,6 @@ from videoanomaly.data.features import FeatureFolder, check_features, load_array
 from videoanomaly.data.lists import load_lists
 from videoanomaly.data.prototype import normality_prototype
 from videoanomaly.data.sampling import BalancedBatches, SegmentDataset, training_rows
-from videoanomaly.evaluation.scoring import frame_rates
 from videoanomaly.runtime import console, files
 from videoanomaly.runtime.console import InputError
 
@@ -437,7 +436,16 @@ def test_an_accent_may_be_written_in_either_way(tmp_path, name, on_disk, listed)
     (tmp_path / "features" / "meta.json").write_text(json.dumps(meta))
     folder = FeatureFolder(tmp_path)
     assert folder.open(asked).shape == (5, 1, 3)
-    assert folder.num_frames(asked) == 9 and frame_rates(folder, [Video(asked, -1)], 30.0) == [12.5]
+    assert folder.num_frames(asked) == 9 and folder.frame_rate(asked, 25) == 12.5
+
+
+def test_a_video_of_no_told_rate_has_the_default_one(tmp_path):
+    write_features(tmp_path, {"a": random_array(5, 3), "b": random_array(5, 3)})
+    for told in ({"frames": 5}, {"frames": 5, "fps": None}):
+        meta = {"encoder": "x", "weights_sha256": None, "dim": 3, "stride": 1, "videos": {"a": told}}
+        (tmp_path / "meta.json").write_text(json.dumps(meta))
+        folder = FeatureFolder(tmp_path)
+        assert [folder.frame_rate(name, default) for name in "ab" for default in (None, 12.0)] == [30, 12, 30, 12]
 
 
 def test_lists_may_mix_both_ways_of_writing_an_accent(tmp_path):

@@ -20,6 +20,7 @@ from videoanomaly.runtime.console import InputError, as_text, lookalike, reveal
 from videoanomaly.runtime.files import check_inside, files_by_name
 
 FEATURE_SUBFOLDERS = ("", "features", "Image-Features")
+FRAME_RATE = 30.0  # frames per second where nothing tells them
 MOST_CROPS = 10  # of a frame, as the field's ten crops; a longer axis is another one
 LENGTH_TOLERANCE = 15  # the field's ground truths and feature files differ by up to so many frames per video
 
@@ -192,6 +193,10 @@ class FeatureFolder:
             return videos.get(name, {})
         path = self.paths(name)[0].with_suffix("")
         return next((videos[key] for f in self.folders if (key := os.path.relpath(path, f)) in videos), {})
+
+    def frame_rate(self, name: str, default: float | None = None) -> float:
+        """Frames per second of the video: as meta.json tells, else the default, else FRAME_RATE."""
+        return self.known(name).get("fps") or default or FRAME_RATE
 
     def paths(self, name: str) -> list[Path]:
         """The file of a video, or its files if each crop has one."""

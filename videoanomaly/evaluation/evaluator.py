@@ -42,7 +42,7 @@ class EvaluationOptions:
     projections: bool = False
     vadclip_map: bool = False
     bootstrap: int = 1000  # draws
-    fps: float = 30.0  # where meta.json does not tell
+    fps: float | None = None  # where meta.json does not tell
     videos: str | None = None
     timelines: int = 16
     batch_size: int = 16  # passes
@@ -70,7 +70,7 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
     note_rare_classes(ckpt, lists)
     predict = partial(model.predict, batch_size=options.batch_size)
     scores = scoring.score_videos(predict, lists.test, features, temporal)
-    rates = scoring.frame_rates(features, lists.test, options.fps)
+    rates = [features.frame_rate(video.name, options.fps) for video in lists.test]
     threshold = checkpoint.get("threshold") or 0.5
     results = scoring.all_metrics(scores, lists.classes, rates, threshold=threshold, num_draws=options.bootstrap)
     results |= {"epoch": checkpoint["epoch"], "system": model.NAME}

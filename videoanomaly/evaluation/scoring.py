@@ -75,18 +75,12 @@ def frame_metrics(scores: dict[str, Scores], classes: tuple[str, ...]) -> dict:
     return anomalyclip.metrics(p_A, np.concatenate([of_classes(s) for s in scores.values()]), labels, classes)
 
 
-def frame_rates(features: FeatureFolder, videos: list[Video], default: float) -> list[float]:
-    """Frames per second of each video, as meta.json tells, else the default."""
-    return [features.known(video.name).get("fps") or default for video in videos]
-
-
 def alarm_threshold(
     model: anomalyclip.VideoModel,
     lists: VideoLists,
     features: FeatureFolder,
     temporal: FeatureFolder | None = None,
     max_videos: int = 100,
-    default_rate: float = 30.0,
 ) -> float:
     """Threshold on p_A at which the normal training videos are quiet (metrics.choose_threshold), from up to 100 of
     them.
@@ -94,9 +88,8 @@ def alarm_threshold(
     normal = [video for video in lists.train if video.label < 0]
     picked = normal[:: -(-len(normal) // max_videos)]  # evenly over the list
     scores = score_videos(model.eval().predict, picked, features, temporal)
-    return metrics.choose_threshold(
-        list(scores.values()), [-1] * len(picked), frame_rates(features, picked, default_rate)
-    )
+    rates = [features.frame_rate(video.name) for video in picked]
+    return metrics.choose_threshold(list(scores.values()), [-1] * len(picked), rates)
 
 
 def all_metrics(

@@ -26,7 +26,6 @@ from videoanomaly.systems.base import Defaults, SegmentPrediction, System
 
 GROUPS = 5  # of videos; each is scored by the statistics of the others
 SAMPLE_SECONDS = 30.0
-FRAME_RATE = 30.0  # where nothing tells it
 RARE = 0.05  # share of the normal rows that have a p_A above 1/2; a smaller one is that of one odd video
 NEAREST = 1e-6  # distance, so that its logarithm is finite
 
@@ -101,9 +100,7 @@ def grouped(videos: Sequence[Video], features: FeatureFolder) -> list[Group]:
     """Up to GROUPS groups of the normal ones."""
     normal, groups = [video for video in videos if video.label < 0], []
     for own in (normal[k::GROUPS] for k in range(min(GROUPS, len(normal)))):
-        seconds = [
-            features.num_frames(video.name) / (features.known(video.name).get("fps") or FRAME_RATE) for video in own
-        ]
+        seconds = [features.num_frames(video.name) / features.frame_rate(video.name) for video in own]
         moments = row_moments(features, [video.name for video in own])
         groups.append(Group(own, moments, sum(math.ceil(s / SAMPLE_SECONDS) for s in seconds)))
     return groups

@@ -18,7 +18,7 @@ from anomalyclip import AnomalyCLIPConfig
 from videoanomaly import plots
 from videoanomaly.data.annotations import Video, VideoLists, video_name
 from videoanomaly.data.training_data import TrainingData
-from videoanomaly.evaluation.scoring import alarm_threshold, frame_rates, score_videos
+from videoanomaly.evaluation.scoring import alarm_threshold, score_videos
 from videoanomaly.evaluation.tables import align, threshold_rows
 from videoanomaly.operating_curve import OperatingCurve, Watched, measure
 from videoanomaly.runtime.console import InputError
@@ -32,7 +32,6 @@ from videoanomaly.training.epochs import make_training, train_epoch
 from videoanomaly.weights.checkpoints import ANYTIME, NOT_BEGUN
 from videoanomaly.winograd import accelerate
 
-DEFAULT_RATE = 30.0  # frames per second where meta.json does not tell
 HELD_OUT = "held_out.npz"
 
 
@@ -171,7 +170,7 @@ def cross_fit(
             )
     if not is_main():
         return None
-    rates = frame_rates(data.features, list(videos), DEFAULT_RATE)
+    rates = [data.features.frame_rate(video.name) for video in videos]
     return measure([held_out.watched(*of_video) for of_video in zip(videos, rates, groups, folds.tolist())])
 
 

@@ -86,8 +86,7 @@ def lengths_of(source: Source) -> dict[str, Length]:
     def length(name: str) -> Length:
         if name in missing:
             return Length(*header_length(source.files[name]))
-        known = source.features.known(name)
-        return Length(source.features.num_frames(name), known.get("fps") or 0.0)
+        return Length(source.features.num_frames(name), source.features.frame_rate(name))
 
     missing, names = set(source.missing), [video.name for video in source.lists.train]
     with ThreadPoolExecutor(8) as pool:

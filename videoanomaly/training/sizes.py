@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from videoanomaly.data.features import FRAME_RATE
+
 SMALL, MEDIUM = 500, 1000  # training videos from which the next sizes are taken
 SEGMENTS = 32  # of a video
 FEWEST_ROWS = 64  # of a typical video: two a segment
 MOST_ROWS = {False: 100_000, True: 10_000_000}  # to encode, by whether there is a GPU: hours of work with ViT-B/16
 ROWS_PER_SECOND = {False: 6.0, True: 12.5}
 FEWEST_STEPS = 240  # of a training
-DEFAULT_RATE = 30.0  # frames/s where no file tells
 
 
 class Length(NamedTuple):
@@ -22,7 +23,7 @@ class Length(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        return self.frames / (self.fps or DEFAULT_RATE)
+        return self.frames / (self.fps or FRAME_RATE)
 
 
 def stride_for(lengths: Sequence[Length], has_gpu: bool) -> int:
@@ -36,7 +37,7 @@ def stride_for(lengths: Sequence[Length], has_gpu: bool) -> int:
         return 1
     seconds = sum(length.seconds for length in lengths)
     wanted = min(max(MOST_ROWS[has_gpu] / max(seconds, 1), 1.0), ROWS_PER_SECOND[has_gpu])
-    rate = median(length.fps or DEFAULT_RATE for length in lengths)
+    rate = median(length.fps or FRAME_RATE for length in lengths)
     frames = median(length.frames for length in lengths)
     return max(min(round(rate / wanted), int(frames) // FEWEST_ROWS), 1)
 
