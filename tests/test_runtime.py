@@ -27,7 +27,7 @@ from tests.synthetic import arguments, equal, run, write_dataset
 from tests.videos import write_video
 from videoanomaly.data.sampling import SegmentDataset
 from videoanomaly.runtime import files
-from videoanomaly.runtime.console import InputError, Parser, differences, expand_home, run_script
+from videoanomaly.runtime.console import InputError, Parser, count, differences, expand_home, run_script
 from videoanomaly.runtime.memory import workers_that_fit
 from videoanomaly.runtime.run_folder import command
 from videoanomaly.training import epochs
@@ -338,6 +338,11 @@ def test_a_user_without_a_home_sees_no_word_of_it():
 
 
 MANY = [f"class{i}" for i in range(50)]
+
+
+def test_a_count_is_told_with_its_word():
+    found = [count(number, "video") for number in (0, 1, 2, 1000)]
+    assert found == ["0 videos", "1 video", "2 videos", "1,000 videos"]
 
 
 @pytest.mark.parametrize(

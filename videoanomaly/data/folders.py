@@ -20,7 +20,7 @@ from videoanomaly.data.annotations import (
     read_temporal_of_classes,
     read_videos,
 )
-from videoanomaly.runtime.console import InputError, lookalike, note, reveal, some_of
+from videoanomaly.runtime.console import InputError, count, lookalike, note, reveal, some_of
 from videoanomaly.runtime.torchrun import is_main
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -78,7 +78,7 @@ def folder_lists(root: Path, names: Iterable[str], *, normal_only: bool = False)
     """
     places = {name: place_of(name) for name in sorted(names)}
     if loose := [name for name, place in places.items() if place.folder is None]:
-        tell(f"{root}: left out {count(loose)} that lie in no folder of a class: {some_of(loose)}")
+        tell(f"{root}: left out {count(len(loose), 'video')} that lie in no folder of a class: {some_of(loose)}")
     spelt: dict[str, str] = {}  # class by its letters without case
     labelled = {}
     for name, place in places.items():
@@ -144,22 +144,18 @@ def with_truth(root: Path, test: Rows, annotations: Mapping[str, Annotation]) ->
     """The test videos with their intervals: normal ones and annotated ones; none if there is no anomalous one."""
     path, names = root / "temporal_annotations.txt", {video.name for _, video in test}
     if unused := [name for name in annotations if name not in names]:
-        tell(f"{path}: the times of {count(unused)} for training are not used: {some_of(unused)}")
+        tell(f"{path}: the times of {count(len(unused), 'video')} for training are not used: {some_of(unused)}")
     unknown = [v.name for _, v in test if v.label >= 0 and v.name not in annotations]
     if unknown:
         tell(
-            f"{path}: found no times of {count(unknown)} for test, left out: {some_of(unknown)}; a line each, "
-            "name.mp4 Class first_frame last_frame, would let them be measured"
+            f"{path}: found no times of {count(len(unknown), 'video')} for test, left out: {some_of(unknown)}; a line "
+            "each, name.mp4 Class first_frame last_frame, would let them be measured"
         )
     rows = [(where, video) for where, video in test if video.name not in unknown]
     if rows and all(video.label < 0 for _, video in rows):
         tell(f"{root}: no anomalous video is left for test, so the {len(rows)} normal ones are left out, too")
         return []
     return add_intervals(path, rows, {name: found for name, found in annotations.items() if name in names})
-
-
-def count(names: list[str]) -> str:
-    return f"{len(names)} video{'s' * (len(names) > 1)}"
 
 
 def tell(text: str) -> None:

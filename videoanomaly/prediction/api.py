@@ -25,11 +25,11 @@ from videoanomaly.data.annotations import class_names
 from videoanomaly.event_rule import EVENT_OPTIONS, LOW_SHARE, MERGE_GAP, MIN_LENGTH, check_event_options
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import recogniser, report, report_index
-from videoanomaly.prediction.events import count, find_events
+from videoanomaly.prediction.events import find_events
 from videoanomaly.prediction.predictor import encoded, encoder_of, score_rows
 from videoanomaly.prediction.recogniser import PredictionOptions
 from videoanomaly.runtime.addresses import refuse_addresses
-from videoanomaly.runtime.console import InputError, as_text
+from videoanomaly.runtime.console import InputError, as_text, count
 from videoanomaly.runtime.processes import check_device
 from videoanomaly.video.decoding import mean_rate, why_skipped
 from videoanomaly.video.encoders import Encoder

@@ -44,11 +44,6 @@ FIELDS = {  # what events.json says of itself
 }
 
 
-def count(number: int, word: str) -> str:
-    """Such as 1 event, or 1,000 events."""
-    return f"{number:,} {word}{'s' * (number != 1)}"
-
-
 def find_events(scores: FrameScores, classes: Sequence[str], *settings: float) -> list[dict]:
     """Events of p_A in the order of time, as plain values; `settings` are the fields of an EventSettings.
 

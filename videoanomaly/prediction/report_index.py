@@ -14,8 +14,9 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image, ImageOps
 
-from videoanomaly.prediction.events import count, to_csv
+from videoanomaly.prediction.events import to_csv
 from videoanomaly.prediction.report import HERE, fill, script_hash
+from videoanomaly.runtime.console import count
 from videoanomaly.runtime.files import csv_cell, write_atomically
 from videoanomaly.video.frame_clock import clock
 from videoanomaly.video.key_frames import NUM_EVENT_PICTURES, KeyFrame

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from videoanomaly import plots
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import annotated_video, explain, report, report_index
-from videoanomaly.prediction.events import FIELDS, count, find_events, to_csv, to_vtt
+from videoanomaly.prediction.events import FIELDS, find_events, to_csv, to_vtt
 from videoanomaly.prediction.recogniser import LoadedCheckpoint, PredictionOptions
-from videoanomaly.runtime.console import InputError, as_text
+from videoanomaly.runtime.console import InputError, as_text, count
 from videoanomaly.runtime.files import write_atomically
 from videoanomaly.runtime.provenance import provenance
 from videoanomaly.video.decoding import BROKEN, VideoFile

@@ -118,6 +118,11 @@ def some_of(names: Iterable[str]) -> str:
     return ", ".join([*shown[:3], *["..."] * (len(shown) > 3)])
 
 
+def count(number: int, word: str) -> str:
+    """Such as 1 event, or 1,000 events."""
+    return f"{number:,} {word}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """About so long, such as 40 s, 12 min or 3.5 h."""
     if seconds < 100:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from videoanomaly.data.annotations import VideoLists
-from videoanomaly.data.folders import check_kinds, count, tell
-from videoanomaly.runtime.console import as_text, reveal, some_of
+from videoanomaly.data.folders import check_kinds, tell
+from videoanomaly.runtime.console import as_text, count, reveal, some_of
 from videoanomaly.runtime.processes import same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import command, given_command, resume_command
 from videoanomaly.runtime.torchrun import processes_here, rank_and_world
@@ -61,7 +61,7 @@ def ready_data(
     if not source.missing:
         return ready, source.lists
     if check:
-        print(f"{count(source.missing)} would be encoded into {as_text(str(place))}")
+        print(f"{count(len(source.missing), 'video')} would be encoded into {as_text(str(place))}")
         return ready, None
     try:
         return ready, encode(settings, source, stride)
@@ -178,7 +178,7 @@ def encode(settings: TrainingSettings, source: Source, stride: int) -> VideoList
     broken = [name for name in source.missing if not (place / f"{name}.npy").is_file()]
     if not broken:
         return source.lists
-    tell(f"{settings.root}: left out {count(broken)} that cannot be read: {some_of(broken)}")
+    tell(f"{settings.root}: left out {count(len(broken), 'video')} that cannot be read: {some_of(broken)}")
     lists = source.lists
     train, test = ([v for v in videos if v.name not in broken] for videos in (lists.train, lists.test))
     check_kinds(Path(settings.root), [v.label for v in train], len(test), settings.system.NORMAL_ONLY)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import clip_model
 from videoanomaly.data.annotations import VideoLists
 from videoanomaly.data.features import FeatureFolder, NoFeatures
-from videoanomaly.data.folders import SPLITS, count, folder_lists, has_lists, place_of, tell
+from videoanomaly.data.folders import SPLITS, folder_lists, has_lists, place_of, tell
 from videoanomaly.data.lists import load_lists
 from videoanomaly.data.training_data import of_kind
-from videoanomaly.runtime.console import InputError, reveal, some_of
+from videoanomaly.runtime.console import InputError, count, reveal, some_of
 from videoanomaly.settings import TrainingSettings
 from videoanomaly.video.extraction import is_done
 from videoanomaly.video.finding import WASTE, find_videos
@@ -108,8 +108,10 @@ def lists_of_run(out: Path, found: VideoLists, earlier: dict, only_normal: bool)
         if kinds.get(name, before) != before and not only_normal:
             raise InputError(f"{name}: found in a folder of {kinds[name]}, expected {before} as in {out}/last.pt")
     if added := [name for name in kinds if name not in trained]:
-        tell(f"{out}: goes on without {count(added)} that it was not begun with: {some_of(added)}; another --out "
-             "trains with them, and --features with this run's encodes them alone")  # fmt: skip
+        tell(
+            f"{out}: goes on without {count(len(added), 'video')} that it was not begun with: {some_of(added)}; "
+            "another --out trains with them, and --features with this run's encodes them alone"
+        )
     return lists
 
 
@@ -172,7 +174,7 @@ def check_options(settings: TrainingSettings, features: FeatureFolder, missing: 
     unread = {"crops", "frames_per_feature"} if missing else set() if meta else {"encoder", "stride", "fps"}
     for name in sorted(unread):
         if (value := getattr(settings, name)) is not None and (name, value) != ("crops", 1):
-            found = f"{count(missing)} to encode" if missing else f"all features in {features.root}"
+            found = f"{count(len(missing), 'video')} to encode" if missing else f"all features in {features.root}"
             raise InputError(f"--{name.replace('_', '-')} {value}: found {found}, expected no such option")
     if not meta:
         return
@@ -187,6 +189,6 @@ def check_options(settings: TrainingSettings, features: FeatureFolder, missing: 
     if missing and not (known or settings.encoder or "clip" in given):
         option = "--clip FILE" if meta["encoder"].startswith("clip ") else "--encoder FILE.py:CLASS"
         raise InputError(
-            f"{features.root}: found features of {meta['encoder']}, but none of {count(missing)} such as "
+            f"{features.root}: found features of {meta['encoder']}, but none of {count(len(missing), 'video')} such as "
             f"{reveal(missing[0])}, expected {option} that encodes them, or another --features"
         )
