@@ -56,7 +56,7 @@ from videoanomaly.training.cross_fitting import cross_fit, operating_point, sour
 from videoanomaly.training.epochs import TimeLeft, make_training, mean_losses, train_epoch
 from videoanomaly.training.preparation import predict_command, ready_data
 from videoanomaly.video.extraction import FOREVER
-from videoanomaly.weights.checkpoints import NOT_BEGUN, load_resumed, restore, save
+from videoanomaly.weights.checkpoints import NOT_BEGUN, check_resumed, read_earlier, restore, save
 from videoanomaly.winograd import accelerate
 
 
@@ -170,11 +170,19 @@ def check_settings(settings: TrainingSettings) -> None:
 
 
 def fit(
-    settings: TrainingSettings, config, data: TrainingData, clip: dict, extra: dict, device: str, board: Callable
+    settings: TrainingSettings,
+    config,
+    data: TrainingData,
+    checkpoint: dict | None,
+    clip: dict,
+    extra: dict,
+    device: str,
+    board: Callable,
 ) -> tuple[int, str]:
     """Trains from the folder's checkpoint or from the start, to the end or a signal.
 
     Args:
+        checkpoint: That of the folder, to go on from.
         clip: Arguments of the system that bring CLIP in.
         extra: Entries of the checkpoint that do not change.
         board: See `scalar_writer`.
@@ -183,7 +191,8 @@ def fit(
     """
     out, system, epochs = Path(settings.out), settings.system, settings.epochs
     last = out / "last.pt"
-    checkpoint = load_resumed(last, config, extra)
+    if checkpoint:
+        check_resumed(last, checkpoint, config, extra)
     groups = sources(data.lists.train, settings.root, settings.group_by) if settings.folds else []
     torch.manual_seed(settings.seed)
     learned = {} if checkpoint else system.learn(data, settings.seed)
@@ -245,10 +254,11 @@ def main(argv: list[str] | None = None) -> int | None:
     board = scalar_writer(None if check else settings.tensorboard)
     dataset, lists = DATASETS[settings.dataset], None
     with process_group(device, timeout=FOREVER if dataset.is_own else None):
+        earlier = read_earlier(out / "last.pt") if settings.resume else None
         if dataset.is_made:
             prepare(settings.root, settings.clip, device)
         if dataset.is_own:
-            settings, lists = ready_data(settings, argv, device, check=check)
+            settings, lists = ready_data(settings, earlier, argv, device, check=check)
             if lists is None:
                 return write_settings(out, settings.asdict()) if is_main() else None
         data = settings.open_data(lists)
@@ -261,7 +271,7 @@ def main(argv: list[str] | None = None) -> int | None:
         known["provenance"] = provenance(command_line("train.py", argv), data.features.encoder)
         extra = {"settings": settings.asdict()} | known | data.to_plain()
         with lock_folder(out):
-            number, done = fit(settings, config, data, clip, extra, device, board)
+            number, done = fit(settings, config, data, earlier, clip, extra, device, board)
     print(f"checkpoint: {out / 'last.pt'}, after {done}")
     if number:
         print(f"stopped by {signal.Signals(number).name}; go on with: {resume_command(argv)}")

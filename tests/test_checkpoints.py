@@ -116,6 +116,13 @@ def test_where_both_are_damaged_the_last_one_is_named(dataset, tmp_path):
         run(dataset, tmp_path, "--epochs", "2", "--resume")
 
 
+def test_a_run_that_goes_on_reads_its_checkpoint_once(dataset, tmp_path, monkeypatch):
+    first, read, real = run(dataset, tmp_path, "--epochs", "2"), [], checkpoints.read_checkpoint
+    monkeypatch.setattr(checkpoints, "read_checkpoint", lambda *given: read.append(given[0]) or real(*given))
+    assert equal(run(dataset, tmp_path, "--epochs", "2", "--resume")["model"], first["model"])
+    assert read == [tmp_path / "last.pt"]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_damaged_checkpoint_never_takes_the_place_of_a_sound_one(made, tmp_path, monkeypatch, links):
     if not links:  # as on some file systems

@@ -20,7 +20,6 @@ from videoanomaly.training.sizes import Length, sizes_for, stride_for
 from videoanomaly.training.source import Source, look
 from videoanomaly.video.decoding import header_length
 from videoanomaly.video.extraction import ExtractionOptions, extract_connected
-from videoanomaly.weights.checkpoints import read_earlier
 
 FEW_VIDEOS, FEW_HOURS = 10, 1.0  # of a class; of normal video
 NO_TEXT = (
@@ -30,11 +29,12 @@ NO_TEXT = (
 
 
 def ready_data(
-    settings: TrainingSettings, argv: list[str] | None, device: str, *, check: bool
+    settings: TrainingSettings, earlier: dict | None, argv: list[str] | None, device: str, *, check: bool
 ) -> tuple[TrainingSettings, VideoLists | None]:
     """All up to a folder of features, by all processes together; says what is there and what it will take.
 
     Args:
+        earlier: The checkpoint to go on from.
         argv: As `main` got it, for the command line with the chosen sizes.
         check: Only look, encode nothing.
     Returns:
@@ -42,7 +42,6 @@ def ready_data(
     Raises:
         InputError: If something is missing or does not fit.
     """
-    earlier = read_earlier(Path(settings.out, "last.pt"), tells=False) if settings.resume else None
     source = same_for_all(partial(look, settings, earlier))
     lengths = lengths_of(source)
     tell_footage(settings.root, source.lists, lengths)

@@ -179,43 +179,34 @@ def keep(path: Path) -> None:
         os.replace(path, previous_of(path))
 
 
-def read_last(path: Path, *, tells: bool = True) -> dict | None:
-    """The checkpoint at `path`, or the one before it where that is damaged or gone; None if there is neither.
+def read_earlier(path: Path) -> dict | None:
+    """The checkpoint at `path`, or the one before it where that is damaged or gone, which one line tells; None if there
+    is neither.
 
-    Args:
-        tells: Say so where it is the one before.
+    Raises:
+        InputError: If neither can be read, or its entries are none.
     """
     previous = previous_of(path)
     if not (path.exists() or previous.exists()):
         return None
     try:
-        return read_checkpoint(path, *RESUMED)
+        checkpoint = read_checkpoint(path, *RESUMED)
     except ValueError as error:
         try:
             checkpoint = read_checkpoint(previous, *RESUMED)
         except ValueError:
             raise InputError(str(error)) from None
-        if tells and is_main():
+        if is_main():
             note(f"{error}; goes on from {previous}, after {checkpoint.get('epoch')} epochs")
-        return checkpoint
-
-
-def read_earlier(path: Path, *, tells: bool = True) -> dict | None:
-    """The same with its entries checked."""
-    checkpoint = read_last(path, tells=tells)
     try:
-        if checkpoint is not None:
-            check_entries(checkpoint)
+        check_entries(checkpoint)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return checkpoint
 
 
-def load_resumed(path: Path, config: AnomalyCLIPConfig, extra: dict) -> dict | None:
-    """The checkpoint to go on from, None if there is none; settings and data must be the ones it was made with."""
-    checkpoint = read_earlier(path)
-    if checkpoint is None:
-        return None
+def check_resumed(path: Path, checkpoint: dict, config: AnomalyCLIPConfig, extra: dict) -> None:
+    """Refuses to go on from the checkpoint of `path` with other settings or data than it was made with."""
     old, new = {"model": "anomalyclip"} | checkpoint["settings"], extra["settings"]  # older ones could be nothing else
     changed = [(k, old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if k not in ANYTIME]
     changed += [(k, checkpoint.get(k), (extra | {"config": config.to_plain()})[k]) for k in SAME]
@@ -226,7 +217,6 @@ def load_resumed(path: Path, config: AnomalyCLIPConfig, extra: dict) -> dict | N
                 f"{path}: {differences(name, found, expected)} as given now; resume with the same settings and data, "
                 "or choose another --out"
             )
-    return checkpoint
 
 
 def restore(checkpoint: dict, model: Trainable, optimizer: Optimizer, device: str) -> tuple[int, dict]:
