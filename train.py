@@ -173,6 +173,7 @@ def fit(
     settings: TrainingSettings,
     config,
     data: TrainingData,
+    groups: list[str],
     checkpoint: dict | None,
     clip: dict,
     extra: dict,
@@ -182,6 +183,7 @@ def fit(
     """Trains from the folder's checkpoint or from the start, to the end or a signal.
 
     Args:
+        groups: The training videos' `sources`; none without folds.
         checkpoint: That of the folder, to go on from.
         clip: Arguments of the system that bring CLIP in.
         extra: Entries of the checkpoint that do not change.
@@ -193,7 +195,6 @@ def fit(
     last = out / "last.pt"
     if checkpoint:
         check_resumed(last, checkpoint, config, extra)
-    groups = sources(data.lists.train, settings.root, settings.group_by) if settings.folds else []
     torch.manual_seed(settings.seed)
     learned = {} if checkpoint else system.learn(data, settings.seed)
     model = build(settings.model, config, **clip, **learned).to(device)
@@ -264,6 +265,7 @@ def main(argv: list[str] | None = None) -> int | None:
         data = settings.open_data(lists)
         given, settings = settings, settings.for_data(data)
         config = make_config(settings, data.lists.classes, data.features.dim, data.temporal and data.temporal.dim)
+        groups = sources(data.lists.train, settings.root, settings.group_by) if settings.folds else []
         if check:
             return write_settings(out, given.asdict()) if is_main() else None
         clip, clip_sha256 = load_prompts_clip(settings.clip, config.directions, data.features.encoder)
@@ -271,7 +273,7 @@ def main(argv: list[str] | None = None) -> int | None:
         known["provenance"] = provenance(command_line("train.py", argv), data.features.encoder)
         extra = {"settings": settings.asdict()} | known | data.to_plain()
         with lock_folder(out):
-            number, done = fit(settings, config, data, earlier, clip, extra, device, board)
+            number, done = fit(settings, config, data, groups, earlier, clip, extra, device, board)
     print(f"checkpoint: {out / 'last.pt'}, after {done}")
     if number:
         print(f"stopped by {signal.Signals(number).name}; go on with: {resume_command(argv)}")

@@ -226,6 +226,21 @@ def test_a_wrong_list_of_sources_is_told_before_the_training(tmp_path, monkeypat
     assert not (tmp_path / "out" / "last.pt").exists()
 
 
+def test_check_looks_at_the_list_of_sources_of_published_data_too(tmp_path):
+    videos = ["Abuse/Abuse001_x264", *(f"Training_Normal_Videos_Anomaly/Normal_Videos{i:03}_x264" for i in (1, 2))]
+    for name in videos:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / f"{name}.npy", np.zeros((4, 8), np.float32))
+    (tmp_path / "Anomaly_Train.txt").write_text("".join(f"{name}.mp4\n" for name in videos[:2]))
+    (tmp_path / "Anomaly_Test.txt").write_text(f"{videos[2]}.mp4\n")
+    (tmp_path / "Temporal_Anomaly_Annotation.txt").write_text("Normal_Videos002_x264  Normal  -1  -1  -1  -1  \n")
+    (tmp_path / "groups.txt").write_text("Abuse/Abuse001_x264.mp4 hall\n")
+    words = ["--dataset", "ucfcrime", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    train.main([*words, "--check"])  # without folds nothing asks for it
+    with pytest.raises(InputError, match="groups.txt: found no line for Training_Normal_Videos_Anomaly/Normal_Vid"):
+        train.main([*words, "--check", "--folds", "2"])
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK", b"no archive"])
 def test_damaged_scores_of_folds_are_made_anew(damage, tmp_path):
     (tmp_path / "held_out.npz").write_bytes(damage)

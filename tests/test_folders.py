@@ -356,6 +356,15 @@ def test_clip_encodes_and_gives_the_text_and_sizes_stay_with_the_run(made, tmp_p
     assert "sizes for" not in capsys.readouterr().out
 
 
+def test_a_wrong_list_of_sources_is_told_before_anything_is_encoded(made, tmp_path):
+    shutil.copytree(made / "videos", tmp_path / "videos")
+    (tmp_path / "videos" / "groups.txt").write_text("Normal/a.mp4 hall\n")
+    for more in ([], ["--check"]):
+        with pytest.raises(InputError, match="groups.txt: found no line for Normal/cam1/b, expected one for each"):
+            train.main(words(made, tmp_path / "run", *more, "--folds", "2", videos=tmp_path / "videos"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_check_encodes_nothing(made, tmp_path, capsys):
     train.main(words(made, tmp_path / "run", "--check"))
     assert f"5 videos would be encoded into {tmp_path}/run/features\n" in capsys.readouterr().out

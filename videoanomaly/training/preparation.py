@@ -16,6 +16,7 @@ from videoanomaly.runtime.run_folder import command, given_command, resume_comma
 from videoanomaly.runtime.torchrun import processes_here, rank_and_world
 from videoanomaly.settings import TrainingSettings
 from videoanomaly.systems.ours import AnomalyCLIPSystem
+from videoanomaly.training.cross_fitting import sources
 from videoanomaly.training.sizes import Length, sizes_for, stride_for
 from videoanomaly.training.source import Source, look
 from videoanomaly.video.decoding import header_length
@@ -43,6 +44,8 @@ def ready_data(
         InputError: If something is missing or does not fit.
     """
     source = same_for_all(partial(look, settings, earlier))
+    if settings.folds:
+        sources(source.lists.train, settings.root, settings.group_by)  # what is wrong with groups.txt is told here
     lengths = lengths_of(source)
     tell_footage(settings.root, source.lists, lengths)
     stride = stride_of(settings, source, earlier, [*lengths.values()], device)
