@@ -52,7 +52,7 @@ from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
 from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, resolve
 from videoanomaly.systems.catalogue import SYSTEMS, build, make_optimizer, num_trained
 from videoanomaly.systems.one_class import OneClassGaussian
-from videoanomaly.training.cross_fitting import cross_fit, operating_point, sources
+from videoanomaly.training.cross_fitting import Folds, cross_fit, operating_point, plan_folds
 from videoanomaly.training.epochs import TimeLeft, make_training, mean_losses, train_epoch
 from videoanomaly.training.preparation import predict_command, ready_data
 from videoanomaly.video.extraction import FOREVER
@@ -173,7 +173,7 @@ def fit(
     settings: TrainingSettings,
     config,
     data: TrainingData,
-    groups: list[str],
+    folds: Folds | None,
     checkpoint: dict | None,
     clip: dict,
     extra: dict,
@@ -183,7 +183,6 @@ def fit(
     """Trains from the folder's checkpoint or from the start, to the end or a signal.
 
     Args:
-        groups: The training videos' `sources`; none without folds.
         checkpoint: That of the folder, to go on from.
         clip: Arguments of the system that bring CLIP in.
         extra: Entries of the checkpoint that do not change.
@@ -234,7 +233,7 @@ def fit(
                 number = signals[0] if signals else signal.SIGTERM  # of another process
                 return number, f"{num_epochs} epochs and {begun['steps']} of {num_steps} steps"
         if not checkpoint or first_epoch < epochs or "threshold" not in checkpoint:
-            curve = cross_fit(settings, config, data, groups, clip, device, signals) if settings.folds else None
+            curve = cross_fit(settings, config, data, folds, clip, device, signals) if folds else None
             if any_rank(bool(signals)):
                 return signals[0] if signals else signal.SIGTERM, f"{epochs} epochs, before the last fold"
             if is_main():
@@ -265,7 +264,7 @@ def main(argv: list[str] | None = None) -> int | None:
         data = settings.open_data(lists)
         given, settings = settings, settings.for_data(data)
         config = make_config(settings, data.lists.classes, data.features.dim, data.temporal and data.temporal.dim)
-        groups = sources(data.lists.train, settings.root, settings.group_by) if settings.folds else []
+        folds = plan_folds(settings, data.lists.train)
         if check:
             return write_settings(out, given.asdict()) if is_main() else None
         clip, clip_sha256 = load_prompts_clip(settings.clip, config.directions, data.features.encoder)
@@ -273,7 +272,7 @@ def main(argv: list[str] | None = None) -> int | None:
         known["provenance"] = provenance(command_line("train.py", argv), data.features.encoder)
         extra = {"settings": settings.asdict()} | known | data.to_plain()
         with lock_folder(out):
-            number, done = fit(settings, config, data, groups, earlier, clip, extra, device, board)
+            number, done = fit(settings, config, data, folds, earlier, clip, extra, device, board)
     print(f"checkpoint: {out / 'last.pt'}, after {done}")
     if number:
         print(f"stopped by {signal.Signals(number).name}; go on with: {resume_command(argv)}")

@@ -124,6 +124,21 @@ def test_few_videos_make_fewer_folds_or_none(labels, groups, num_folds):
     assert (folds is None) if num_folds is None else len(set(folds)) == num_folds
 
 
+def test_videos_that_cannot_be_split_are_told_before_the_training(tmp_path, capsys):
+    root = write_dataset(tmp_path / "data")
+    names = [line.split(".mp4")[0] for line in (root / "train.txt").read_text().splitlines()]
+    (root / "groups.txt").write_text("".join(f"{name} {'hall' if i else 'yard'}\n" for i, name in enumerate(names)))
+    run(root, tmp_path / "out", "--epochs", "1", "--folds", "4")
+    told = capsys.readouterr()
+    expected = (
+        "--folds 4: found 2 sources of normal videos and 1 source of abnormal videos, which cannot be split so that"
+    )
+    assert expected in told.err and "what they do to other videos is unknown without folds" in told.out
+    (root / "groups.txt").unlink()
+    run(root, tmp_path / "out", "--epochs", "1", "--folds", "4", "--resume")
+    assert "cannot be split" not in capsys.readouterr().err
+
+
 def test_sources_come_from_a_file_or_from_the_beginnings_of_names(tmp_path):
     videos = [Video("Normal/cam1_001", -1), Video("Fire/cam1_002", 0), Video("Fire/cam2_001", 0)]
     assert sources(videos, tmp_path, None) == ["Normal/cam1_001", "Fire/cam1_002", "Fire/cam2_001"]

@@ -4,12 +4,14 @@ What a threshold will do to videos that come later is read off these scores (ope
 model's own training videos flatter it. K folds, V training videos, N frames, C anomaly classes.
 """
 
+import itertools
 import json
 import time
 import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from videoanomaly.data.training_data import TrainingData
 from videoanomaly.evaluation.scoring import alarm_threshold, score_videos
 from videoanomaly.evaluation.tables import align, threshold_rows
 from videoanomaly.operating_curve import OperatingCurve, Watched, measure
-from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.console import InputError, count, note
 from videoanomaly.runtime.files import read_lines, write_atomically
 from videoanomaly.runtime.processes import any_rank
 from videoanomaly.runtime.torchrun import is_main
@@ -81,6 +83,35 @@ def split(labels: Sequence[int], groups: Sequence[str], num_folds: int, seed: in
     return folds
 
 
+class Folds(NamedTuple):
+    """How the training videos are split."""
+
+    groups: list[str]  # their `sources`
+    numbers: np.ndarray  # of the fold of each, (V,)
+
+
+def plan_folds(settings: TrainingSettings, videos: Sequence[Video]) -> Folds | None:
+    """The folds that the settings ask for; None if they ask for none, or if none can be made, which one line tells."""
+    if not settings.folds:
+        return None
+    groups, labels = sources(videos, settings.root, settings.group_by), [video.label for video in videos]
+    numbers = split(labels, groups, settings.folds, settings.seed)
+    if numbers is not None:
+        return Folds(groups, numbers)
+    kinds = {"normal": [label < 0 for label in labels], "abnormal": [label >= 0 for label in labels]}
+    found = [
+        f"{count(len(set(itertools.compress(groups, kind))), 'source')} of {name} videos"
+        for name, kind in kinds.items()
+        if any(kind)
+    ]
+    if is_main():
+        note(
+            f"note: --folds {settings.folds}: found {' and '.join(found)}, which cannot be split so that each part "
+            "leaves some to learn from; trains without folds"
+        )
+    return None
+
+
 def train_fold(
     settings: TrainingSettings, config: AnomalyCLIPConfig, data: TrainingData, clip: dict, device: str, signals: list
 ) -> Trainable | None:
@@ -129,7 +160,7 @@ def cross_fit(
     settings: TrainingSettings,
     config: AnomalyCLIPConfig,
     data: TrainingData,
-    groups: Sequence[str],
+    folds: Folds,
     clip: dict,
     device: str,
     signals: list,
@@ -139,24 +170,20 @@ def cross_fit(
     OUT/held_out.npz keeps the scores of finished folds, so that a run that is gone on with trains the others alone.
 
     Args:
-        groups: The training videos' `sources`.
         clip: Arguments of the system that bring CLIP in.
         signals: Where one has come, see `stop_signals`, the curve is None.
     Returns:
-        None, too, where the videos cannot be split, and in other processes than the first.
+        None, too, in other processes than the first.
     """
-    videos = data.lists.train
-    folds = split([video.label for video in videos], groups, settings.folds, settings.seed)
-    if folds is None:
-        return None
+    videos, (groups, numbers) = data.lists.train, folds
     lasting = {name: value for name, value in settings.asdict().items() if name not in ANYTIME}
-    made_with = json.dumps([lasting, folds.tolist()], sort_keys=True)
+    made_with = json.dumps([lasting, numbers.tolist()], sort_keys=True)
     held_out = HeldOut(Path(settings.out, HELD_OUT), made_with)
-    for k in range(folds.max() + 1):
-        start, unseen = time.monotonic(), [v for v, fold in zip(videos, folds) if fold == k]
+    for k in range(numbers.max() + 1):
+        start, unseen = time.monotonic(), [v for v, fold in zip(videos, numbers) if fold == k]
         if all(video in held_out for video in unseen):
             continue
-        rest = VideoLists(data.lists.classes, [v for v, fold in zip(videos, folds) if fold != k], [])
+        rest = VideoLists(data.lists.classes, [v for v, fold in zip(videos, numbers) if fold != k], [])
         with torch.random.fork_rng():
             model = train_fold(settings, config, data._replace(lists=rest), clip, device, signals)
         if model is None:
@@ -165,13 +192,13 @@ def cross_fit(
             held_out.add(score_videos(model.predict, unseen, data.features, data.temporal))
             took = f"{time.monotonic() - start:.1f} s"
             print(
-                f"fold {k + 1}/{folds.max() + 1}  {len(rest.train)} videos seen, {len(unseen)} scored  {took}",
+                f"fold {k + 1}/{numbers.max() + 1}  {len(rest.train)} videos seen, {len(unseen)} scored  {took}",
                 flush=True,
             )
     if not is_main():
         return None
     rates = [data.features.frame_rate(video.name) for video in videos]
-    return measure([held_out.watched(*of_video) for of_video in zip(videos, rates, groups, folds.tolist())])
+    return measure([held_out.watched(*of_video) for of_video in zip(videos, rates, groups, numbers.tolist())])
 
 
 def operating_point(out: Path, model: Trainable, data: TrainingData, curve: OperatingCurve | None) -> dict:
