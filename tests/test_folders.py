@@ -255,6 +255,7 @@ def test_what_there_is_and_what_it_takes_is_told_before_the_work(made, tmp_path,
     assert "5 videos for training, 0 for test\n  Normal             3 videos      0.00 h\n" in told.out
     assert "  Road_accident      2 videos" in told.out
     assert "--lr 1e-3 --epochs 6 --depth 1 --directions direct --stride 1\n" in told.out
+    assert told.out.count("--epochs") == 1  # given twice, as 1 and as 6
     assert "encoding: 122 frames of 5 videos" in told.out and "training: 8 steps left, about " in told.out
     assert (
         "warning: 3 of Normal, 2 of Road_accident: of 10 videos of a class and more less is learned by chance"

@@ -29,7 +29,7 @@ from videoanomaly.data.sampling import SegmentDataset
 from videoanomaly.runtime import files
 from videoanomaly.runtime.console import InputError, Parser, count, differences, expand_home, run_script
 from videoanomaly.runtime.memory import workers_that_fit
-from videoanomaly.runtime.run_folder import command
+from videoanomaly.runtime.run_folder import command, given_command, resume_command
 from videoanomaly.training import epochs
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -338,6 +338,21 @@ def test_a_user_without_a_home_sees_no_word_of_it():
 
 
 MANY = [f"class{i}" for i in range(50)]
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ("--epochs 1 --seed 3 --epochs 6", "--seed 3 --epochs 6"),
+        ("--epochs=1 --epochs 6 --epochs=7", "--epochs=7"),
+        ("--amp --seed 3 --no-amp", "--seed 3 --no-amp"),
+        ("--lambdas a=1 b=2 --seed 3", "--lambdas a=1 b=2 --seed 3"),
+        ("--lambdas a=1 b=2 --lambdas a=3", "--lambdas a=3"),
+    ],
+)
+def test_a_told_command_has_each_option_once_as_it_was_given_last(given, told):
+    assert given_command(given.split(), "--stride", 2) == f"python train.py {told} --stride 2"
+    assert resume_command([*given.split(), "--resume"]) == f"python train.py {told} --resume"
 
 
 def test_a_count_is_told_with_its_word():

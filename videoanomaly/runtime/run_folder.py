@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -81,9 +81,21 @@ def command(script: str, *words: object) -> str:
     return shlex.join(["python", script, *map(str, words)])
 
 
+def once_each(words: Sequence[str]) -> list[str]:
+    """The words of a command line in which an option that was given several times stands as it was given last."""
+    found: dict[str, list[str]] = {"": []}  # options with their values, behind what stands before the first one
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name = word.partition("=")[0].replace("--no-", "--", 1)
+            found.pop(name, None)
+        found.setdefault(name, []).append(word)
+    return [word for group in found.values() for word in group]
+
+
 def given_command(argv: list[str] | None, *more: object) -> str:
     """The command line of this run with more options; argv as `main` got it."""
-    return command("train.py", *(sys.argv[1:] if argv is None else argv), *more)
+    return command("train.py", *once_each(sys.argv[1:] if argv is None else argv), *more)
 
 
 def resume_command(argv: list[str] | None) -> str:
@@ -92,7 +104,7 @@ def resume_command(argv: list[str] | None) -> str:
     if rank_and_world()[2] > 1:
         nodes, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), str(processes_here())
         words = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes, *sys.argv]
-    return shlex.join([word for word in words if word != "--resume"] + ["--resume"])
+    return shlex.join([word for word in once_each(words) if word != "--resume"] + ["--resume"])
 
 
 def trim_log(log: Path, num_epochs: int) -> None:
