@@ -279,6 +279,14 @@ def test_results_of_other_features_are_not_overwritten_in_silence(planted, tmp_p
     assert predict.main([*command, str(other), "--force"]) == 0
 
 
+def test_pictures_of_an_earlier_video_go_where_features_have_none(planted, coloured, tmp_path):
+    predict.main([*planted.options, str(coloured), "--out", str(tmp_path)])
+    assert {"key_frame.jpg", "event_pictures.jpg"} <= {path.name for path in tmp_path.iterdir()}
+    features = str(min(planted.features.glob("*.npy")))
+    predict.main([*planted.options[:2], "--device", "cpu", "--out", str(tmp_path), "--features", features, "--force"])
+    assert {path.name for path in tmp_path.glob("*.jpg")} == set()
+
+
 def test_results_of_older_versions_tell_the_name_alone(planted, tmp_path):
     video, command = write_clip(tmp_path / "v.mp4", 30), [*planted.options, "--out", str(tmp_path / "out")]
     (tmp_path / "out").mkdir()

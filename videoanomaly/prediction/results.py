@@ -26,7 +26,8 @@ from videoanomaly.video.key_frames import key_frames
 from videoanomaly.video.wall_clock import Start, find_start, read_start, read_zone
 
 EXPLANATIONS = ("explain.txt", "explain.json")
-SIDE_FILES = ("events.json", "annotated.mp4", "key_frame.jpg", "event_pictures.jpg", "timeline.png", *EXPLANATIONS)
+PICTURES = ("key_frame.jpg", report_index.EVENT_PICTURES, "timeline.png")
+SIDE_FILES = ("events.json", "annotated.mp4", *PICTURES, *EXPLANATIONS)
 
 
 def result_settings(options: PredictionOptions, recogniser: LoadedCheckpoint, path: Path) -> dict[str, dict]:
