@@ -7,8 +7,6 @@ import csv
 import io
 import json
 import re
-import shutil
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 from PIL import Image
 
 import predict
+from tests.chromium import chromium, dress, press, wait
 from tests.videos import BLUE, RED, write_clip
 from videoanomaly.event_rule import cut_events
 from videoanomaly.frame_scores import FrameScores
@@ -25,18 +24,6 @@ from videoanomaly.prediction import report, report_index
 from videoanomaly.prediction.events import find_events, to_csv
 from videoanomaly.video import key_frames
 from videoanomaly.video.frame_clock import clock
-
-OPTIONS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--autoplay-policy=no-user-gesture-required",
-)
 
 
 def make_page(folder: Path, p_A: np.ndarray, p_class: np.ndarray, classes, fps: float = 25.0, name: str = "v") -> Path:
@@ -188,21 +175,8 @@ def test_the_index_needs_no_scripts(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    binary, driver = (
-        next(filter(None, map(shutil.which, names)), None)
-        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))
-    )
-    if not (binary and driver):
-        pytest.skip("needs Chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chromium
-    chromium.quit()
+    with chromium(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -215,28 +189,9 @@ def clip_page(planted, tmp_path_factory) -> Path:
 
 
 def load(browser, path: Path, width: int = 1200, dark: bool = False) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    browser.get_log("browser")  # what a page before has left
+    dress(browser, width, dark)
     browser.get(path.as_uri())
     wait(browser, "!data.source || !video || video.readyState >= 2")
-
-
-def wait(browser, condition: str, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not browser.execute_script(f"return !!({condition})"):
-        assert time.monotonic() < end, condition
-        time.sleep(0.05)
-
-
-def press(browser, *keys: str) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    ActionChains(browser).send_keys(*keys).perform()
 
 
 def num_rows(browser) -> int:
