@@ -213,6 +213,7 @@ class EventStore:
         until: float | None = None,
         starred: bool | None = None,
         mark: str | None = None,
+        text: str = "",
         before: str | None = None,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
@@ -222,6 +223,7 @@ class EventStore:
             cameras, classes: One of these; none given: any.
             since, until: Not over before, not begun after; seconds since 1970.
             mark: "right", "wrong", or "" for events without.
+            text: Part of the comment; of A to Z the case does not matter.
             before: The id behind which to go on, that of the last event of the page before.
         """
         wanted: list[tuple[str, tuple]] = []
@@ -229,12 +231,18 @@ class EventStore:
             wanted += [(f"{column} IN ({messages.marks(names)})", names)] if names else []
         for term, value in (
             ("end >= ?", since), ("start <= ?", until), ("starred = ?", starred), ("ifnull(mark, '') = ?", mark),
-            ("id < ?", before),
+            ("instr(lower(comment), lower(?))", text or None), ("id < ?", before),
         ):  # fmt: skip
             wanted += [(term, (value,))] if value is not None else []
         terms = " AND ".join(term for term, _ in wanted) or "1"
         sql = f"SELECT {LISTED} FROM events WHERE {terms} ORDER BY id DESC LIMIT ?"
         return [from_row(row) for row in self.database.read(sql, (*(v for _, vs in wanted for v in vs), limit))]
+
+    def counts(self) -> dict[str, int]:
+        """How many events are `stored`, `open`, `starred`, and marked `right` and `wrong`."""
+        terms = "count(*), sum(is_open), sum(starred), sum(mark = 'right'), sum(mark = 'wrong')"
+        found = self.database.read(f"SELECT {terms} FROM events")[0]
+        return {name: value or 0 for name, value in zip(("stored", "open", "starred", "right", "wrong"), found)}
 
     def snapshot(self, id: str) -> bytes | None:
         rows = self.database.read("SELECT jpeg FROM snapshots WHERE event = ?", (id,))
