@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 PAGE = 50  # events at once
 MARKS = {"right": "right", "wrong": "wrong", "none": ""}  # as an address names them: as the store does
 ID = re.compile(r"[0-9a-f-]{1,40}")
+LATEST = 4e9  # seconds since 1970; far away, and a year that every system can show
 LONGEST = 100  # characters of a value, and values of a key
 
 
@@ -64,8 +65,11 @@ def read_time(name: str, text: str) -> float | None:
         return None
     try:
         found = datetime.fromisoformat(text)
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
+        seconds = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        if not 0 <= seconds < LATEST:
+            raise ValueError
+        return seconds
+    except ValueError:
         raise FilterError(f"{name}: expected a time such as 2026-01-31T18:30, in UTC") from None
 
 
