@@ -53,17 +53,17 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     args = parse_args(argv)
     check_packages()
-    from videoanomaly.watching.label_export import export_labels
-
     from videoanomaly.prediction.api import Recogniser
     from videoanomaly.runtime.run_folder import lock_folder
     from videoanomaly.watching.event_store import EventStore
+    from videoanomaly.watching.label_export import export_labels
     from videoanomaly.watching.station import Station, find_sources
     from videoanomaly.watching.watch_settings import read_settings
 
     settings = read_settings(args.settings)
     if args.command == EXPORT:
-        return export_labels(EventStore(Path(settings.folder)), args.out)
+        export_labels(EventStore(Path(settings.folder)), args.out)
+        return 0
     find_sources(settings)
     given = {"clip": settings.clip, "encoder": settings.encoder, "device": settings.device, "batch": settings.batch}
     recogniser = Recogniser.load(settings.checkpoint, **given)

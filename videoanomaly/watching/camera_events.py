@@ -182,6 +182,11 @@ class CameraEvents:
         for shown in self.shown:
             shown.set_state(self.camera.name, event)
 
+    def show_again(self) -> None:
+        """The open event, to what shows states since it began."""
+        if self.id:
+            self.show(self.store.event(self.id))
+
     def draw(self, id: str) -> None:
         """The snapshot, if the peak is higher than that of the one before."""
         if self.peak is None or self.peak[2] is None or self.peak[0] <= self.drawn:

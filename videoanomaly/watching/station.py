@@ -1,5 +1,6 @@
 """The whole service: cameras, engine, store, messages, page; its start, its reloading and its end."""
 
+import itertools
 import signal
 import threading
 import time
@@ -29,14 +30,14 @@ from videoanomaly.watching.journal import Journal
 from videoanomaly.watching.mqtt_sink import MqttSink
 from videoanomaly.watching.outbox import Outbox, Sink
 from videoanomaly.watching.page import PageServer
-from videoanomaly.watching.watch_settings import CameraSettings, WatchSettings, read_settings
+from videoanomaly.watching.watch_settings import CameraSettings, Mqtt, WatchSettings, WebhookSettings, read_settings
 from videoanomaly.watching.webhook_sink import WebhookSink
 
 TICK = 1.0  # seconds between two looks at all cameras
 PRUNE_EVERY = 600.0  # seconds
 RESTART_AFTER = 30.0  # seconds until a camera whose thread ended is begun anew
 STUCK = 60.0  # seconds of one batch after which systemd is no longer told that all is well
-KEPT = ("checkpoint", "clip", "encoder", "device", "folder", "batch", "page")  # settings that need a restart
+KEPT = ("checkpoint", "clip", "encoder", "device", "folder", "batch", "fps")  # settings that need a restart
 
 
 class Station:
@@ -53,10 +54,11 @@ class Station:
         self.store = EventStore(Path(settings.folder))
         encoder = recogniser.encoder
         self.engine = Engine(recogniser.loaded.model, encoder, settings.batch, self.board)
-        self.mqtt: MqttSink | None = None
-        self.sinks = self.make_sinks()
-        self.outbox = Outbox(self.store, self.sinks, settings.messages.give_up_after_hours * 3600, self.journal.say)
-        self.page = PageServer(self.board, self.store, settings)
+        self.shown: list[MqttSink] = []  # what shows states of cameras besides the board
+        self.receivers: dict[WebhookSettings | Mqtt, Sink] = {}
+        self.store.page_url = settings.messages.page_url
+        self.outbox = Outbox(self.store, self.sinks(), settings.messages.give_up_after_hours * 3600, self.journal.say)
+        self.page = PageServer(self.board, self.store, settings, recogniser.classes, tell=self.journal.say)
         self.ended_at: dict[str, float] = {}  # cameras whose threads are gone, and since when
         self.alive_at = self.counted_at = time.monotonic()
         self.counts: dict[str, float] = {}
@@ -64,15 +66,18 @@ class Station:
 
     # -- parts --
 
-    def make_sinks(self) -> list[Sink]:
-        """One for each receiver; from now on messages are written for them."""
-        settings = self.settings
-        names = [camera.name for camera in settings.cameras]
-        self.mqtt = MqttSink(settings.mqtt, names, self.journal.say) if settings.mqtt else None
-        sinks: list[Sink] = [WebhookSink(hook) for hook in settings.webhooks]
-        sinks += [self.mqtt] if self.mqtt else []
-        self.store.set_sinks([sink.name for sink in sinks], settings.messages.page_url)
-        return sinks
+    def sinks(self) -> list[Sink]:
+        """The receivers of the settings; those that are as they were are the same."""
+        settings, before = self.settings, self.receivers
+        named = [*settings.webhooks, *([settings.mqtt] if settings.mqtt else [])]
+        self.receivers = {key: before[key] if key in before else self.make_sink(key) for key in named}
+        self.shown[:] = [sink for sink in self.receivers.values() if isinstance(sink, MqttSink)]
+        return list(self.receivers.values())
+
+    def make_sink(self, settings: WebhookSettings | Mqtt) -> Sink:
+        if isinstance(settings, WebhookSettings):
+            return WebhookSink(settings)
+        return MqttSink(settings, [camera.name for camera in self.settings.cameras], self.journal.say)
 
     def add_camera(self, camera: CameraSettings, source: Source) -> None:
         """Begins to watch one."""
@@ -98,7 +103,7 @@ class Station:
         settings = EventSettings(threshold, options.hysteresis, options.merge_gap, options.min_length)
         return CameraEvents(
             camera, self.recogniser.classes, settings, rule=rule, model=loaded.sha256, store=self.store,
-            shown=[self.mqtt] if self.mqtt else [], update_every=options.update_every, say=self.journal.say,
+            shown=self.shown, update_every=options.update_every, say=self.journal.say,
         )  # fmt: skip
 
     def threshold_of(self, camera: CameraSettings) -> tuple[float, str]:
@@ -134,7 +139,7 @@ class Station:
                 self.journal.say(f"event {id} ended when the program did")
             self.outbox.start()
             self.page.start()
-            note(f"page: {self.page.url}")
+            note(f"page: http://{self.settings.page.host}:{self.page.port}")
             for camera, source in find_sources(self.settings):
                 self.add_camera(camera, source)
             threads = [threading.Thread(target=work, daemon=True) for work in (self.tick_on, self.prune_on)]
@@ -203,15 +208,14 @@ class Station:
         if changed := [name for name in KEPT if getattr(old, name) != getattr(new, name)]:
             note(f"{', '.join(changed)}: what changed there needs a restart")
             new = replace(new, **{name: getattr(old, name) for name in changed})
-        receivers = (old.webhooks, old.mqtt, old.messages) != (new.webhooks, new.mqtt, new.messages)
         cameras = {camera.name: (camera, source) for camera, source in find_sources(new)}
-        self.settings = new
-        if receivers:
-            self.sinks = self.make_sinks()
-            self.outbox.replace(self.sinks)
-        elif self.mqtt:
-            self.mqtt.set_cameras(list(cameras))
-        anew = receivers or old.events != new.events
+        self.page.reload(new, self.recogniser.classes)
+        self.settings, anew = new, old.events != new.events
+        self.store.page_url = new.messages.page_url
+        self.outbox.give_up_after = new.messages.give_up_after_hours * 3600
+        self.outbox.replace(self.sinks())
+        for shown in self.shown:
+            shown.set_cameras(cameras)
         before = {name: seat.camera.settings for name, seat in self.engine.seats.items()}
         for name in before:
             if anew or name not in cameras or cameras[name][0] != before[name]:
@@ -219,6 +223,8 @@ class Station:
         for name, (camera, source) in cameras.items():
             if anew or before.get(name) != camera:
                 self.add_camera(camera, source)
+            else:
+                self.engine.seats[name].events.show_again()
 
     # -- beside it --
 
@@ -228,9 +234,8 @@ class Station:
         while not self.stopping.wait(TICK):
             self.count()
             snapshot = self.board.snapshot()
-            if self.mqtt:
-                for camera in snapshot:
-                    self.mqtt.set_status(camera["name"], camera["state"], camera["since"], camera["detail"])
+            for shown, camera in itertools.product(self.shown, snapshot):
+                shown.set_status(camera["name"], camera["state"], camera["since"], camera["detail"])
             self.journal.look(snapshot)
             now = time.monotonic()
             if interval and now - alive >= interval / 3 and now - self.alive_at < STUCK:
