@@ -13,7 +13,12 @@ from tests.places import ROOT
 
 MODEL = {"anomalyclip", "clip_model"}
 SCRIPTS = {"train", "evaluate", "extract_features", "predict", "ablate", "watch"}
-PROGRAMS = {"benchmarks.__main__", "videoanomaly.demo.train_clip"}  # run with -m, besides tests.fuzz
+PROGRAMS = {
+    "benchmarks.__main__",
+    "benchmarks.many_cameras",
+    "benchmarks.watching",
+    "videoanomaly.demo.train_clip",
+}  # run with -m, besides tests.fuzz
 # room -> rooms of ours it may import from, besides itself; a room is a folder of the package, or one of its files
 RUNTIME = {"runtime"}
 SYSTEMS = MODEL | {"data", "runtime"}

@@ -41,6 +41,7 @@ def content(event: Mapping[str, Any], kind: str, number: int, page_url: str) -> 
         "time": iso(time.time()),
         "start": iso(event["start"]),
         "end": iso(event["end"]) if kind == "end" else None,
+        "seen_until": iso(event["end"]),  # of the newest picture that this message knows of
         **best,
         "others": others,
         "confidence": round(event["p_A"], 4),
