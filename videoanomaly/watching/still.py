@@ -1,8 +1,9 @@
 """Whether a picture differs from another: a small grey copy of it, and what that tells of a camera.
 
-The copy is the frame's luma, averaged over COLUMNS x ROWS blocks, in levels of 0 to 255. Two pictures are one and the
-same scene if no block differs by more than a few levels: means over a block hide the noise of a sensor and the grain of
-compression, while a person who walks changes several blocks by tens of levels.
+The copy is the frame's luma, averaged over COLUMNS x ROWS blocks, in levels of 0 to 255. A camera whose copies are
+equal is frozen. Two pictures show one and the same scene if no region, POOL x POOL blocks, differs by more than a few
+levels: its mean hides the noise of a sensor and the grain of compression, while what moves in a twentieth of it, 60
+levels lighter or darker than what is behind, changes it by three.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, ImageDraw
 
 COLUMNS, ROWS = 64, 36  # blocks of 10 x 10 pixels in a picture of 640 x 360
-STILL = 3  # levels of 255 that a block of a still scene may differ; what it saves and changes: docs/watch.md
+POOL = 4  # blocks, side of a region
+STILL = 3.0  # levels of 255 that a region of a still scene may differ; what it saves and changes: docs/watch.md
 DARK = 32  # levels: black is 16 in most videos
 BLACK_AFTER = 10.0  # seconds without a brighter block
 GREY = 128  # level of what a mask hides
@@ -23,6 +25,11 @@ def luma_blocks(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarr
     """Means over the blocks, (ROWS, COLUMNS) int16."""
     small = reformatter.reformat(frame, COLUMNS, ROWS, "gray", interpolation=Interpolation.AREA, threads=1)
     return small.to_ndarray().astype(np.int16)
+
+
+def regions(blocks: np.ndarray) -> np.ndarray:
+    """Means over POOL x POOL blocks, (ROWS / POOL, COLUMNS / POOL)."""
+    return blocks.reshape(ROWS // POOL, POOL, COLUMNS // POOL, POOL).mean(axis=(1, 3))
 
 
 class Mask:
@@ -55,7 +62,7 @@ class Stillness:
 
     Args:
         frozen_after: Seconds of one and the same picture.
-        mask: Blocks that it hides never differ.
+        mask: What it hides never differs.
     """
 
     def __init__(self, frozen_after: float, mask: Mask | None = None):
@@ -83,7 +90,7 @@ class Stillness:
         """Whether the picture is the scene that was encoded last."""
         if self.encoded is None:
             return False
-        difference = np.abs(blocks - self.encoded)
+        difference = blocks - self.encoded
         if self.mask:
             difference[self.mask.blocks] = 0
-        return int(difference.max()) <= STILL
+        return bool(np.abs(regions(difference)).max() <= STILL)
