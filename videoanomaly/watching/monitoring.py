@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from videoanomaly.watching.board import LATENCY_BOUNDS, STATES, Board
 from videoanomaly.watching.event_store import EventStore
@@ -92,7 +93,7 @@ class WatchCollector(Collector):
                 name: (counts.copy(), self.board.latency_sums[name]) for name, counts in self.board.latencies.items()
             }
         for name, (counts, total) in sorted(found.items()):
-            bounds = [*(f"{bound:g}" for bound in LATENCY_BOUNDS), "+Inf"]
+            bounds = [*map(floatToGoString, LATENCY_BOUNDS), "+Inf"]
             family.add_metric([name], list(zip(bounds, np.cumsum(counts).astype(float).tolist())), total)
         return family
 
