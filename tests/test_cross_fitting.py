@@ -3,11 +3,13 @@
 import json
 import signal
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 import train
 from tests.synthetic import equal, run, write_dataset
+from videoanomaly import plots
 from videoanomaly.data.annotations import Video
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.operating_curve import OperatingCurve, Watched, measure, rate_interval, share_interval
@@ -64,6 +66,32 @@ def test_a_curve_comes_back_from_a_checkpoints_plain_values():
     back = OperatingCurve.from_plain(json.loads(json.dumps(curve.to_plain())))
     assert [back.at(t) for t in (0.1, 0.5, 0.9)] == [curve.at(t) for t in (0.1, 0.5, 0.9)]
     assert back.rows() == curve.rows() and back.best_threshold() == curve.best_threshold()
+
+
+def test_the_picture_shows_for_each_rate_what_its_threshold_finds():
+    rng = np.random.default_rng(0)
+    videos = [watched(label, *rng.random(3)) for label in (-1, 0, 1) for _ in range(20)]
+    videos += [
+        video._replace(p_A=np.maximum(video.p_A, 0.45)) for video in [watched(-1, *[0.95] * 9)]
+    ]  # 9 alarms, or 1
+    curve = measure(videos)
+    assert (np.diff(curve.false_alarms) > 0).any()
+    axes = plt.figure().subplots()
+    plots.draw_shares(axes, curve)
+    rates, shares = axes.lines[0].get_data()
+    for rate in np.arange(0.01, 2, 0.06):
+        threshold = curve.threshold_at(rate)
+        assert shares[rates <= rate][-1] == pytest.approx(100 * curve.at(threshold)["found"])
+    plots.draw_rates(axes := plt.figure().subplots(), curve)
+    for threshold, rate in zip(*axes.lines[0].get_data()):
+        assert rate == curve.at(threshold)["false_alarms_per_hour"]
+    plt.close("all")
+
+
+@pytest.mark.parametrize("videos", [VIDEOS[:2], VIDEOS[2:], [watched(-1), watched(0, 0.9)], [watched(-1, 0.9)]])
+def test_a_picture_is_drawn_whatever_there_is_of_either_kind(videos, tmp_path):
+    plots.operating_curve(tmp_path / "curve.png", measure(videos))
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_intervals_are_the_published_ones():

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from videoanomaly import fonts
-from videoanomaly.operating_curve import OperatingCurve
+from videoanomaly.operating_curve import LADDER, OperatingCurve
 from videoanomaly.runtime.files import write_atomically
 
 # isort: split
@@ -309,22 +309,49 @@ def reliability(path: Path, p_A: np.ndarray, truth: np.ndarray, num_bins: int = 
 
 
 def operating_curve(path: Path, curve: OperatingCurve) -> None:
-    """Abnormal videos found against false alarms per hour, with intervals; the default threshold is marked."""
-    rows, best = [curve.at(threshold) for threshold in curve.thresholds], curve.at(curve.best_threshold())
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    rate = [row["false_alarms_per_hour"] or 0 for row in rows]
-    for name, text, colour in zip(("found", "named"), ("found", "with the right class"), COLOURS):
-        share = [row[name] or 0 for row in rows]
-        low, high = zip(*[row[f"{name}_interval"] or (0, 0) for row in rows])
-        axes.fill_between(rate, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(rate, share, color=colour, label=f"abnormal videos {text}")
-        axes.plot(best["false_alarms_per_hour"] or 0, best[name] or 0, "o", color=colour)
-    axes.set_xscale("symlog", linthresh=max(curve.lowest_rate, 0.001) if curve.normal_hours else 1)
-    axes.set(xlabel="false alarms per hour of normal video", ylabel="share of abnormal videos", ylim=(0, 1))
-    axes.set_title(f"unseen training videos, {curve.normal_hours:.2g} h normal; dots: default threshold", fontsize=10)
+    """Abnormal videos found against false alarms per hour, or without abnormal videos false alarms against thresholds;
+    with intervals, and the default threshold marked.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    draw, rates, scale = (
+        (draw_shares, axes.xaxis, axes.set_xscale) if curve.num_abnormal else (draw_rates, axes.yaxis, axes.set_yscale)
+    )
+    draw(axes, curve)
+    most = float(curve.false_alarms.max()) * curve.lowest_rate if curve.normal_hours else 1.0
+    steps = [rate for rate in LADDER if curve.lowest_rate <= rate <= most]
+    scale("symlog", linthresh=steps[0] if steps else 1.0)  # rates below the first one cannot be told
+    rates.set_ticks([], minor=True)
+    rates.set_ticks([0, *steps], labels=[f"{rate:g}" for rate in (0, *steps)])
+    rates.set_label_text("false alarms per hour of normal video")
+    videos = f"{curve.num_normal} normal videos, {curve.normal_hours:.2g} h, and {curve.num_abnormal} abnormal ones"
+    axes.set_title(f"{videos},\neach scored by a model that has not seen it; dots: default threshold", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
     save(figure, path)
+
+
+def draw_shares(axes: Axes, curve: OperatingCurve) -> None:
+    """Per cent of abnormal videos over the rates that `threshold_at` looks up."""
+    rows, best = [curve.at(threshold) for threshold in curve.thresholds[::-1]], curve.at(curve.best_threshold())
+    rate = np.maximum.accumulate([row["false_alarms_per_hour"] or 0 for row in rows])
+    for name, text, colour in zip(("found", "named"), ("with an alarm", "with one of the right class"), COLOURS):
+        low, high = 100 * np.array([row[f"{name}_interval"] for row in rows]).T
+        axes.fill_between(rate, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+        share = [100 * row[name] for row in rows]
+        axes.plot(rate, share, color=colour, drawstyle="steps-post", label=text)
+        axes.plot(best["false_alarms_per_hour"] or 0, 100 * best[name], "o", color=colour)
+    axes.set(ylabel="abnormal videos, per cent", ylim=(0, 102), xlim=(0, None))
+    axes.legend(loc="upper left")
+
+
+def draw_rates(axes: Axes, curve: OperatingCurve) -> None:
+    """False alarms per hour over thresholds."""
+    rows, best = [curve.at(threshold) for threshold in curve.thresholds], curve.at(curve.best_threshold())
+    low, high = np.array([row["false_alarms_per_hour_interval"] for row in rows]).T
+    axes.fill_between(curve.thresholds, low, high, step="post", color=COLOURS[0], alpha=0.15, linewidth=0)
+    rate = [row["false_alarms_per_hour"] for row in rows]
+    axes.plot(curve.thresholds, rate, color=COLOURS[0], drawstyle="steps-post")
+    axes.plot(best["threshold"], best["false_alarms_per_hour"], "o", color=COLOURS[0])
+    axes.set(xlabel="threshold of p_A", ylim=(0, None))
 
 
 def predicted_labels(p_A: np.ndarray, p_class: np.ndarray) -> np.ndarray:
