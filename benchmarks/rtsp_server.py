@@ -2,11 +2,20 @@
 gstreamer1.0-plugins-good and gstreamer1.0-plugins-bad, and the system's Python.
 """
 
+import itertools
 import json
 import socket
 import subprocess
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
+
+from videoanomaly.runtime.console import InputError
+
+SIDE = 320  # pixels of the pictures
 SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's GStreamer packages are for it
 PARSERS = {
     "h264": ("h264parse config-interval=-1", "rtph264pay"),
@@ -55,3 +64,49 @@ def serve(port: int, videos: dict[str, tuple[Path, str]]) -> subprocess.Popen:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert server.stdout and server.stdout.readline() == "ready\n"
     return server
+
+
+def pictures(videos: Path, seed: int) -> Iterator[av.VideoFrame]:
+    """Yields those of one video after the other, every second one normal."""
+    rng = np.random.default_rng(seed)
+    normal = sorted((videos / "Normal").glob("*.mp4"))
+    others = sorted(p for p in videos.glob("*/*.mp4") if p.parent.name != "Normal")
+    if not normal or not others:
+        raise InputError(f"--videos {videos}: expected folders of .mp4 files by class, one of them Normal")
+    for pair in itertools.repeat((normal, others)):
+        for paths in pair:
+            with av.open(str(paths[rng.integers(len(paths))])) as container:
+                yield from container.decode(video=0)
+
+
+def write_part(path: Path, videos: Path, codec: str, fps: int, seconds: float, seed: int) -> None:
+    names = {"h264": "libx264", "hevc": "libx265"}
+    options = {"preset": "ultrafast"} | ({"x265-params": "log-level=none"} if codec == "hevc" else {})
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(names[codec], rate=fps, options=options)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt, stream.gop_size, stream.bit_rate = "yuv420p", 2 * fps, 400_000
+        for i, frame in enumerate(itertools.islice(pictures(videos, seed), round(seconds * fps))):
+            frame = frame.reformat(SIDE, SIDE, "yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def repeat(part: Path, path: Path, length: float, seconds: float) -> None:
+    """The same packets, of so many seconds, again and again."""
+    with av.open(str(path), "w") as container:
+        out, offset, first = None, 0, None
+        while first is None or offset < seconds * 90_000:
+            with av.open(str(part)) as source:
+                stream = source.streams.video[0]
+                out = out or container.add_stream_from_template(stream)
+                ticks = int(90_000 * stream.time_base)
+                for packet in source.demux(stream):
+                    if packet.dts is None:
+                        continue
+                    first = packet.dts * ticks if first is None else first
+                    packet.pts, packet.dts = (stamp * ticks + offset for stamp in (packet.pts, packet.dts))
+                    packet.time_base, packet.stream = Fraction(1, 90_000), out
+                    container.mux(packet)
+                offset += round(length * 90_000)

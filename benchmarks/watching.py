@@ -6,7 +6,6 @@ whether each event that the database holds was delivered to both receivers, in o
 """
 
 import argparse
-import itertools
 import json
 import os
 import signal
@@ -17,28 +16,26 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import av
 import numpy as np
 import paho.mqtt.client as mqtt
 
-from benchmarks.rtsp_server import free_port, serve, what_is_missing
+from benchmarks.rtsp_server import free_port, repeat, serve, what_is_missing, write_part
 from videoanomaly.runtime.console import InputError, Parser, run_script
 
-SIDE = 320  # pixels of the cameras' pictures
 CAMERAS = {"hall": ("h264", 30), "yard": ("hevc", 15), "gate": ("h264", 30), "shop": ("h264", 8)}  # codec, pictures/s
 PART = 180  # seconds of pictures that are encoded; they are repeated
 # what happens when, minutes of a run of twenty
 PLAN = (
     (3.0, "camera", 10 / 60), (5.0, "camera", 2.0), (7.5, "broker", 3.0), (9.0, "webhook", 5.0), (15.0, "kill", 0.0),
 )  # fmt: skip
-GRACE = 20.0  # seconds between the end of the cameras' time and SIGTERM, in which messages arrive
+WAITING = "videoanomaly_outbox_waiting"  # of /metrics
+GRACE = 150.0  # seconds at most between the end of the run and SIGTERM, in which messages arrive
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -46,60 +43,16 @@ def parse_args(argv=None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ckpt", required=True, help="of the demo, or of another model that fits --videos")
     add("--clip", help="weights of its CLIP")
+    add("--encoder", help="FILE.py:CLASS instead, as predict.py has it")
     add("--videos", type=Path, required=True, help="folders of videos by class, those of Normal between the others")
     add("--minutes", type=float, default=20.0, help="of the run; the outages are as long as it is to 20")
+    add("--kills", type=int, default=0, help="further kills at random moments")
     add("--threshold", type=float, default=0.5)
     add("--out", type=Path, default=Path("runs/watching"), help="folder of all that the run makes")
     return parser.parse_args(argv)
 
 
 # ---------------------------------------------------------------- cameras
-
-
-def pictures(videos: Path, seed: int) -> Iterator[av.VideoFrame]:
-    """Yields those of one video after the other, every second one normal."""
-    rng = np.random.default_rng(seed)
-    normal = sorted((videos / "Normal").glob("*.mp4"))
-    others = sorted(p for p in videos.glob("*/*.mp4") if p.parent.name != "Normal")
-    if not normal or not others:
-        raise InputError(f"--videos {videos}: expected folders of .mp4 files by class, one of them Normal")
-    for pair in itertools.repeat((normal, others)):
-        for paths in pair:
-            with av.open(str(paths[rng.integers(len(paths))])) as container:
-                yield from container.decode(video=0)
-
-
-def write_part(path: Path, videos: Path, codec: str, fps: int, seed: int) -> None:
-    names = {"h264": "libx264", "hevc": "libx265"}
-    options = {"preset": "ultrafast"} | ({"x265-params": "log-level=none"} if codec == "hevc" else {})
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(names[codec], rate=fps, options=options)
-        stream.width = stream.height = SIDE
-        stream.pix_fmt, stream.gop_size, stream.bit_rate = "yuv420p", 2 * fps, 400_000
-        for i, frame in enumerate(itertools.islice(pictures(videos, seed), PART * fps)):
-            frame = frame.reformat(SIDE, SIDE, "yuv420p")
-            frame.pts, frame.time_base = i, Fraction(1, fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
-def repeat(part: Path, path: Path, seconds: float) -> None:
-    """The same packets again and again."""
-    with av.open(str(path), "w") as container:
-        out, offset, first = None, 0, None
-        while first is None or offset < seconds * 90_000:
-            with av.open(str(part)) as source:
-                stream = source.streams.video[0]
-                out = out or container.add_stream_from_template(stream)
-                ticks = int(90_000 * stream.time_base)
-                for packet in source.demux(stream):
-                    if packet.dts is None:
-                        continue
-                    first = packet.dts * ticks if first is None else first
-                    packet.pts, packet.dts = (stamp * ticks + offset for stamp in (packet.pts, packet.dts))
-                    packet.time_base, packet.stream = Fraction(1, 90_000), out
-                    container.mux(packet)
-                offset += PART * 90_000
 
 
 class Server:
@@ -213,6 +166,16 @@ class Service:
                 lines = [line for line in answer.read().decode().splitlines() if line[:1] != "#"]
             self.counters = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
+    def wait_for_messages(self) -> None:
+        """Until none waits any more."""
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            time.sleep(1)
+            self.look()
+            waiting = [value for name, value in self.counters.items() if name.startswith(WAITING)]
+            if waiting and not any(waiting):
+                return
+
     def end(self, number: int) -> float:
         """Ends it by a signal; seconds that it took."""
         begun = time.monotonic()
@@ -238,32 +201,44 @@ def settings_text(general: dict[str, str], threshold: float, ports: dict[str, in
 
 def make_cameras(folder: Path, videos: Path, seconds: float) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
+    length = min(PART, seconds // 4)
     for i, (name, (codec, fps)) in enumerate(CAMERAS.items()):
         part, path = folder / f"{name}-part.mp4", folder / f"{name}.mp4"
         if not part.exists():
-            write_part(part, videos, codec, fps, i)
-        repeat(part, path, seconds)
+            write_part(part, videos, codec, fps, length, i)
+        repeat(part, path, length, seconds)
     return {name: folder / f"{name}.mp4" for name in CAMERAS}
 
 
-def run_plan(minutes: float, service: Service, servers: dict[str, Server], webhook: Received) -> None:
-    """Lets things fail as PLAN says, and looks at the service every five seconds."""
-    begun, scale = time.monotonic(), minutes / 20
-    threads = []
-    plan = [(at * 60 * scale, what, length * 60 * scale) for at, what, length in PLAN]
-    while (now := time.monotonic() - begun) < 60 * minutes:
+def make_plan(minutes: float, kills: int) -> list[tuple[float, str, float]]:
+    """PLAN in seconds, for a run of so many minutes, and further kills."""
+    plan = [(3 * minutes * at, what, 3 * minutes * length) for at, what, length in PLAN]
+    moments = np.random.default_rng().uniform(0.05, 0.95, kills) * 60 * minutes
+    return sorted(plan + [(float(at), "kill", 0.0) for at in moments])
+
+
+def run_plan(
+    plan: list[tuple[float, str, float]],
+    seconds: float,
+    service: Service,
+    servers: dict[str, Server],
+    webhook: Received,
+) -> None:
+    """Lets things fail as planned, and looks at the service every five seconds."""
+    begun, threads = time.monotonic(), []
+    while (now := time.monotonic() - begun) < seconds:
         while plan and plan[0][0] <= now:
-            _, what, seconds = plan.pop(0)
-            print(f"{now:.0f} s: {what}{f' away for {seconds:.0f} s' if seconds else ''}", flush=True)
+            _, what, length = plan.pop(0)
+            print(f"{now:.0f} s: {what}{f' away for {length:.0f} s' if length else ''}", flush=True)
             if what == "kill":
                 service.end(signal.SIGKILL)
                 service.start()
                 continue
-            work = (lambda s: away(webhook, s)) if what == "webhook" else servers[what].away
-            threads.append(threading.Thread(target=work, args=(seconds,), daemon=True))
+            work = (lambda length: away(webhook, length)) if what == "webhook" else servers[what].away
+            threads.append(threading.Thread(target=work, args=(length,), daemon=True))
             threads[-1].start()
         service.look()
-        time.sleep(5)
+        time.sleep(min(5.0, max(plan[0][0] - now, 0.1) if plan else 5.0))
     for thread in threads:
         thread.join()
 
@@ -274,18 +249,24 @@ def away(received: Received, seconds: float) -> None:
     received.is_away = False
 
 
-def stored(folder: Path) -> list[sqlite3.Row]:
+def stored(folder: Path) -> tuple[list[sqlite3.Row], set[tuple[str, str]]]:
+    """All events, and (sink, key) of the messages that wait still."""
     connection = sqlite3.connect(folder / "watch.db")
     connection.row_factory = sqlite3.Row
     assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-    return connection.execute("SELECT * FROM events ORDER BY id").fetchall()
+    waiting = {(row["sink"], json.loads(row["body"])["key"]) for row in connection.execute("SELECT * FROM messages")}
+    return connection.execute("SELECT * FROM events ORDER BY id").fetchall(), waiting
 
 
-def check_delivery(name: str, received: Received, events: Sequence[sqlite3.Row]) -> list[str]:
+def check_delivery(
+    name: str, received: Received, events: Sequence[sqlite3.Row], waiting: set[tuple[str, str]]
+) -> list[str]:
     """What is not as it should be: messages that are lost, out of order, or of events that are not stored."""
     found, wrong = received.by_event(), []
     for event in events:
         numbers = [message["number"] for _, message in found.get(event["id"], [])]
+        left = [n for n in range(1, event["message_count"] + 1) if (name, f"{event['id']}:{n}") in waiting]
+        numbers += [n for n in left if n not in numbers]  # SIGTERM came before them
         if numbers != list(range(1, event["message_count"] + 1)):
             wrong.append(f"{name}: event {event['id']} has messages {numbers} of {event['message_count']}")
     wrong += [f"{name}: event {id} is not stored" for id in found.keys() - {event["id"] for event in events}]
@@ -303,8 +284,9 @@ def latencies(received: Received) -> np.ndarray:
     ])  # fmt: skip
 
 
-def report(service: Service, events: Sequence[sqlite3.Row], receivers: dict[str, Received], stop: float) -> int:
+def report(service: Service, folder: Path, receivers: dict[str, Received], stop: float) -> int:
     """Prints the table; 1 if something is wrong."""
+    events, waiting = stored(folder)
     for name in CAMERAS:
         label = f'camera="{name}"'
         numbers = {
@@ -321,7 +303,7 @@ def report(service: Service, events: Sequence[sqlite3.Row], receivers: dict[str,
     begun = service.memory[0][0]
     warm = [mb for moment, mb in service.memory if moment - begun > 60] or [mb for _, mb in service.memory]
     print(f"memory after a minute {warm[0]:.0f} MiB, at the end {warm[-1]:.0f} MiB, highest {max(warm):.0f} MiB")
-    wrong = [text for name, received in receivers.items() for text in check_delivery(name, received, events)]
+    wrong = [text for name, received in receivers.items() for text in check_delivery(name, received, events, waiting)]
     for name, received in receivers.items():
         seconds = latencies(received)
         median, high = np.percentile(seconds, (50, 95)) if len(seconds) else (np.nan, np.nan)
@@ -351,15 +333,14 @@ def main(argv=None) -> int:
     client = subscribe(ports["broker"], mosquitto, states)
     general = {"checkpoint": str(Path(args.ckpt).resolve()), "folder": str((args.out / "state").resolve())}
     general |= {"clip": str(Path(args.clip).resolve())} if args.clip else {}
+    general |= {"encoder": str(Path(args.encoder).resolve())} if args.encoder else {}
     (args.out / "watch.toml").write_text(settings_text(general, args.threshold, ports, hook))
     service = Service(args.out / "watch.toml", args.out / "log.txt", ports["page"])
     try:
-        run_plan(args.minutes, service, servers, alarm)
-        time.sleep(GRACE)
-        service.look()
+        run_plan(make_plan(args.minutes, args.kills), 60 * args.minutes, service, servers, alarm)
+        service.wait_for_messages()
         stop = service.end(signal.SIGTERM)
-        time.sleep(2)
-        return report(service, stored(args.out / "state"), {"webhook": alarm, "mqtt": mosquitto}, stop)
+        return report(service, args.out / "state", {"webhook.alarm": alarm, "mqtt": mosquitto}, stop)
     finally:
         client.loop_stop()
         service.process.kill()
