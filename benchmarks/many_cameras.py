@@ -1,8 +1,8 @@
 """How watch.py shares a device among many cameras: python -m benchmarks.many_cameras --cameras 100 --speed 400
 
-Cameras are simulated: threads that give pictures at a rate of their own, and an encoder that takes as long as it is
-told to. All between is real: sampling, batches, shares, model, events, database. Prints rows a second of each camera,
-lowest and highest, latency, memory and threads.
+Cameras are simulated: threads that give pictures at a rate of their own; the encoder takes as long as it is told to, or
+is ViT-B/16 with random weights (--vit float32, --vit bfloat16). All between is real: sampling, batches, shares, model,
+events, database. Prints rows a second of each camera, lowest and highest, latency, memory and threads.
 """
 
 import argparse
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from benchmarks.inputs import VIT_B16, random_clip
 from videoanomaly.event_rule import EventSettings
 from videoanomaly.live.streams import Source
 from videoanomaly.runtime.console import Parser, run_script
-from videoanomaly.video.encoders import Encoder
+from videoanomaly.video.encoders import ClipEncoder, Encoder
 from videoanomaly.watching.board import Board, CameraStatus
 from videoanomaly.watching.camera import Camera
 from videoanomaly.watching.camera_events import CameraEvents
@@ -47,12 +48,24 @@ class StubEncoder:
         return images.flatten(1)
 
 
-class SimulatedCamera(Camera):
-    """Gives pictures of noise at a rate."""
+class VitEncoder(ClipEncoder):
+    """ViT-B/16 with random weights, in float32 or under autocast."""
 
-    def __init__(self, fps: float, *given, **named):
+    def __init__(self, precision: str):
+        super().__init__(random_clip(VIT_B16), "cpu")
+        self.precision = getattr(torch, precision)
+
+    def encode(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
+            return super().encode(images).float()
+
+
+class SimulatedCamera(Camera):
+    """Gives pictures of noise at a rate, each of them `stay` times."""
+
+    def __init__(self, fps: float, stay: int, *given, **named):
         super().__init__(*given, **named)
-        self.fps, rng = fps, np.random.default_rng(0)
+        self.fps, self.stay, rng = fps, stay, np.random.default_rng(0)
         noise = rng.integers(0, 255, (8, HEIGHT, WIDTH, 3), np.uint8)
         self.pictures = [
             av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p") for picture in noise
@@ -66,7 +79,8 @@ class SimulatedCamera(Camera):
             self.num_frames += 1
             stamp = self.num_frames / self.fps
             self.stopping.wait(max(begun + stamp - time.monotonic(), 0))
-            self.sample(self.pictures[self.num_frames % len(self.pictures)], stamp, 0.5 / self.fps)
+            picture = self.pictures[self.num_frames // self.stay % len(self.pictures)]
+            self.sample(picture, stamp, 0.5 / self.fps)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -76,6 +90,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--fps", type=float, default=15.0, help="pictures a second of each camera")
     add("--slow", type=int, default=0, help="so many of the cameras give a tenth of it")
     add("--stride", type=int, default=1, help="frames for each row")
+    add("--stay", type=int, default=1, help="so many pictures in a row are the same, and share features")
+    add("--vit", choices=("float32", "bfloat16"), help="encode with ViT-B/16")
     add("--speed", type=float, default=400.0, help="pictures that the encoder takes a second")
     add("--seconds", type=float, default=30.0, help="measured, behind ten seconds of warming up")
     return parser.parse_args(argv)
@@ -101,22 +117,29 @@ def resident() -> float:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    board, encoder = Board(), Encoder(StubEncoder(args.speed), "stub", 1, None, SIDE)
+    torch.set_grad_enabled(False)
+    board = Board()
+    encoder = Encoder(VitEncoder(args.vit) if args.vit else StubEncoder(args.speed), "stub", 1, None, SIDE)
     engine = Engine(make_model(encoder.model.dim), encoder, 32, board)
     rates = [args.fps / (10 if i < args.slow else 1) for i in range(args.cameras)]
     with tempfile.TemporaryDirectory() as folder:
         store, before, at_start = EventStore(Path(folder)), resident(), threading.active_count()
         for i, fps in enumerate(rates):
-            add_camera(engine, store, board, encoder, f"camera{i:03d}", fps, args.stride)
+            add_camera(engine, store, board, encoder, f"camera{i:03d}", fps, args.stay, args.stride)
         print(
             f"{args.cameras} cameras, {sum(rates) / args.stride:.0f} rows/s wanted, encoder {args.speed:.0f} pictures/s"
         )
         work(engine, 10)
         cameras = [seat.camera for seat in engine.seats.values()]
-        counts, begun, cpu, seen = [c.num_encoded for c in cameras], time.monotonic(), time.process_time(), resident()
+        counts, begun, cpu, seen = (
+            [c.num_encoded + c.num_reused for c in cameras],
+            time.monotonic(),
+            time.process_time(),
+            resident(),
+        )
         work(engine, args.seconds)
         passed = time.monotonic() - begun
-        found = [(c.num_encoded - n) / passed for c, n in zip(cameras, counts)]
+        found = [(c.num_encoded + c.num_reused - n) / passed for c, n in zip(cameras, counts)]
         latencies = np.concatenate([list(seat.watches[0].latencies)[-1000:] for seat in engine.seats.values()])
         report(found, args.slow, latencies)
         print(f"memory: {(resident() - before) / args.cameras:.2f} MB a camera, growth {resident() - seen:.1f} MB")
@@ -125,9 +148,13 @@ def main(argv=None) -> None:
             camera.stopping.set()
 
 
-def add_camera(engine: Engine, store: EventStore, board: Board, encoder: Encoder, name: str, fps: float, stride: int):
-    how = {"encoder": encoder, "reuse_still": False, "board": board, "recorder": None, "wake": engine.waiting.set}
-    camera = SimulatedCamera(fps, CameraSettings(name, "stub"), Source(name, {}, False, False), None, stride, **how)
+def add_camera(
+    engine: Engine, store: EventStore, board: Board, encoder: Encoder, name: str, fps: float, stay: int, stride: int
+) -> None:
+    how = {"encoder": encoder, "reuse_still": stay > 1, "board": board, "recorder": None, "wake": engine.waiting.set}
+    camera = SimulatedCamera(
+        fps, stay, CameraSettings(name, "stub"), Source(name, {}, False, False), None, stride, **how
+    )
     board.add(CameraStatus(name, name))
     told = {"rule": "given", "model": "stub", "store": store, "shown": [], "update_every": 5.0, "say": print}
     engine.add(camera, CameraEvents(camera, ("Fire", "Flood"), EventSettings(0.99), **told))

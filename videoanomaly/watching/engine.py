@@ -1,7 +1,7 @@
 """One encoder and one model for all cameras: pictures of several in one batch, whenever the device is free.
 
-Each turn takes one row from every camera that has some, then the next, up to the size of a batch, so that no camera
-waits for another's backlog. Where the device cannot take all rows, each camera gets the same share of it, or less if it
+Cameras have their turns one after the other, a row each, so that none waits for another's backlog; a batch holds as
+many as take half a second. Where the device cannot take all rows, each camera gets the same share of it, or less if it
 asks for less: its thread then leaves rows out at even distances (`Camera.spacing`).
 
 Shapes: D feature size.
@@ -10,6 +10,7 @@ Shapes: D feature size.
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from videoanomaly.watching.camera import Camera, Look
 from videoanomaly.watching.camera_events import CameraEvents
 
 SHARE_EVERY = 1.0  # seconds between two looks at how the device's time is shared
+LONGEST_STEP = 0.5  # seconds of a batch: more rows would wait for each other on a slow device
+FIRST_BATCH = 4  # rows of the first one, when nothing is known
 SPARE = 0.95  # of the device's time that is given away
 FADING = 0.8  # of what was measured before, at each look
 BACKLOG = 1  # rows that wait at most of a camera that cannot have all of its own: older ones would only be late
@@ -67,7 +70,8 @@ class Engine:
         self.model, self.encoder, self.batch, self.board = model, encoder, batch, board
         self.seats: dict[str, Seat] = {}
         self.waiting = threading.Event()  # there may be something to take
-        self.first = 0  # camera that begins the next turn
+        self.order: deque[str] = deque()  # in which cameras have their turns, the next one first
+        self.taken_at: dict[str, float] = {}  # when each camera last had something to take
         self.done = self.busy = 0.0  # rows encoded in the last seconds, and seconds of work
         self.shared_at = time.monotonic()
         self.asked: dict[str, int] = {}  # rows that each camera would have had encoded
@@ -75,29 +79,32 @@ class Engine:
 
     def add(self, camera: Camera, events: CameraEvents) -> None:
         self.seats[camera.name] = Seat(camera, events, [])
+        self.order.append(camera.name)
 
     def remove(self, name: str) -> Seat:
         """Ends the camera's open event."""
         self.finish(self.seats[name])
         self.last.pop(name, None)
+        self.order.remove(name)
         return self.seats.pop(name)
 
     def take(self) -> list[tuple[Seat, Look]]:
-        """Rows of all cameras in turn, as many as a batch holds that are to be encoded."""
-        taken, room = [], self.batch
-        names = list(self.seats)
-        names = names[self.first % max(len(names), 1) :] + names[: self.first % max(len(names), 1)]
-        while names and room > 0:
-            found = [(seat, look) for seat in map(self.seats.get, names) if seat and (look := seat.camera.take())]
-            names = [seat.camera.name for seat, _ in found]
-            room -= sum(look.inputs is not None for _, look in found)
-            taken += found
-        self.first += 1
+        """Rows of all cameras in turn: as many that are to be encoded as a batch holds, or as take a short while."""
+        room = min(self.batch, max(LONGEST_STEP * self.done / self.busy, 1.0) if self.done else FIRST_BATCH)
+        taken, num_empty = [], 0
+        while room >= 1 and num_empty < len(self.order):
+            seat = self.seats[self.order[0]]
+            self.order.rotate(-1)
+            if look := seat.camera.take():
+                taken.append((seat, look))
+                room -= look.inputs is not None
+            num_empty = 0 if look else num_empty + 1
         return taken
 
     def step(self) -> bool:
         """Encodes and scores a batch, if anything waits; whether it did."""
         begun, taken = time.monotonic(), self.take()
+        self.taken_at |= {seat.camera.name: begun for seat, _ in taken}
         self.end_gaps(begun)
         if begun - self.shared_at > SHARE_EVERY:
             self.share(begun)
@@ -139,8 +146,8 @@ class Engine:
 
     def end_gaps(self, now: float) -> None:
         """Ends the open events of cameras from which nothing has come for a while."""
-        for seat in self.seats.values():
-            if seat.watches and seat.watches[0].next_row is not None and now - seat.watches[0].arrival > GAP:
+        for name, seat in self.seats.items():
+            if seat.watches and seat.watches[0].next_row is not None and now - self.taken_at[name] > GAP:
                 self.finish(seat)
 
     def finish(self, seat: Seat) -> None:
