@@ -127,7 +127,8 @@ def main(argv=None) -> None:
         for i, fps in enumerate(rates):
             add_camera(engine, store, board, encoder, f"camera{i:03d}", fps, args.stay, args.stride)
         print(
-            f"{args.cameras} cameras, {sum(rates) / args.stride:.0f} rows/s wanted, encoder {args.speed:.0f} pictures/s"
+            f"{args.cameras} cameras, {sum(rates) / args.stride:.0f} rows/s wanted, encoder "
+            + (args.vit or f"{args.speed:.0f} pictures/s")
         )
         work(engine, 10)
         cameras = [seat.camera for seat in engine.seats.values()]
@@ -146,6 +147,8 @@ def main(argv=None) -> None:
         print(f"threads: {threading.active_count() - at_start}; CPU {(time.process_time() - cpu) / passed:.2f} cores")
         for camera in cameras:
             camera.stopping.set()
+        for camera in cameras:
+            camera.join()
 
 
 def add_camera(

@@ -13,6 +13,7 @@ from types import FrameType
 import av.logging
 
 from videoanomaly.event_rule import EventSettings
+from videoanomaly.live.service import warm_up
 from videoanomaly.live.streams import Source, find_source
 from videoanomaly.prediction.api import Recogniser
 from videoanomaly.prediction.operating_point import choose_threshold
@@ -54,6 +55,7 @@ class Station:
         self.store = EventStore(Path(settings.folder))
         encoder = recogniser.encoder
         self.engine = Engine(recogniser.loaded.model, encoder, settings.batch, self.board)
+        self.engine.done, self.engine.busy = 1.0, warm_up(recogniser.loaded.model, encoder.model)
         self.shown: list[MqttSink] = []  # what shows states of cameras besides the board
         self.receivers: dict[WebhookSettings | Mqtt, Sink] = {}
         self.store.page_url = settings.messages.page_url
@@ -171,11 +173,17 @@ class Station:
         """Ends open events, finishes clips, sends what can be sent, within seconds."""
         systemd.notify("STOPPING=1")
         self.stopping.set()
-        for name in list(self.engine.seats):
+        cameras = [seat.camera for seat in self.engine.seats.values()]
+        for camera in cameras:
+            camera.stopping.set()
+        for camera in cameras:
             with suppress(StoreError):
-                self.remove_camera(name)
+                self.remove_camera(camera.name)
         self.page.stop()
-        self.outbox.close(2.0)
+        self.outbox.close(1.5)
+        until = time.monotonic() + 1.0
+        for camera in cameras:  # a thread that ends with the interpreter while it computes would abort it
+            camera.join(max(until - time.monotonic(), 0))
         self.journal.flush()
         self.store.close()
 
