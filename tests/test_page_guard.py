@@ -147,6 +147,16 @@ def test_a_form_of_our_own_page_is_taken(opened):
     assert opened.told() == (False, "", None)
 
 
+def test_a_form_is_taken_under_the_name_that_a_proxy_gives_the_page(tmp_path):
+    world = Open(tmp_path)
+    settings = settings_of(tmp_path, page_url="https://Watch.example.org/")
+    with serving(world.board, world.store, settings) as server:
+        client = Client(server.port)
+        path, fields = f"/events/{world.id}/star", {"starred": "1", "token": client.form_token()}
+        assert client.post(path, fields, origin="https://watch.example.org").status == 303
+        assert client.post(path, fields, origin="https://example.org").status == 403
+
+
 @pytest.mark.parametrize("world", ["opened", "locked"])
 @pytest.mark.parametrize(
     "wrong",

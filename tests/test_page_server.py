@@ -1,13 +1,15 @@
 """News of the page of watch.py by server-sent events, and how it starts and stops."""
 
 import json
-import logging
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
+from tests.places import ROOT
 from tests.watched import (
     CLASSES,
     TOKEN,
@@ -65,6 +67,20 @@ def test_news_hold_only_what_changed_at_most_once_a_second_and_nothing_else(worl
     gaps = np.diff(listener.times)
     assert gaps.min() > 0.9 * page_updates.INTERVAL
     listener.close()
+
+
+def test_a_viewer_that_joins_others_has_no_two_messages_in_a_second_either(world):
+    world.client.get("/")
+    listeners = []
+    for i in range(4):  # at other moments of the second that all share
+        listeners.append(Listener(world.client))
+        until(lambda: listeners[-1].messages)
+        world.board.set("door", detail=f"change {i}")
+        time.sleep(0.3 * page_updates.INTERVAL)
+    until(lambda: all(len(listener.messages) > 1 for listener in listeners))
+    assert min(np.diff(listener.times).min() for listener in listeners) > 0.9 * page_updates.INTERVAL
+    for listener in listeners:
+        listener.close()
 
 
 def test_nothing_is_made_while_nothing_changes_or_nobody_looks(world, monkeypatch):
@@ -158,7 +174,7 @@ def test_a_port_in_use_is_told_in_one_line(tmp_path, world):
     assert world.client.get("/healthz").status == 200
 
 
-def test_it_stops_while_pages_are_open_and_a_clip_is_not_read_and_starts_again(tmp_path, capfd):
+def test_it_stops_while_pages_are_open_and_a_clip_is_not_read_and_starts_again(tmp_path):
     board, store = make_board("door"), EventStore(tmp_path)
     id = add_event(store)
     add_clip(store, id, b"x" * 50_000_000)
@@ -168,12 +184,16 @@ def test_it_stops_while_pages_are_open_and_a_clip_is_not_read_and_starts_again(t
     client.get("/")
     listeners = [Listener(client) for _ in range(3)]
     until(lambda: all(listener.messages for listener in listeners))
-    slow, silent = (socket.create_connection(("127.0.0.1", port)) for _ in range(2))
+    slow, silent, news = (socket.create_connection(("127.0.0.1", port)) for _ in range(3))
     slow.sendall(f"GET /events/{id}/clip.mp4 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-    assert slow.recv(100)
+    news.sendall(b"GET /updates HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    received = slow.recv(100) and news.recv(100)
     thread, begun = server.thread, time.monotonic()
     server.stop()
-    assert thread and not thread.is_alive() and time.monotonic() - begun < 3  # the longest wait of the stop is 5 s
+    assert thread and not thread.is_alive() and time.monotonic() - begun < 3  # it would wait for 5 s
+    while part := news.recv(2**20):
+        received += part
+    assert received.endswith(b"\r\n0\r\n\r\n")  # news end in good order
     for listener in listeners:
         listener.join(5)
         assert not listener.is_alive()
@@ -184,10 +204,36 @@ def test_it_stops_while_pages_are_open_and_a_clip_is_not_read_and_starts_again(t
     again.start()
     assert client.get("/").status == 200
     again.stop()
-    slow.close(), silent.close()
-    shown = capfd.readouterr()
-    assert (shown.out, shown.err) == ("", "")
-    assert logging.getLogger().handlers == [] or not logging.getLogger("uvicorn").propagate
+    for connection in (slow, silent, news):
+        connection.close()
+
+
+NOISY = """
+import socket, sys
+from pathlib import Path
+from tests.watched import Client, add_clip, add_event, make_board, serving, settings_of
+from videoanomaly.watching.event_store import EventStore
+
+folder = Path(sys.argv[1])
+store = EventStore(folder)
+id = add_event(store)
+add_clip(store, id, b"x" * 50_000_000)
+with serving(make_board("door"), store, settings_of(folder)) as server:
+    for path in ("/", "/nowhere", "/?since=x"):
+        Client(server.port).get(path)
+    with socket.create_connection(("127.0.0.1", server.port)) as odd:
+        odd.sendall(b"this is no HTTP\\r\\n\\r\\n")
+        odd.recv(1000)
+    slow = socket.create_connection(("127.0.0.1", server.port))
+    slow.sendall(f"GET /events/{id}/clip.mp4 HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n".encode())
+    slow.recv(100)
+"""
+
+
+def test_nothing_is_printed_whatever_is_asked_and_cut_off(tmp_path):
+    command = [sys.executable, "-c", NOISY, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_reload_takes_another_token_and_another_address(tmp_path):

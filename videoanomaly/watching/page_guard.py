@@ -92,7 +92,7 @@ class Guard:
         caller = request.state.caller = self.identify(request, token)
         if request.method not in ("GET", "HEAD"):
             if not caller.by_header:
-                check_origin(request)
+                check_origin(request, settings)
             request.state.form = await read_form(request)
             if request.url.path == "/login":
                 return self.log_in(request, token)
@@ -223,10 +223,11 @@ def check_host(request: Request, settings: WatchSettings) -> None:
             raise Refusal(421, "found a host name that is not ours; [messages] page_url may name another") from None
 
 
-def check_origin(request: Request) -> None:
-    """Refuses what another site has sent."""
+def check_origin(request: Request, settings: WatchSettings) -> None:
+    """Refuses what another site has sent; a proxy may have hidden the name by which browsers know ours."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    fits = origin is None or urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+    own = {request.headers.get("host", "").lower(), urlsplit(settings.messages.page_url).netloc.lower()} - {""}
+    fits = origin is None or urlsplit(origin).netloc.lower() in own
     if not fits or site not in (None, "same-origin") or origin is None and site is None:
         raise Refusal(403, "found a form of another site, expected one of this page")
 
