@@ -57,9 +57,10 @@ class Strip:
     def read(self, now: float) -> list[float | None]:
         """Oldest first, the last one for the step of `now`; None where no row was scored."""
         size, last = len(self.values), int(now // STRIP_STEP)
-        steps = range(last - size + 1, last + 1)
-        known = [self.values[s % size] if self.newest - size < s <= self.newest else np.nan for s in steps]
-        return [None if np.isnan(value) else round(float(value), 3) for value in known]
+        steps = np.arange(last - size + 1, last + 1)
+        is_known = (self.newest - size < steps) & (steps <= self.newest)
+        values = np.where(is_known, self.values[steps % size], np.nan).astype(float).round(3).tolist()
+        return [None if value != value else value for value in values]  # NaN is not equal to itself
 
 
 class Board:

@@ -63,7 +63,7 @@ def camera_strip(camera: Mapping[str, Any], strip: Sequence[float | None]) -> Fr
         markup(
             '<div id="strip-{{name}}">{{chart}}</div>',
             name=camera["name"],
-            chart=strip_chart(strip, camera["threshold"]),
+            chart=strip_chart(tuple(strip), camera["threshold"]),
         )
     )
 

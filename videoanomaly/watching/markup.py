@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,8 @@ def bar(value: float) -> Html:
     )
 
 
-def strip_chart(values: Sequence[float | None], threshold: float) -> Html:
+@lru_cache(maxsize=512)  # it changes every ten seconds, and is asked for every second
+def strip_chart(values: tuple[float | None, ...], threshold: float) -> Html:
     """The last hour of a camera as one thin bar a step; what reaches the threshold has another colour."""
     known = [(x, value) for x, value in enumerate(values) if value is not None]
 
@@ -101,8 +103,8 @@ def strip_chart(values: Sequence[float | None], threshold: float) -> Html:
         width=max(len(values), 1),
         height=STRIP_HEIGHT,
         label=label,
-        low=bars("low", [known_one for known_one in known if known_one[1] < threshold]),
-        high=bars("high", [known_one for known_one in known if known_one[1] >= threshold]),
+        low=bars("low", [(x, value) for x, value in known if value < threshold]),
+        high=bars("high", [(x, value) for x, value in known if value >= threshold]),
         y=f"{(1 - threshold) * STRIP_HEIGHT:.1f}",
     )
 
