@@ -204,8 +204,8 @@ def test_reading_changes_nothing_whatever_the_method(opened):
     for route in ROUTES:
         path = route.path.replace("{id}", opened.id).replace("{name}", "page.js")
         for method in ("GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"):
-            if path == "/updates":
-                continue
+            if path == "/updates" and method == "GET":
+                continue  # it does not end
             query = "?starred=1&comment=x&mark=right&token=" + client.form_token()
             answer = client.ask(method, path + query, origin=f"http://{client.host}")
             assert answer.status in (200, 303, 400, 403, 404, 405, 415)

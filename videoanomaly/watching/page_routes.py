@@ -70,6 +70,8 @@ def show_event(request: Request) -> Response:
 async def show_updates(request: Request) -> Response:
     """News for a page as server-sent events; `event` names the one that it shows."""
     page, store = of_page(request), of_page(request).store
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream")
     if page.hub.num_viewers >= MOST_VIEWERS:
         raise HTTPException(503, "Too many pages are open", {"Retry-After": "30"})
     if id := request.query_params.get("event", "")[:40]:

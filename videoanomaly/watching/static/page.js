@@ -90,6 +90,7 @@ const RETRY = 5000;  // ms
 let source = null, timer = 0;
 
 function tell(text) { if ($("told").textContent !== text) $("told").textContent = text; }
+function forget(text) { if ($("told").textContent === text) tell(""); }
 
 function listen() {
   if (source || document.hidden || !document.body.dataset.updates) return;
@@ -125,6 +126,7 @@ async function send(form, button) {
     if (!answer.ok) return tell(await answer.text());
     apply(await answer.json(), button.closest("[data-stamp]"));
     tell("Saved");
+    setTimeout(forget, 4000, "Saved");
   } catch {
     tell("Not saved: no connection");
   }
