@@ -64,7 +64,7 @@ def event_facts(event: Mapping[str, Any]) -> Html:
         if event["reason"] not in ("", "ended"):
             rows["End"] = event["reason"]
     rows |= {
-        "Confidence (mean p_A)": share(event["p_A"]),
+        "Mean p_A": share(event["p_A"]),
         "Highest p_A": markup("{{p}} at {{time}}", p=share(event["peak"]), time=moment(event["peak_time"])),
         "Threshold": markup("{{p}} <small>{{rule}}</small>", p=share(event["threshold"]), rule=event["threshold_rule"]),
         "Model (SHA-256)": markup('<span class="hash">{{model}}</span>', model=event["model"][:16]),

@@ -85,7 +85,8 @@ def event_row(event: Mapping[str, Any]) -> Fragment:
         markup(
             '<li class="event{{open}}" data-key="{{id}}">{{picture}}<div class="what"><p class="class">'
             '<a href="/events/{{id}}" data-focus="open"><b>{{class}}</b></a> {{p_class}}{{now}}</p>'
-            '<p>{{camera}} · {{when}}</p><p class="facts">p_A {{p_A}} on average, {{peak}} at its highest{{said}}</p>'
+            '<p><span class="place">{{camera}}</span>{{when}}</p>'
+            '<p class="facts">p_A {{p_A}} on average, {{peak}} at its highest{{said}}</p>'
             '{{comment}}</div><div class="buttons">{{buttons}}</div></li>',
             **{
                 "open": " open" if event["is_open"] else "",
