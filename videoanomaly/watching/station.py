@@ -60,7 +60,8 @@ class Station:
         self.receivers: dict[WebhookSettings | Mqtt, Sink] = {}
         self.store.page_url = settings.messages.page_url
         self.outbox = Outbox(self.store, self.sinks(), settings.messages.give_up_after_hours * 3600, self.journal.say)
-        self.page = PageServer(self.board, self.store, settings, recogniser.classes, tell=self.journal.say)
+        told = {"gauges": self.gauges, "tell": self.journal.say}
+        self.page = PageServer(self.board, self.store, settings, recogniser.classes, **told)
         self.ended_at: dict[str, float] = {}  # cameras whose threads are gone, and since when
         self.alive_at = self.counted_at = time.monotonic()
         self.counts: dict[str, float] = {}
@@ -235,6 +236,10 @@ class Station:
                 self.engine.seats[name].events.show_again()
 
     # -- beside it --
+
+    def gauges(self) -> dict[str, float]:
+        """Further numbers for /metrics."""
+        return {"rows_waiting": sum(len(seat.camera.looks) for seat in list(self.engine.seats.values()))}
 
     def tick_on(self) -> None:
         """Every second: counts and states to where they are shown, life to systemd."""
