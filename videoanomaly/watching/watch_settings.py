@@ -69,7 +69,7 @@ class EventOptions:
     merge_gap: float = MERGE_GAP
     min_length: float = MIN_LENGTH
     update_every: float = option(5.0, least=0.5)  # seconds between two messages on an event that goes on
-    reuse_still: bool = False
+    reuse_still: bool = True  # whether pictures that hardly differ share features
     pre_roll: float = option(5.0, least=0, most=60)  # seconds of a clip before its event
     post_roll: float = option(5.0, least=0, most=60)
     longest_clip: float = option(120.0, least=1, most=3600)  # seconds; the rest of a longer event is not recorded
