@@ -23,9 +23,9 @@ TIMEOUT = 5.0  # seconds for the broker to answer
 KEEPALIVE = 20  # seconds; after half as long again the broker takes a silent client for gone, and publishes its will
 BACK_OFF = (1.0, 30.0)  # seconds before the second attempt to connect and at most before a further one, doubled
 STEADY = 10.0  # seconds that a connection has to last, so that the next pause is the first one again
+SHORT_TOLD = 5  # connections in a row that broke before that
 HEADER = 100  # bytes of a packet besides topic and payload, at most
 UNSUPPORTED_VERSION = 0x84  # of MQTT's reason codes
-TAKEN_OVER = 0x8E
 
 
 class Link:
@@ -59,6 +59,7 @@ class Link:
         self.longest_packet = 0  # bytes; 0: any
         self.reason = "not connected yet"
         self.failures, self.away_since = 0, 0.0  # attempts in a row; of the monotonic clock
+        self.num_short = 0  # connections in a row that broke soon
         self.told: set[str] = set()  # lines that need not be repeated
         self.closing, self.hurried = False, False
         self.thread: threading.Thread | None = None
@@ -181,7 +182,7 @@ class Link:
         return bool(self.answer)
 
     def use_and_end(self) -> None:
-        client = self.client
+        client, begun = self.client, time.monotonic()
         try:
             self.use()
         except NotDelivered as error:
@@ -189,6 +190,12 @@ class Link:
         finally:
             if client:
                 self.end(client)
+        self.num_short = self.num_short + 1 if time.monotonic() - begun < STEADY else 0
+        if self.num_short >= SHORT_TOLD:
+            self.tell_once(
+                f"the connection to the broker breaks again and again ({self.reason}); does another service use the "
+                "same `base`? Each needs its own"
+            )
 
     def make_client(self) -> mqtt.Client:
         is_5 = self.protocol == MQTTProtocolVersion.MQTTv5
@@ -241,14 +248,10 @@ class Link:
             self.changed.notify_all()
 
     def on_disconnect(self, client: mqtt.Client, data: Any, flags: Any, code: Any, properties: Any) -> None:
-        reason = str(code)
-        if code.value == TAKEN_OVER:
-            reason = "another client took its place: each service of a broker needs a `base` of its own"
-            self.tell_once(f"the connection to the broker broke: {reason}")
         with self.changed:
             if self.answer is None:
-                self.answer, self.reason = False, reason
-        self.lose(client, reason)
+                self.answer, self.reason = False, str(code)
+        self.lose(client, str(code))
 
     def on_publish(self, client: mqtt.Client, data: Any, mid: int, code: Any, properties: Any) -> None:
         if code.is_failure:
