@@ -207,6 +207,17 @@ def test_a_broker_that_comes_back_gets_the_present_states(tmp_path, make, persis
         wait_until(shows(broker, STATE, "OFF"))
 
 
+def test_an_event_is_shown_at_once_when_the_broker_is_back(broker, make):
+    sink = make(broker)
+    wait_until(shows(broker, AVAILABILITY, "online"))
+    broker.stop()
+    sink.back_off = (1e6, 1e6)  # of the camera's connection: no second attempt by itself
+    sink.set_state("yard", {})
+    wait_until(lambda: sink.guards[STATE].failures == 1)
+    broker.start()
+    wait_until(shows(broker, STATE, "ON"))
+
+
 def test_a_subscriber_that_comes_back_gets_the_present_state_once_and_no_old_event(broker, make, tmp_path):
     store = EventStore(tmp_path / "store")
     sink = make(broker)
@@ -262,7 +273,7 @@ def test_cameras_that_go_are_cleared_also_those_that_went_while_the_service_was_
     wait_until(lambda: not [topic for topic in retained(broker) if "door" in topic])
     sink.set_state("door", {})  # is no longer there
     sink.close()
-    other = {"other/x/status": b'{"state": "connected", "since": "", "detail": ""}', "watch/lamp/state": b"ON"}
+    other = {"other/x/status": b'{"state": "connected", "since": "", "detail": ""}', "watch/lamp/status": b"{}"}
     with Listener(broker) as listener:
         for topic, payload in other.items():
             listener.client.publish(topic, payload, qos=1, retain=True).wait_for_publish(10)
@@ -338,10 +349,13 @@ def test_a_broker_that_hangs_is_left_and_found_again(broker, make, tmp_path, mon
     outbox.start()
     begin(store)
     wait_until(lambda: store.backlog()["mqtt"]["delivered"] == 1)
+    wait_until(shows(broker, AVAILABILITY, "online"))
+    client = sink.main.client
     broker.process.send_signal(signal.SIGSTOP)
     try:
         with pytest.raises(NotDelivered, match="does not answer|no connection|broke"):
             sink.send({"camera": "yard"}, "k:1")
+        assert sink.main.client is not client  # it would be sent behind newer ones
         begin(store)
         sink.set_state("yard", {})
         time.sleep(1)

@@ -198,13 +198,8 @@ class Link:
             )
 
     def make_client(self) -> mqtt.Client:
-        is_5 = self.protocol == MQTTProtocolVersion.MQTTv5
         client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            self.client_id,
-            clean_session=None if is_5 else True,
-            protocol=self.protocol,
-            reconnect_on_failure=False,
+            CallbackAPIVersion.VERSION2, self.client_id, protocol=self.protocol, reconnect_on_failure=False
         )
         client.connect_timeout = TIMEOUT
         client.will_set(self.will[0], self.will[1], qos=1, retain=True)

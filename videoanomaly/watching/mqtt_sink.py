@@ -51,9 +51,7 @@ class MqttSink:
         self.guards: dict[str, Guard] = {}  # by topic
         filters = [f"{settings.base}/+/{what}" for what in STATES]
         filters += [discovery_filter(settings.discovery, settings.base)] if settings.discovery else []
-        self.main = Main(
-            settings, filters, self.stale, self.is_guarded, self.on_ready, lambda text: tell(f"mqtt: {text}"), back_off
-        )
+        self.main = Main(settings, filters, self.stale, self.on_ready, lambda text: tell(f"mqtt: {text}"), back_off)
         self.set_cameras(cameras)
         self.main.start()
 
@@ -91,14 +89,10 @@ class MqttSink:
         if event is not None and camera in self.cameras:
             guard = self.guards.get(topic) or Guard(self.settings, camera, topic, self.ended, self.back_off)
             self.guards[topic] = guard
-            self.main.leave(topic)
             guard.set(True)
+            self.main.leave(topic)  # behind it, as an earlier event may just have ended
         elif topic in self.guards:
             self.guards[topic].set(False)
-
-    def is_guarded(self, topic: str) -> bool:
-        """Whether a state is, or is to be, ON."""
-        return topic in self.guards and self.guards[topic].is_wanted()
 
     def ended(self, guard: Guard) -> None:
         """A guard is at its end: the state is OFF, or nothing if the camera is no longer there."""

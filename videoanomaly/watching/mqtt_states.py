@@ -62,7 +62,6 @@ class Main(Link):
     Args:
         filters: Where retained messages of ours may be.
         stale: Which of the retained messages that were found are to be cleared.
-        is_left: Whether a topic is left to somebody else just now.
         on_ready: Called when a connection is ready for messages.
     """
 
@@ -71,7 +70,6 @@ class Main(Link):
         settings: Mqtt,
         filters: Sequence[str],
         stale: Callable[[Mapping[str, bytes]], list[str]],
-        is_left: Callable[[str], bool],
         on_ready: Callable[[], None],
         tell: Callable[[str], None],
         back_off: tuple[float, float],
@@ -79,7 +77,7 @@ class Main(Link):
         self.availability = f"{settings.base}/availability"
         super().__init__(settings, settings.base, (self.availability, "offline"), tell, back_off)
         self.marker_topic, self.marker = f"{settings.base}/check", b""
-        self.filters, self.stale, self.is_left, self.on_ready = filters, stale, is_left, on_ready
+        self.filters, self.stale, self.on_ready = filters, stale, on_ready
         self.wanted: dict[str, bytes] = {}  # by topic; b"": no retained message
         self.pending: dict[str, None] = {}  # topics to publish, in this order
         self.found: dict[str, bytes] = {}  # on the broker
@@ -145,7 +143,7 @@ class Main(Link):
             with self.changed:
                 payload = self.wanted.get(topic)
                 self.pending.pop(topic, None)
-            if payload is None or self.is_left(topic):
+            if payload is None:  # left to somebody else
                 continue
             try:
                 self.publish(topic, payload, retain=True)
