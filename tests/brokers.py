@@ -66,6 +66,35 @@ class Broker:
         self.stop(signal.SIGKILL)
 
 
+class OldBroker:
+    """Passes on to a real broker what is MQTT 3.1.1, and refuses MQTT 5 as old brokers do."""
+
+    def __init__(self, broker):
+        self.broker, self.refused = broker, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            connection, _ = self.listener.accept()
+            first = connection.recv(4096)
+            if first[first.index(b"MQTT") + 4] == 5:
+                self.refused += 1
+                connection.sendall(b"\x20\x02\x00\x01")
+                connection.close()
+                continue
+            other = socket.create_connection(("127.0.0.1", self.broker.port))
+            other.sendall(first)
+            for source, target in ((connection, other), (other, connection)):
+                threading.Thread(target=self.pump, args=(source, target), daemon=True).start()
+
+    def pump(self, source, target):
+        while data := source.recv(4096):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_RDWR)
+
+
 class Listener:
     """A subscriber to everything; `heard` is what came, as (topic, payload, whether it was a retained one)."""
 

@@ -286,7 +286,9 @@ def test_replaced_sinks_lose_nothing_and_those_that_stay_are_left_alone(store, m
         outbox.start()
         ids = begin(store, count=5)
         thread = outbox.deliveries[0].thread
+        outbox.give_up_after = 7.0
         outbox.replace([staying, second.sink()])
+        assert [delivery.give_up_after for delivery in outbox.deliveries] == [7.0, 7.0]
         ids += begin(store, count=5)
         wait_until(lambda: not any(found["waiting"] for found in store.backlog().values()))
         assert outbox.deliveries[0].thread is thread and thread.is_alive()
@@ -308,6 +310,9 @@ def test_closing_delivers_what_can_be_delivered_and_does_not_wait_for_what_hangs
 def test_a_sink_that_breaks_in_its_own_way_is_tried_again_and_its_text_is_not_shown(store, make, told):
     class Broken:
         name, texts = "broken", []
+
+        def start(self):
+            pass
 
         def send(self, message, key):
             if len(self.texts) < 4:

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +12,7 @@ import traceback
 
 import pytest
 
-from tests.brokers import Broker, Listener, needs_mosquitto, retained
+from tests.brokers import Broker, Listener, OldBroker, needs_mosquitto, retained
 from tests.places import ROOT
 from tests.stored_events import begin, progress, wait_until
 from videoanomaly.runtime.console import InputError
@@ -40,11 +39,13 @@ def told():
 
 @pytest.fixture
 def make(told):
-    """Sinks that are closed at the end."""
+    """Sinks, started unless an outbox does it; they are closed at the end."""
     made = []
 
-    def make(broker, cameras=("yard", "door"), **changed):
+    def make(broker, cameras=("yard", "door"), start=True, **changed):
         made.append(MqttSink(settings(broker, **changed), cameras, told.append, QUICK))
+        if start:
+            made[-1].start()
         return made[-1]
 
     yield make
@@ -66,7 +67,7 @@ def shows(broker, topic, payload, password=None):
 
 def test_states_are_retained_and_events_are_not(broker, make, tmp_path):
     store = EventStore(tmp_path / "store")
-    sink = make(broker)
+    sink = make(broker, start=False)
     outbox = Outbox(store, [sink], 1e6, print, QUICK)
     with Listener(broker) as listener:
         outbox.start()
@@ -109,6 +110,7 @@ import sys, time
 from videoanomaly.watching.mqtt_sink import MqttSink
 from videoanomaly.watching.watch_settings import Mqtt
 sink = MqttSink(Mqtt("127.0.0.1", int(sys.argv[1]), base="watch", discovery=""), ["yard", "door"], print, (0.05, 0.2))
+sink.start()
 sink.set_state("yard", {})
 time.sleep(600)
 """
@@ -119,6 +121,7 @@ import random, sys, time
 from videoanomaly.watching.mqtt_sink import MqttSink
 from videoanomaly.watching.watch_settings import Mqtt
 sink = MqttSink(Mqtt("127.0.0.1", int(sys.argv[1]), base="watch", discovery=""), ["yard"], print, (0.05, 0.2))
+sink.start()
 while True:
     sink.set_state("yard", {})
     time.sleep(random.random() / 50)
@@ -220,7 +223,7 @@ def test_an_event_is_shown_at_once_when_the_broker_is_back(broker, make):
 
 def test_a_subscriber_that_comes_back_gets_the_present_state_once_and_no_old_event(broker, make, tmp_path):
     store = EventStore(tmp_path / "store")
-    sink = make(broker)
+    sink = make(broker, start=False)
     outbox = Outbox(store, [sink], 1e6, print, QUICK)
     outbox.start()
     ids = begin(store, count=3)
@@ -247,6 +250,28 @@ def test_a_service_that_comes_back_repeats_no_state_that_the_broker_still_has(br
         wait_until(lambda: AVAILABILITY in [topic for topic, _, is_old in listener.heard if not is_old])
         new = {topic for topic, _, is_old in listener.heard if not is_old}
     assert new == {AVAILABILITY, "watch/check"}
+
+
+def test_a_sink_that_takes_the_place_of_another_does_so_without_a_fight(broker, make, tmp_path, told):
+    store = EventStore(tmp_path / "store")
+    first = make(broker, start=False)
+    outbox = Outbox(store, [first], 1e6, told.append, QUICK)
+    outbox.start()
+    first.set_state("yard", {})
+    wait_until(shows(broker, STATE, "ON"))
+    with Listener(broker) as listener:
+        second = make(broker, start=False, cameras=["yard"])
+        second.set_state("yard", {})  # the event goes on
+        outbox.replace([second])
+        (id,) = begin(store)
+        wait_until(
+            lambda: listener.on(EVENTS) and listener.on(STATE)[-1] == "ON" and len(listener.on(AVAILABILITY)) > 2
+        )
+        assert listener.on(AVAILABILITY) == ["online", "offline", "online"]
+        assert listener.on(STATE) == ["ON", "OFF", "ON"]
+    outbox.close()
+    store.close()
+    assert not told
 
 
 def test_quick_changes_end_in_the_last_state(broker, make):
@@ -312,7 +337,7 @@ def test_home_assistant_finds_each_camera_with_state_status_class_and_picture(br
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_messages_survive_an_outage_of_the_broker_in_order_and_none_is_lost(broker, make, tmp_path, told, how):
     store = EventStore(tmp_path / "store")
-    sink = make(broker)
+    sink = make(broker, start=False)
     outbox = Outbox(store, [sink], 1e6, told.append, QUICK)
     outbox.start()
     ids = {"yard": begin(store, count=50), "door": begin(store, "door", 50)}
@@ -344,7 +369,7 @@ def test_messages_survive_an_outage_of_the_broker_in_order_and_none_is_lost(brok
 def test_a_broker_that_hangs_is_left_and_found_again(broker, make, tmp_path, monkeypatch):
     monkeypatch.setattr(mqtt_link, "TIMEOUT", 0.5)
     store = EventStore(tmp_path / "store")
-    sink = make(broker)
+    sink = make(broker, start=False)
     outbox = Outbox(store, [sink], 1e6, print, QUICK)
     outbox.start()
     begin(store)
@@ -429,35 +454,6 @@ def test_two_services_of_one_name_are_told(broker, make, told):
     make(broker)
     make(broker)
     wait_until(lambda: "does another service use the same `base`?" in "".join(told))
-
-
-class OldBroker:
-    """Passes on to a real broker what is MQTT 3.1.1, and refuses MQTT 5 as old brokers do."""
-
-    def __init__(self, broker):
-        self.broker, self.refused = broker, 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while True:
-            connection, _ = self.listener.accept()
-            first = connection.recv(4096)
-            if first[first.index(b"MQTT") + 4] == 5:
-                self.refused += 1
-                connection.sendall(b"\x20\x02\x00\x01")
-                connection.close()
-                continue
-            other = socket.create_connection(("127.0.0.1", self.broker.port))
-            other.sendall(first)
-            for source, target in ((connection, other), (other, connection)):
-                threading.Thread(target=self.pump, args=(source, target), daemon=True).start()
-
-    def pump(self, source, target):
-        while data := source.recv(4096):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_broker_that_knows_no_mqtt_5_is_spoken_to_in_3_1_1(broker, make):

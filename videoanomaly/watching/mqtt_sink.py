@@ -53,7 +53,12 @@ class MqttSink:
         filters += [discovery_filter(settings.discovery, settings.base)] if settings.discovery else []
         self.main = Main(settings, filters, self.stale, self.on_ready, lambda text: tell(f"mqtt: {text}"), back_off)
         self.set_cameras(cameras)
+
+    def start(self) -> None:
+        """Connects; not before, as an earlier sink may still have the connections of the same names."""
         self.main.start()
+        for guard in self.guards.values():
+            guard.set(guard.is_on)
 
     def on_return(self) -> None:
         """The outbox puts its own in this place."""
@@ -89,7 +94,7 @@ class MqttSink:
         if event is not None and camera in self.cameras:
             guard = self.guards.get(topic) or Guard(self.settings, camera, topic, self.ended, self.back_off)
             self.guards[topic] = guard
-            guard.set(True)
+            guard.set(True, start=self.main.thread is not None)
             self.main.leave(topic)  # behind it, as an earlier event may just have ended
         elif topic in self.guards:
             self.guards[topic].set(False)

@@ -28,11 +28,11 @@ class Guard(Link):
         self.camera, self.topic, self.ended = camera, topic, ended
         self.is_on = self.is_confirmed = False  # the second: the broker has confirmed OFF
 
-    def set(self, is_on: bool) -> None:
+    def set(self, is_on: bool, start: bool = True) -> None:
         with self.changed:
             self.is_on = is_on
             self.changed.notify_all()
-        if is_on:
+        if is_on and start:
             self.start()
 
     def is_wanted(self) -> bool:

@@ -46,6 +46,10 @@ class Sink(Protocol):
     name: str  # in the database: the same after a restart
     on_return: Callable[[], None]  # set by the outbox; the sink may call it when its receiver is there again
 
+    def start(self) -> None:
+        """From now on it is used, and no other of its name any more."""
+        ...
+
     def send(self, message: dict[str, Any], key: str) -> None:
         """Returns when the receiver has confirmed the message, or raises, within seconds.
 
@@ -226,7 +230,7 @@ class Outbox:
     Args:
         store: Holds the messages; it writes them for these sinks from now on.
         sinks: Of different names.
-        give_up_after: Seconds after which a message that fails is not tried again.
+        give_up_after: Seconds after which a message that fails is not tried again; `replace` takes another one over.
         tell: Gets lines for the user.
         back_off: First and longest pause after a failed attempt, seconds.
     """
@@ -268,7 +272,10 @@ class Outbox:
             if sink not in at_work
         ]
         self.deliveries = kept + new
+        for delivery in kept:
+            delivery.give_up_after = self.give_up_after
         for delivery in new:
+            delivery.sink.start()
             delivery.thread.start()
         with suppress(StoreError):  # a full disk, which the deliveries tell
             num_old = messages.give_up(self.store.database, self.give_up_after, self.store.sinks, but=True)

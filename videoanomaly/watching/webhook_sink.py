@@ -30,6 +30,9 @@ class WebhookSink:
             headers["Authorization"] = f"Bearer {settings.token}"
         self.poster = Poster(settings.url, f"[{self.name}]: url", headers)
 
+    def start(self) -> None:
+        """There is nothing to open."""
+
     def on_return(self) -> None:
         """Nobody tells that a receiver is there again."""
 
