@@ -1,8 +1,10 @@
 """MQTT with a real broker: what is ON is open, whoever dies; what comes back is told the present state once."""
 
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +254,11 @@ def test_a_service_that_comes_back_repeats_no_state_that_the_broker_still_has(br
     assert new == {AVAILABILITY, "watch/check"}
 
 
+def changes(listener, topic):
+    """What came on a topic, repetitions left out: a slow good-bye may be told by the broker as well."""
+    return [text for text, _ in itertools.groupby(listener.on(topic))]
+
+
 def test_a_sink_that_takes_the_place_of_another_does_so_without_a_fight(broker, make, tmp_path, told):
     store = EventStore(tmp_path / "store")
     first = make(broker, start=False)
@@ -474,3 +481,19 @@ def test_authorities_that_cannot_be_read_are_told(broker, make, tmp_path):
     (tmp_path / "bad.pem").write_text("no certificate")
     with pytest.raises(InputError, match="ca_file .*bad.pem: cannot be used"):
         make(broker, tls=True, ca_file=str(tmp_path / "bad.pem"))
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_an_encrypted_connection_wants_a_known_authority(tmp_path, make, told):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-days", "2"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    with Broker(tmp_path / "broker", more=f"certfile {certificate}\nkeyfile {key}") as broker:
+        stranger = make(broker, tls=True)
+        wait_until(lambda: told)
+        assert "CERTIFICATE_VERIFY_FAILED" in told[0] and "\n" not in told[0]
+        stranger.close()
+        sink = make(broker, tls=True, ca_file=str(certificate))
+        wait_until(lambda: sink.main.client)
+        sink.send({"camera": "yard"}, "k:1")
