@@ -12,7 +12,7 @@ import pytest
 from tests.places import ROOT
 
 MODEL = {"anomalyclip", "clip_model"}
-SCRIPTS = {"train", "evaluate", "extract_features", "predict", "ablate", "watch"}
+SCRIPTS = {"train", "evaluate", "extract_features", "predict", "ablate", "watch", "search"}
 PROGRAMS = {
     "benchmarks.__main__",
     "benchmarks.many_cameras",
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     **dict.fromkeys(("evaluation", "prediction"), RESULTS),
     "training": RESULTS | {"evaluation"},
     "live": {"video", "event_rule", "operating_curve", "runtime", "anomalyclip"},
+    "retrieval": {"data", "video", "clip_weights", "clip_model", "prediction", "runtime"},
     "watching": {"live", "prediction", "video", "event_rule", "operating_curve", "runtime", "anomalyclip"},
     "demo": MODEL | RUNTIME,
 }

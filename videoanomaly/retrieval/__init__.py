@@ -1,0 +1,1 @@
+"""Moments of an archive that words describe: `search.py`."""
