@@ -204,8 +204,7 @@ def make_cameras(folder: Path, videos: Path, seconds: float) -> dict[str, Path]:
     length = min(PART, seconds // 4)
     for i, (name, (codec, fps)) in enumerate(CAMERAS.items()):
         part, path = folder / f"{name}-part.mp4", folder / f"{name}.mp4"
-        if not part.exists():
-            write_part(part, videos, codec, fps, length, i)
+        write_part(part, videos, codec, fps, length, i)
         repeat(part, path, length, seconds)
     return {name: folder / f"{name}.mp4" for name in CAMERAS}
 
