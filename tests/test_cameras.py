@@ -492,6 +492,26 @@ def test_a_file_gives_an_event_with_a_clip_in_the_time_it_takes(tmp_path):
     assert camera.counts()["frames"] == 60 and camera.counts()["encoded"] + camera.counts()["dropped"] == 60
 
 
+class Late(Recorder):
+    """An event begins at the last moment."""
+
+    def close(self):
+        self.begin("late", time.monotonic())
+        super().close()
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_an_event_that_begins_while_the_camera_goes_has_a_clip(tmp_path, is_stopped):
+    told, path = [], write_video(tmp_path / "a.mp4", [100] * 10, 20)
+    recorder = Late(tmp_path, "door", pre_roll=1, post_roll=1, longest=9, done=lambda *news: told.append(news))
+    camera = make_camera(source=find_source(str(path)), recorder=recorder)
+    if is_stopped:
+        camera.offer = lambda sample: camera.stopping.set()
+    camera.read()
+    ((event, name, size, why),) = told
+    assert (event, name, why) == ("late", "door/late.mp4", "") and size
+
+
 def test_a_source_that_fails_is_a_state_and_shows_no_password(tmp_path):
     camera = make_camera(source=find_source("rtsp://admin:s3cret@127.0.0.1:9/x"))
     camera.rate, camera.began = 0.0, None

@@ -8,7 +8,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import url2pathname
@@ -199,8 +200,8 @@ class Reader(threading.Thread):
             note(f"{self.source.name}: connected")
         self.is_away = False
 
-    def packets(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-        """Yields those of the stream to decode."""
+    def packets(self, container: InputContainer, stream: av.VideoStream) -> Generator[av.Packet, None, None]:
+        """Yields those of the stream to decode; it is closed before the container is."""
         yield from container.demux(stream)
 
     def offer(self, sample: Sample) -> None:
@@ -230,11 +231,12 @@ class Reader(threading.Thread):
             early = min(0.5 / frame_rate, 0.5 / self.rate)  # time stamps of cameras tremble
             self.clock = FrameClock(frame_rate, LONGEST_PAUSE) if self.source.ends else LiveClock()
             invented = not self.source.ends and bool(container.format.flags & NO_TIMESTAMPS)
-            for frame in decode_patiently(self.packets(container, stream)):
-                if self.stopping.is_set():
-                    return
-                self.num_frames += 1
-                self.sample(frame, None if invented else frame.time, early)
+            with closing(self.packets(container, stream)) as packets:  # whatever it does at its end, it is still open
+                for frame in decode_patiently(packets):
+                    if self.stopping.is_set():
+                        return
+                    self.num_frames += 1
+                    self.sample(frame, None if invented else frame.time, early)
 
     def sample(self, frame: av.VideoFrame, stamp: float | None, early: float) -> None:
         """Puts a frame into the queue if a row is due and the encoder can take it, at its time.

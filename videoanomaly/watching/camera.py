@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from datetime import datetime
 from typing import NamedTuple
 
@@ -95,16 +95,12 @@ class Camera(Reader):
             self.show("away", str(self.error).rpartition(": ")[2] if isinstance(self.error, InputError) else "failed")
         elif not self.stopping.is_set():
             self.show("away", "ended")
-        if self.recorder:
-            self.recorder.close()
         self.ended.set()
         self.wake()
 
     def away(self, reason: str, delay: float) -> None:
         self.is_away = True
         self.show("away", reason)
-        if self.recorder:
-            self.recorder.close()
 
     def choose(self, container: InputContainer) -> av.VideoStream:
         """Of several streams the smallest that the encoder's input does not exceed."""
@@ -120,22 +116,26 @@ class Camera(Reader):
         self.show("connected", detail)
         self.size, self.is_away = size, False
         self.still.forget(time.monotonic())
-        if self.recorder:
-            invented = not self.source.ends and bool(container.format.flags & NO_TIMESTAMPS)
-            self.recorder.opened(self.recorded(container), invented)
 
     def recorded(self, container: InputContainer) -> av.VideoStream:
         """The stream of the clips: the largest."""
         known = [s for s in container.streams.video if s.codec_context is not None]
         return max(known, key=lambda s: s.width * s.height)
 
-    def packets(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-        recorded = self.recorded(container) if self.recorder else stream
-        for packet in container.demux(*{stream.index: stream, recorded.index: recorded}.values()):
-            if self.recorder and packet.stream.index == recorded.index:
-                self.recorder.packet(packet)
-            if packet.stream.index == stream.index:
-                yield packet
+    def packets(self, container: InputContainer, stream: av.VideoStream) -> Generator[av.Packet, None, None]:
+        if not self.recorder:
+            yield from super().packets(container, stream)
+            return
+        recorded = self.recorded(container)
+        self.recorder.opened(recorded, not self.source.ends and bool(container.format.flags & NO_TIMESTAMPS))
+        try:
+            for packet in container.demux(*{stream.index: stream, recorded.index: recorded}.values()):
+                if packet.stream.index == recorded.index:
+                    self.recorder.packet(packet)
+                if packet.stream.index == stream.index:
+                    yield packet
+        finally:  # clips are begun with the stream's own parameters, which go with the container
+            self.recorder.close()
 
     def sample(self, frame: av.VideoFrame, stamp: float | None, early: float) -> None:
         self.last_frame = time.time()
