@@ -158,6 +158,14 @@ def test_a_slow_device_gets_rows_at_even_distances():
     assert camera.counts()["dropped"] == 40 - len(found)
 
 
+def test_a_moment_of_slowness_does_not_blind_a_camera_for_long():
+    camera = make_camera()
+    camera.spacing = 500.0  # the device has taken a minute for a batch
+    assert rows_of(camera, 3) == [0]
+    camera.spacing = 0.0
+    assert rows_of(camera, 6) == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_queue_that_is_full_drops_and_catching_up_begins_with_a_scene_of_its_own():
     camera = make_camera(reuse_still=True)
     for i in range(QUEUE_FRAMES):
@@ -261,6 +269,29 @@ def test_a_batch_takes_from_all_cameras_in_turn(tmp_path):
     assert [seat.camera.name for seat, _ in engine.take()] == ["c", "a", "c", "a", "a"]
     engine.busy = 0.1
     assert len(engine.take()) == 4  # all that is left, of the six that a batch would hold
+
+
+def test_what_the_device_can_take_is_known_also_after_hours_without_a_row_to_encode(tmp_path):
+    engine, _ = make_engine(tmp_path, "a")
+    camera, engine.done, engine.busy = engine.seats["a"].camera, 100.0, 1.0
+    engine.last["a"] = np.zeros((1, 2), np.float32)
+    for second in range(10_000):  # nothing comes, or nothing moves
+        camera.looks.extend([look_at(camera, second, None)] if second % 100 == 0 else [])
+        engine.shared_at = -1e9
+        engine.step()
+    assert engine.done / engine.busy == pytest.approx(100)
+    camera.num_encoded += 3
+    engine.share(time.monotonic() + 1)
+    assert camera.spacing == 0.0
+
+
+def test_what_the_device_can_take_follows_when_it_slows_down(tmp_path):
+    engine, _ = make_engine(tmp_path, "a")
+    engine.done, engine.busy = 1e4, 100.0
+    for _ in range(40):
+        engine.share(engine.shared_at + 1)
+        engine.done, engine.busy = engine.done + 5, engine.busy + 1
+    assert engine.done / engine.busy == pytest.approx(5, rel=0.2)
 
 
 def test_a_still_row_has_the_features_of_its_own_camera(tmp_path):

@@ -5,6 +5,7 @@ asks for fewer, where nothing differs from the picture before (its features are 
 and where the device cannot take them all (`spacing`, set from outside; these alone count as dropped).
 """
 
+import math
 import queue
 import threading
 import time
@@ -78,6 +79,7 @@ class Camera(Reader):
         self.small, self.large, self.tiny = VideoReformatter(), VideoReformatter(), VideoReformatter()
         self.spacing = 0.0  # seconds between two encoded rows that the device can take
         self.next_wanted = self.next_free = 0.0  # seconds of the stream
+        self.encoded_at = -math.inf  # the same, of the newest row that is encoded
         self.num_encoded = self.num_reused = self.num_left_out = 0
         self.last_frame = 0.0  # seconds since 1970
         self.size: tuple[int, int] | None = None
@@ -150,14 +152,15 @@ class Camera(Reader):
         blocks = luma_blocks(sample.frame, self.tiny)
         self.show(self.still.see(blocks, sample.arrival))
         is_still = self.reuse_still and self.still.is_still(blocks)
-        if len(self.looks) >= QUEUE_FRAMES or not is_still and seconds < self.next_free:
+        soonest = min(self.next_free, self.encoded_at + self.spacing)  # the device may have become faster
+        if len(self.looks) >= QUEUE_FRAMES or not is_still and seconds < soonest:
             self.num_left_out += 1
             raise queue.Full
         self.looks.append(self.look(sample, is_still))
         if wanted := self.settings.rows_per_second:
             self.next_wanted = max(self.next_wanted, seconds - 1 / self.rate) + 1 / wanted
         if not is_still:
-            self.still.encoded = blocks
+            self.still.encoded, self.encoded_at = blocks, seconds
             self.next_free = max(self.next_free, seconds - 1 / self.rate) + self.spacing
         self.num_encoded, self.num_reused = self.num_encoded + (not is_still), self.num_reused + is_still
         self.wake()

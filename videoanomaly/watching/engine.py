@@ -28,7 +28,7 @@ SHARE_EVERY = 1.0  # seconds between two looks at how the device's time is share
 LONGEST_STEP = 0.5  # seconds of a batch: more rows would wait for each other on a slow device
 FIRST_BATCH = 4  # rows of the first one, when nothing is known
 SPARE = 0.95  # of the device's time that is given away
-FADING = 0.8  # of what was measured before, at each look
+REMEMBERED = 5.0  # seconds of work by which the device's speed is known, however long ago it did it
 BACKLOG = 1  # rows that wait at most of a camera that cannot have all of its own: older ones would only be late
 
 
@@ -72,7 +72,7 @@ class Engine:
         self.waiting = threading.Event()  # there may be something to take
         self.order: deque[str] = deque()  # in which cameras have their turns, the next one first
         self.taken_at: dict[str, float] = {}  # when each camera last had something to take
-        self.done = self.busy = 0.0  # rows encoded in the last seconds, and seconds of work
+        self.done = self.busy = 0.0  # rows encoded in the last seconds of work, and these seconds
         self.shared_at = time.monotonic()
         self.asked: dict[str, int] = {}  # rows that each camera would have had encoded
         self.last: dict[str, np.ndarray] = {}  # features of each camera's last row
@@ -116,8 +116,8 @@ class Engine:
             if seat.watch(self.model, self.encoder.crops).push(row, look.row, look.moment):
                 ready[seat.camera.name] = seat
         self.score(list(ready.values()))
-        self.busy += time.monotonic() - begun
-        self.done += sum(look.inputs is not None for _, look in taken)
+        if num_encoded := sum(look.inputs is not None for _, look in taken):
+            self.done, self.busy = self.done + num_encoded, self.busy + time.monotonic() - begun
         return True
 
     def encode(self, taken: Sequence[tuple[Seat, Look]]) -> Iterable[np.ndarray]:
@@ -155,7 +155,7 @@ class Engine:
             watch.finish()
 
     def share(self, now: float) -> None:
-        """Tells each camera what the device can take of it, by what it took in the last seconds."""
+        """Tells each camera what the device can take of it, by what it took in the last seconds of work."""
         passed, self.shared_at = now - self.shared_at, now
         cameras = [seat.camera for seat in self.seats.values()]
         asked = {camera.name: camera.num_encoded + camera.num_left_out for camera in cameras}
@@ -165,4 +165,5 @@ class Engine:
             camera.spacing = 1 / most if 0 < most < rate else 0.0
             if camera.spacing:
                 camera.catch_up(BACKLOG)
-        self.busy, self.done = FADING * self.busy, FADING * self.done
+        kept = min(REMEMBERED / self.busy, 1.0) if self.busy else 1.0
+        self.busy, self.done = kept * self.busy, kept * self.done
