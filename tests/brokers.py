@@ -12,6 +12,33 @@ import pytest
 mqtt = pytest.importorskip("paho.mqtt.client", reason="needs paho-mqtt (requirements-watch.txt)")
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 needs_mosquitto = pytest.mark.skipif(not MOSQUITTO, reason="needs mosquitto (apt install mosquitto)")
+# services in processes of their own, for ports on the command line: ON for ever, and on and off
+CLIENT = """
+import sys, time
+from videoanomaly.watching.mqtt_sink import MqttSink
+from videoanomaly.watching.watch_settings import Mqtt
+sink = MqttSink(Mqtt("127.0.0.1", int(sys.argv[1]), base="watch", discovery=""), ["yard", "door"], print, (0.05, 0.2))
+sink.start()
+sink.set_state("yard", {})
+time.sleep(600)
+"""
+BLINKER = """
+import random, sys, time
+from videoanomaly.watching.mqtt_sink import MqttSink
+from videoanomaly.watching.watch_settings import Mqtt
+sink = MqttSink(Mqtt("127.0.0.1", int(sys.argv[1]), base="watch", discovery=""), ["yard"], print, (0.05, 0.2))
+sink.start()
+while True:
+    sink.set_state("yard", {})
+    time.sleep(random.random() / 50)
+    sink.set_state("yard", None)
+    time.sleep(random.random() / 50)
+"""
+
+
+def kill(child):
+    child.kill()
+    child.wait()
 
 
 class Broker:

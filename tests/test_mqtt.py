@@ -1,6 +1,5 @@
 """MQTT with a real broker: what is ON is open, whoever dies; what comes back is told the present state once."""
 
-import itertools
 import json
 import os
 import random
@@ -14,7 +13,7 @@ import traceback
 
 import pytest
 
-from tests.brokers import Broker, Listener, OldBroker, needs_mosquitto, retained
+from tests.brokers import BLINKER, CLIENT, Broker, Listener, OldBroker, kill, needs_mosquitto, retained
 from tests.places import ROOT
 from tests.stored_events import begin, progress, wait_until
 from videoanomaly.runtime.console import InputError
@@ -107,31 +106,6 @@ def test_a_sink_that_is_closed_while_an_event_is_open_leaves_nothing_on(broker, 
     assert retained(broker)[STATE] == b"OFF" and retained(broker)[AVAILABILITY] == b"offline"
 
 
-CLIENT = """
-import sys, time
-from videoanomaly.watching.mqtt_sink import MqttSink
-from videoanomaly.watching.watch_settings import Mqtt
-sink = MqttSink(Mqtt("127.0.0.1", int(sys.argv[1]), base="watch", discovery=""), ["yard", "door"], print, (0.05, 0.2))
-sink.start()
-sink.set_state("yard", {})
-time.sleep(600)
-"""
-
-
-BLINKER = """
-import random, sys, time
-from videoanomaly.watching.mqtt_sink import MqttSink
-from videoanomaly.watching.watch_settings import Mqtt
-sink = MqttSink(Mqtt("127.0.0.1", int(sys.argv[1]), base="watch", discovery=""), ["yard"], print, (0.05, 0.2))
-sink.start()
-while True:
-    sink.set_state("yard", {})
-    time.sleep(random.random() / 50)
-    sink.set_state("yard", None)
-    time.sleep(random.random() / 50)
-"""
-
-
 def test_nothing_stays_on_after_kills_at_random_moments(broker):
     chance, num_on = random.Random(0), 0
     for _ in range(8):
@@ -159,11 +133,6 @@ def start_client():
     yield start_client
     for child in children:
         kill(child)
-
-
-def kill(child):
-    child.kill()
-    child.wait()
 
 
 def test_nothing_stays_on_after_the_service_was_killed(broker, start_client):
@@ -254,9 +223,32 @@ def test_a_service_that_comes_back_repeats_no_state_that_the_broker_still_has(br
     assert new == {AVAILABILITY, "watch/check"}
 
 
-def changes(listener, topic):
-    """What came on a topic, repetitions left out: a slow good-bye may be told by the broker as well."""
-    return [text for text, _ in itertools.groupby(listener.on(topic))]
+def test_an_event_that_begins_while_states_are_published_is_on_in_the_end(broker, make):
+    for n in range(30):
+        with Listener(broker, topics=STATE) as listener:
+            sink = make(broker)
+            wait_until(lambda: sink.main.client or n % 2)
+            time.sleep(n / 10_000)
+            sink.set_state("yard", {})
+            wait_until(lambda: "ON" in listener.on(STATE) and shows(broker, AVAILABILITY, "online")())
+            assert listener.on(STATE)[-1] == "ON"
+            sink.close()
+
+
+def test_on_waits_for_an_off_that_is_under_way(broker, make):
+    sink = make(broker)
+    wait_until(shows(broker, AVAILABILITY, "online"))
+    with sink.main.changed:
+        sink.main.under_way = STATE
+    with Listener(broker, topics=STATE) as listener:
+        sink.set_state("yard", {})
+        wait_until(lambda: sink.guards[STATE].client)
+        time.sleep(0.1)
+        assert listener.on(STATE) == ["OFF"]
+        with sink.main.changed:
+            sink.main.under_way = ""
+            sink.main.changed.notify_all()
+        wait_until(lambda: listener.on(STATE) == ["OFF", "ON"])
 
 
 def test_a_sink_that_takes_the_place_of_another_does_so_without_a_fight(broker, make, tmp_path, told):
@@ -264,6 +256,7 @@ def test_a_sink_that_takes_the_place_of_another_does_so_without_a_fight(broker, 
     first = make(broker, start=False)
     outbox = Outbox(store, [first], 1e6, told.append, QUICK)
     outbox.start()
+    wait_until(shows(broker, AVAILABILITY, "online"))
     first.set_state("yard", {})
     wait_until(shows(broker, STATE, "ON"))
     with Listener(broker) as listener:
@@ -271,9 +264,7 @@ def test_a_sink_that_takes_the_place_of_another_does_so_without_a_fight(broker, 
         second.set_state("yard", {})  # the event goes on
         outbox.replace([second])
         (id,) = begin(store)
-        wait_until(
-            lambda: listener.on(EVENTS) and listener.on(STATE)[-1] == "ON" and len(listener.on(AVAILABILITY)) > 2
-        )
+        wait_until(lambda: listener.on(EVENTS) and len(listener.on(AVAILABILITY)) > 2 and len(listener.on(STATE)) > 2)
         assert listener.on(AVAILABILITY) == ["online", "offline", "online"]
         assert listener.on(STATE) == ["ON", "OFF", "ON"]
     outbox.close()

@@ -207,6 +207,7 @@ class Link:
             client.username_pw_set(self.settings.user, self.settings.password)
         if self.security:
             client.tls_set_context(self.security)
+        client.on_socket_open = at_once
         client.on_connect, client.on_disconnect = self.on_connect, self.on_disconnect
         client.on_publish, client.on_message = self.on_publish, self.on_message
         return client
@@ -254,6 +255,11 @@ class Link:
 
     def on_message(self, client: mqtt.Client, data: Any, message: mqtt.MQTTMessage) -> None:
         """Of a topic that `use` asked for."""
+
+
+def at_once(client: mqtt.Client, data: Any, connection: Any) -> None:
+    """Small messages do not wait for larger ones (40 ms)."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def make_security(settings: Mqtt) -> ssl.SSLContext | None:

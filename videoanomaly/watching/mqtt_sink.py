@@ -92,12 +92,15 @@ class MqttSink:
         """ON while there is an event, OFF without."""
         topic = self.topic(camera, "state")
         if event is not None and camera in self.cameras:
-            guard = self.guards.get(topic) or Guard(self.settings, camera, topic, self.ended, self.back_off)
+            guard = self.guards.get(topic) or self.make_guard(camera, topic)
             self.guards[topic] = guard
             guard.set(True, start=self.main.thread is not None)
             self.main.leave(topic)  # behind it, as an earlier event may just have ended
         elif topic in self.guards:
             self.guards[topic].set(False)
+
+    def make_guard(self, camera: str, topic: str) -> Guard:
+        return Guard(self.settings, camera, topic, self.main.take, self.ended, self.back_off)
 
     def ended(self, guard: Guard) -> None:
         """A guard is at its end: the state is OFF, or nothing if the camera is no longer there."""

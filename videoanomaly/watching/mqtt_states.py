@@ -6,7 +6,7 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 
-from videoanomaly.watching.mqtt_link import Link
+from videoanomaly.watching.mqtt_link import TIMEOUT, Link
 from videoanomaly.watching.outbox import NotDelivered
 from videoanomaly.watching.watch_settings import Mqtt
 
@@ -18,14 +18,21 @@ class Guard(Link):
 
     Args:
         topic: Of the state.
+        take: Called with the topic before ON is published, so that no OFF of another connection comes behind it.
         ended: Called with it when it is OFF, or nobody can be told.
     """
 
     def __init__(
-        self, settings: Mqtt, camera: str, topic: str, ended: Callable[["Guard"], None], back_off: tuple[float, float]
+        self,
+        settings: Mqtt,
+        camera: str,
+        topic: str,
+        take: Callable[[str], None],
+        ended: Callable[["Guard"], None],
+        back_off: tuple[float, float],
     ):
         super().__init__(settings, f"{settings.base}/{camera}", (topic, "OFF"), lambda text: None, back_off)
-        self.camera, self.topic, self.ended = camera, topic, ended
+        self.camera, self.topic, self.take, self.ended = camera, topic, take, ended
         self.is_on = self.is_confirmed = False  # the second: the broker has confirmed OFF
 
     def set(self, is_on: bool, start: bool = True) -> None:
@@ -41,6 +48,7 @@ class Guard(Link):
     def use(self) -> None:
         client, self.is_confirmed = self.client, False
         while self.is_wanted():
+            self.take(self.topic)
             self.publish(self.topic, "ON", retain=True)
             with self.changed:
                 self.changed.wait_for(lambda: not self.is_wanted() or self.client is not client)
@@ -82,6 +90,7 @@ class Main(Link):
         self.pending: dict[str, None] = {}  # topics to publish, in this order
         self.found: dict[str, bytes] = {}  # on the broker
         self.is_read = False
+        self.under_way = ""  # the topic that is being published
 
     def want(self, topic: str, payload: str | bytes, is_there: bool = False) -> None:
         """From now on the topic has this retained message; `is_there`: the broker has it already."""
@@ -97,6 +106,12 @@ class Main(Link):
         with self.changed:
             self.wanted.pop(topic, None)
             self.pending.pop(topic, None)
+
+    def take(self, topic: str) -> None:
+        """Leaves it, and waits until nothing of ours is under way to it."""
+        self.leave(topic)
+        with self.changed:
+            self.changed.wait_for(lambda: self.under_way != topic, TIMEOUT)
 
     def use(self) -> None:
         client = self.client
@@ -141,13 +156,18 @@ class Main(Link):
     def publish_pending(self) -> None:
         while (topic := next(iter(self.pending), None)) is not None:
             with self.changed:
-                payload = self.wanted.get(topic)
                 self.pending.pop(topic, None)
-            if payload is None:  # left to somebody else
-                continue
+                payload = self.wanted.get(topic)
+                if payload is None:  # left to somebody else
+                    continue
+                self.under_way = topic
             try:
                 self.publish(topic, payload, retain=True)
             except NotDelivered as error:
                 if not self.client:
                     raise
                 self.tell_once(f"{topic}: not published: {error.reason}")  # too long or not allowed
+            finally:
+                with self.changed:
+                    self.under_way = ""
+                    self.changed.notify_all()
