@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     check_packages()
     from videoanomaly.prediction.api import Recogniser
     from videoanomaly.runtime.run_folder import lock_folder
-    from videoanomaly.watching.event_store import EventStore
     from videoanomaly.watching.label_export import export_labels
     from videoanomaly.watching.station import Station, find_sources
+    from videoanomaly.watching.store.event_store import EventStore
     from videoanomaly.watching.watch_settings import read_settings
 
     settings = read_settings(args.settings)

@@ -26,7 +26,7 @@ from videoanomaly.watching.board import Board, CameraStatus
 from videoanomaly.watching.camera import Camera
 from videoanomaly.watching.camera_events import CameraEvents
 from videoanomaly.watching.engine import Engine
-from videoanomaly.watching.event_store import EventStore
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import CameraSettings
 
 SIDE, WIDTH, HEIGHT = 8, 320, 180

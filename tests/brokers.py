@@ -16,7 +16,7 @@ needs_mosquitto = pytest.mark.skipif(not MOSQUITTO, reason="needs mosquitto (apt
 # services in processes of their own, for ports on the command line: ON for ever, and on and off
 CLIENT = """
 import sys, time
-from videoanomaly.watching.mqtt_sink import MqttSink
+from videoanomaly.watching.receivers.mqtt_sink import MqttSink
 from videoanomaly.watching.watch_settings import Mqtt
 sink = MqttSink(Mqtt("127.0.0.1", int(sys.argv[1]), base="watch", discovery=""), ["yard", "door"], print, (0.05, 0.2))
 sink.start()
@@ -25,7 +25,7 @@ time.sleep(600)
 """
 BLINKER = """
 import random, sys, time
-from videoanomaly.watching.mqtt_sink import MqttSink
+from videoanomaly.watching.receivers.mqtt_sink import MqttSink
 from videoanomaly.watching.watch_settings import Mqtt
 sink = MqttSink(Mqtt("127.0.0.1", int(sys.argv[1]), base="watch", discovery=""), ["yard"], print, (0.05, 0.2))
 sink.start()

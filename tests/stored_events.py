@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from videoanomaly.watching.event_store import NewEvent, Progress
+from videoanomaly.watching.store.event_store import NewEvent, Progress
 
 NOW = 1_700_000_000.0
 

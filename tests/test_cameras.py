@@ -30,11 +30,11 @@ from videoanomaly.watching.board import STRIP_STEP, Board, CameraStatus, Strip
 from videoanomaly.watching.camera import Camera, Look
 from videoanomaly.watching.camera_events import MOST_POINTS, CameraEvents, Curve
 from videoanomaly.watching.clips import PacketRing, Recorder
-from videoanomaly.watching.database import StoreError
 from videoanomaly.watching.engine import Engine, fair_shares
-from videoanomaly.watching.event_store import EventStore
 from videoanomaly.watching.journal import Journal
 from videoanomaly.watching.still import Mask, Stillness
+from videoanomaly.watching.store.database import StoreError
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import CameraSettings
 
 GREY = Encoder(GreyEncoder(), "GreyEncoder", 1, None, 8)

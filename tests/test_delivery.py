@@ -17,11 +17,12 @@ from tests.places import ROOT
 from tests.stored_events import begin, new_event, progress, small_disk, wait_until
 from videoanomaly.live import webhook
 from videoanomaly.runtime.console import InputError
-from videoanomaly.watching import messages, outbox as outbox_
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.outbox import NotDelivered, Outbox
+from videoanomaly.watching.receivers import outbox as outbox_
+from videoanomaly.watching.receivers.outbox import NotDelivered, Outbox
+from videoanomaly.watching.receivers.webhook_sink import WebhookSink
+from videoanomaly.watching.store import messages
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import WebhookSettings
-from videoanomaly.watching.webhook_sink import WebhookSink
 
 QUICK = (0.01, 0.05)  # seconds: back-off
 FOR_EVER = 1e6  # seconds
@@ -378,10 +379,10 @@ SERVICE = """
 import sys
 from pathlib import Path
 from tests.stored_events import new_event, progress
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.outbox import Outbox
+from videoanomaly.watching.store.event_store import EventStore
+from videoanomaly.watching.receivers.outbox import Outbox
 from videoanomaly.watching.watch_settings import WebhookSettings
-from videoanomaly.watching.webhook_sink import WebhookSink
+from videoanomaly.watching.receivers.webhook_sink import WebhookSink
 store = EventStore(Path(sys.argv[1]))
 outbox = Outbox(store, [WebhookSink(WebhookSettings("hook", sys.argv[2]))], 1e6, print, (0.01, 0.05))
 store.close_open()

@@ -18,9 +18,9 @@ import pytest
 from tests.places import ROOT
 from tests.stored_events import NOW, new_event, progress, small_disk
 from videoanomaly.runtime.console import InputError
-from videoanomaly.watching import event_store, messages, retention
-from videoanomaly.watching.database import Database, StoreError
-from videoanomaly.watching.event_store import MIGRATIONS, EventStore, NewEvent
+from videoanomaly.watching.store import event_store, messages, retention
+from videoanomaly.watching.store.database import Database, StoreError
+from videoanomaly.watching.store.event_store import MIGRATIONS, EventStore, NewEvent
 
 DAY = 86400.0
 
@@ -402,7 +402,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.stored_events import new_event, progress
-from videoanomaly.watching.event_store import EventStore
+from videoanomaly.watching.store.event_store import EventStore
 store = EventStore(Path(sys.argv[1]))
 store.set_sinks(["hook", "mqtt"])
 for id in store.close_open():

@@ -13,8 +13,8 @@ from videoanomaly.data.folders import folder_lists
 from videoanomaly.runtime.console import InputError
 from videoanomaly.training.source import find_class_videos
 from videoanomaly.watching import label_export
-from videoanomaly.watching.event_store import EventStore
 from videoanomaly.watching.label_export import as_label, export_labels
+from videoanomaly.watching.store.event_store import EventStore
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.watched import Client, add_event, make_board, serving, settings_of
-from videoanomaly.watching import monitoring
 from videoanomaly.watching.board import LATENCY_BOUNDS, CameraStatus
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.monitoring import Health
+from videoanomaly.watching.store.event_store import EventStore
+from videoanomaly.watching.web import monitoring
+from videoanomaly.watching.web.monitoring import Health
 
 NOW = 1e9
 

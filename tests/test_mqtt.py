@@ -17,10 +17,10 @@ from tests.brokers import BLINKER, CLIENT, Broker, Listener, OldBroker, kill, ne
 from tests.places import ROOT
 from tests.stored_events import begin, progress, wait_until
 from videoanomaly.runtime.console import InputError
-from videoanomaly.watching import mqtt_link
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.mqtt_sink import MqttSink
-from videoanomaly.watching.outbox import NotDelivered, Outbox
+from videoanomaly.watching.receivers import mqtt_link
+from videoanomaly.watching.receivers.mqtt_sink import MqttSink
+from videoanomaly.watching.receivers.outbox import NotDelivered, Outbox
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import Mqtt
 
 pytestmark = needs_mosquitto

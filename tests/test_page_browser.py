@@ -5,7 +5,7 @@ import pytest
 from tests.chromium import chromium, dress, press, wait
 from tests.videos import RED, write_clip
 from tests.watched import TOKEN, add_event, jpeg, make_board, make_world, serving, settings_of, until
-from videoanomaly.watching.event_store import EventStore
+from videoanomaly.watching.store.event_store import EventStore
 
 TAB, ENTER = "\ue004", "\ue007"
 BERLIN = {"timezoneId": "Europe/Berlin"}

@@ -9,10 +9,10 @@ import time
 import pytest
 
 from tests.watched import TOKEN, Client, add_clip, add_event, jpeg, make_board, serving, settings_of
-from videoanomaly.watching import page_guard, sessions
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.page_routes import ROUTES
-from videoanomaly.watching.sessions import Attempts, Sessions, read_key
+from videoanomaly.watching.store.event_store import EventStore
+from videoanomaly.watching.web import page_guard, sessions
+from videoanomaly.watching.web.page_routes import ROUTES
+from videoanomaly.watching.web.sessions import Attempts, Sessions, read_key
 
 EVENT = "[event]"
 READABLE = ["/", "/events/[event]", "/events/[event]/snapshot.jpg", "/events/[event]/thumbnail.jpg"]

@@ -24,9 +24,9 @@ from tests.watched import (
     until,
 )
 from videoanomaly.runtime.console import InputError
-from videoanomaly.watching import page_routes, page_updates
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.page import PageServer
+from videoanomaly.watching.store.event_store import EventStore
+from videoanomaly.watching.web import page_routes, page_updates
+from videoanomaly.watching.web.page import PageServer
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ NOISY = """
 import socket, sys
 from pathlib import Path
 from tests.watched import Client, add_clip, add_event, make_board, serving, settings_of
-from videoanomaly.watching.event_store import EventStore
+from videoanomaly.watching.store.event_store import EventStore
 
 folder = Path(sys.argv[1])
 store = EventStore(folder)

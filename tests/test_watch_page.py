@@ -25,8 +25,8 @@ from tests.watched import (
     until,
 )
 from videoanomaly.watching.board import CameraStatus
-from videoanomaly.watching.event_filter import PAGE
-from videoanomaly.watching.event_store import EventStore, NewEvent
+from videoanomaly.watching.store.event_store import EventStore, NewEvent
+from videoanomaly.watching.web.event_filter import PAGE
 
 ODD = "</p><script>alert(1)</script>\"'&amp;<img src=x onerror=alert(2)>{{token}}"
 

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from videoanomaly.watching.board import Board, CameraStatus
-from videoanomaly.watching.event_store import EventStore, NewEvent, Progress
-from videoanomaly.watching.page import PageServer
+from videoanomaly.watching.store.event_store import EventStore, NewEvent, Progress
 from videoanomaly.watching.watch_settings import Messages, Page, WatchSettings
+from videoanomaly.watching.web.page import PageServer
 
 CLASSES = ("fire", "fall_down", "theft")
 TOKEN = "a-token-of-the-tests"

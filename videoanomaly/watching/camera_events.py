@@ -17,8 +17,8 @@ from av.video.reformatter import VideoReformatter
 from videoanomaly.event_rule import Event, EventSettings, highest_classes
 from videoanomaly.video.decoding import to_image
 from videoanomaly.watching.camera import Camera
-from videoanomaly.watching.database import StoreError
-from videoanomaly.watching.event_store import EventStore, NewEvent, Progress
+from videoanomaly.watching.store.database import StoreError
+from videoanomaly.watching.store.event_store import EventStore, NewEvent, Progress
 
 BEFORE = 5.0  # seconds of an event's curve before it
 MOST_POINTS = 1024  # of a curve

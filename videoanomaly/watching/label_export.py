@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from videoanomaly.runtime.console import InputError, as_text, note
 from videoanomaly.runtime.files import check_inside, write_atomically
 from videoanomaly.runtime.run_folder import lock_folder
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.markup import utc
+from videoanomaly.watching.store.event_store import EventStore
+from videoanomaly.watching.web.markup import utc
 
 NORMAL = "Normal"
 LABEL = re.compile(r"[^\W_][\w -]{0,59}")  # the name of a folder on every system

@@ -24,15 +24,15 @@ from videoanomaly.watching.board import Board, CameraStatus
 from videoanomaly.watching.camera import Camera
 from videoanomaly.watching.camera_events import CameraEvents
 from videoanomaly.watching.clips import Recorder
-from videoanomaly.watching.database import StoreError
 from videoanomaly.watching.engine import Engine
-from videoanomaly.watching.event_store import EventStore
 from videoanomaly.watching.journal import Journal
-from videoanomaly.watching.mqtt_sink import MqttSink
-from videoanomaly.watching.outbox import Outbox, Sink
-from videoanomaly.watching.page import PageServer
+from videoanomaly.watching.receivers.mqtt_sink import MqttSink
+from videoanomaly.watching.receivers.outbox import Outbox, Sink
+from videoanomaly.watching.receivers.webhook_sink import WebhookSink
+from videoanomaly.watching.store.database import StoreError
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import CameraSettings, Mqtt, WatchSettings, WebhookSettings, read_settings
-from videoanomaly.watching.webhook_sink import WebhookSink
+from videoanomaly.watching.web.page import PageServer
 
 TICK = 1.0  # seconds between two looks at all cameras
 PRUNE_EVERY = 600.0  # seconds

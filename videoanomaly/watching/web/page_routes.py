@@ -16,18 +16,18 @@ from videoanomaly.prediction.report import MEDIA_TYPES
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.files import check_inside
 from videoanomaly.watching.board import STRIP_STEP
-from videoanomaly.watching.camera_views import cameras_view
-from videoanomaly.watching.event_detail import LONGEST_COMMENT, event_body, event_view
-from videoanomaly.watching.event_filter import EventFilter, read_filter
-from videoanomaly.watching.event_list import event_row, events_view, filter_form, overview
-from videoanomaly.watching.event_store import EventStore
 from videoanomaly.watching.label_export import as_label
-from videoanomaly.watching.markup import utc
-from videoanomaly.watching.monitoring import exposition
-from videoanomaly.watching.page_frame import STATIC
-from videoanomaly.watching.page_guard import Caller, local_path
-from videoanomaly.watching.page_state import found_event, html_page, of_page
-from videoanomaly.watching.page_updates import MOST_VIEWERS, Feed, changes
+from videoanomaly.watching.store.event_store import EventStore
+from videoanomaly.watching.web.camera_views import cameras_view
+from videoanomaly.watching.web.event_detail import LONGEST_COMMENT, event_body, event_view
+from videoanomaly.watching.web.event_filter import EventFilter, read_filter
+from videoanomaly.watching.web.event_list import event_row, events_view, filter_form, overview
+from videoanomaly.watching.web.markup import utc
+from videoanomaly.watching.web.monitoring import exposition
+from videoanomaly.watching.web.page_frame import STATIC
+from videoanomaly.watching.web.page_guard import Caller, local_path
+from videoanomaly.watching.web.page_state import found_event, html_page, of_page
+from videoanomaly.watching.web.page_updates import MOST_VIEWERS, Feed, changes
 
 THUMBNAIL = (320, 180)  # pixels at most
 STATIC_FILES = {"page.css": "text/css", "page.js": "text/javascript"}

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from videoanomaly.runtime.console import iso
-from videoanomaly.watching.home_assistant import discovery, discovery_filter
-from videoanomaly.watching.mqtt_link import BACK_OFF
-from videoanomaly.watching.mqtt_states import Guard, Main
+from videoanomaly.watching.receivers.home_assistant import discovery, discovery_filter
+from videoanomaly.watching.receivers.mqtt_link import BACK_OFF
+from videoanomaly.watching.receivers.mqtt_states import Guard, Main
 from videoanomaly.watching.watch_settings import Mqtt
 
 CLOSING = 1.5  # seconds for the last words

@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from videoanomaly.watching.page_frame import login_page, waiting_page
-from videoanomaly.watching.page_state import PageState
-from videoanomaly.watching.sessions import LIFETIME, Attempts, same
 from videoanomaly.watching.watch_settings import WatchSettings
+from videoanomaly.watching.web.page_frame import login_page, waiting_page
+from videoanomaly.watching.web.page_state import PageState
+from videoanomaly.watching.web.sessions import LIFETIME, Attempts, same
 
 MOST_BYTES = 64 * 1024  # of a form
 MOST_FIELDS = 20

@@ -16,7 +16,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from videoanomaly.runtime.console import InputError, duration
-from videoanomaly.watching.outbox import FAILURES_TOLD, NotDelivered
+from videoanomaly.watching.receivers.outbox import FAILURES_TOLD, NotDelivered
 from videoanomaly.watching.watch_settings import Mqtt
 
 TIMEOUT = 5.0  # seconds for the broker to answer

@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from videoanomaly.runtime.console import duration
-from videoanomaly.watching.event_filter import EventFilter
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.markup import Fragment, Html, joined, markup, moment, share, shown_name, stamped, utc
-from videoanomaly.watching.page_frame import View, icon, options, static
+from videoanomaly.watching.store.event_store import EventStore
+from videoanomaly.watching.web.event_filter import EventFilter
+from videoanomaly.watching.web.markup import Fragment, Html, joined, markup, moment, share, shown_name, stamped, utc
+from videoanomaly.watching.web.page_frame import View, icon, options, static
 
 NORMAL = "Normal"
 

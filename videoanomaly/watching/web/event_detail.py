@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from videoanomaly.runtime.console import duration
-from videoanomaly.watching.event_list import NORMAL, buttons, verdict
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.markup import (
+from videoanomaly.watching.store.event_store import EventStore
+from videoanomaly.watching.web.event_list import NORMAL, buttons, verdict
+from videoanomaly.watching.web.markup import (
     Html,
     bar,
     curve_chart,
@@ -18,7 +18,7 @@ from videoanomaly.watching.markup import (
     size_text,
     stamped,
 )
-from videoanomaly.watching.page_frame import View, options
+from videoanomaly.watching.web.page_frame import View, options
 
 LONGEST_COMMENT = 2000  # characters
 

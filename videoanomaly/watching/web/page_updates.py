@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from videoanomaly.watching.page_frame import View
+from videoanomaly.watching.web.page_frame import View
 
 INTERVAL = 1.0  # seconds between two messages to a viewer
 QUIET = 15.0  # seconds after which a viewer hears that the connection is alive

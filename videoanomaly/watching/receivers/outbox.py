@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 from videoanomaly.live.webhook import is_told
 from videoanomaly.runtime.console import duration
-from videoanomaly.watching import messages
-from videoanomaly.watching.database import StoreError
-from videoanomaly.watching.event_store import EventStore
+from videoanomaly.watching.store import messages
+from videoanomaly.watching.store.database import StoreError
+from videoanomaly.watching.store.event_store import EventStore
 
 BACK_OFF = (1.0, 60.0)  # seconds before the second attempt and at most before a further one, doubled each time
 JITTER = 0.1  # share of a pause that chance adds, so that several services do not return at the same moment

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from videoanomaly.watching.database import Database, StoreError
-from videoanomaly.watching.messages import marks
+from videoanomaly.watching.store.database import Database, StoreError
+from videoanomaly.watching.store.messages import marks
 
 OVERHEAD = 1000  # bytes of an event besides clip, snapshot and curve
 AT_ONCE = 200  # events removed in one transaction

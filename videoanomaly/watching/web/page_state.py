@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from videoanomaly.watching.board import Board
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.markup import Html
-from videoanomaly.watching.monitoring import Health
-from videoanomaly.watching.page_frame import frame
-from videoanomaly.watching.page_updates import Hub
-from videoanomaly.watching.sessions import Sessions
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import WatchSettings
+from videoanomaly.watching.web.markup import Html
+from videoanomaly.watching.web.monitoring import Health
+from videoanomaly.watching.web.page_frame import frame
+from videoanomaly.watching.web.page_updates import Hub
+from videoanomaly.watching.web.sessions import Sessions
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from videoanomaly.watching.markup import Fragment, Html, joined, markup, shown_name
+from videoanomaly.watching.web.markup import Fragment, Html, joined, markup, shown_name
 
 STATIC = Path(__file__).parent / "static"
 View = dict[str, dict[str, Fragment]]  # by list, or "parts" of a page: pieces by name, in their order

@@ -19,17 +19,17 @@ from starlette.responses import PlainTextResponse, Response
 
 from videoanomaly.runtime.console import InputError, note
 from videoanomaly.watching.board import Board
-from videoanomaly.watching.database import StoreError
-from videoanomaly.watching.event_filter import FilterError
-from videoanomaly.watching.event_store import EventStore
-from videoanomaly.watching.markup import markup
-from videoanomaly.watching.monitoring import Gauges, Health, make_registry
-from videoanomaly.watching.page_guard import Guard, wants_page
-from videoanomaly.watching.page_routes import ROUTES
-from videoanomaly.watching.page_state import PageState, html_page
-from videoanomaly.watching.page_updates import Hub
-from videoanomaly.watching.sessions import Sessions, read_key
+from videoanomaly.watching.store.database import StoreError
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import WatchSettings
+from videoanomaly.watching.web.event_filter import FilterError
+from videoanomaly.watching.web.markup import markup
+from videoanomaly.watching.web.monitoring import Gauges, Health, make_registry
+from videoanomaly.watching.web.page_guard import Guard, wants_page
+from videoanomaly.watching.web.page_routes import ROUTES
+from videoanomaly.watching.web.page_state import PageState, html_page
+from videoanomaly.watching.web.page_updates import Hub
+from videoanomaly.watching.web.sessions import Sessions, read_key
 
 MOST_CONNECTIONS = 256
 CLOSING = 0.4  # seconds that answers in progress have when the page stops

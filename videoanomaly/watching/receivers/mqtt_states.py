@@ -6,8 +6,8 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 
-from videoanomaly.watching.mqtt_link import TIMEOUT, Link
-from videoanomaly.watching.outbox import NotDelivered
+from videoanomaly.watching.receivers.mqtt_link import TIMEOUT, Link
+from videoanomaly.watching.receivers.outbox import NotDelivered
 from videoanomaly.watching.watch_settings import Mqtt
 
 READING = 2.0  # seconds to wait for retained messages; a broker may not let us read

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videoanomaly.watching.board import Board
-from videoanomaly.watching.markup import Fragment, Html, markup, moment, share, stamped, strip_chart
-from videoanomaly.watching.page_frame import View
+from videoanomaly.watching.web.markup import Fragment, Html, markup, moment, share, stamped, strip_chart
+from videoanomaly.watching.web.page_frame import View
 
 PROBLEMS = {"away", "frozen", "black"}
 SILENT = {"starting", "away", "paused"}  # no row comes now

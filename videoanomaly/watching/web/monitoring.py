@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from videoanomaly.watching.board import LATENCY_BOUNDS, STATES, Board
-from videoanomaly.watching.event_store import EventStore
+from videoanomaly.watching.store.event_store import EventStore
 
 PREFIX = "videoanomaly"
 COUNTERS = {

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from videoanomaly.runtime.console import iso
-from videoanomaly.watching.database import Database
+from videoanomaly.watching.store.database import Database
 
 
 class Message(NamedTuple):

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from videoanomaly.runtime.console import InputError
-from videoanomaly.watching import messages, retention
-from videoanomaly.watching.database import Database
+from videoanomaly.watching.store import messages, retention
+from videoanomaly.watching.store.database import Database
 
 LONGEST_CURVE = 2000  # points; a longer one is thinned, so that an event of a day can be stored every few seconds
 # the database's history: step n leads from version n to n + 1. A step that was once released is never changed

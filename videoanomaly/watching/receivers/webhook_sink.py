@@ -6,7 +6,7 @@ from typing import Any
 
 from videoanomaly.live.webhook import Poster, reason_of
 from videoanomaly.runtime.console import InputError
-from videoanomaly.watching.outbox import NotDelivered
+from videoanomaly.watching.receivers.outbox import NotDelivered
 from videoanomaly.watching.watch_settings import WebhookSettings
 
 REFUSED = (400, 413, 415, 422)  # statuses about the message itself; with others the receiver may yet be put right

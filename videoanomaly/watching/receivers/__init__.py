@@ -1,0 +1,1 @@
+"""Who is told of events: delivery that survives outages, by webhook and MQTT."""

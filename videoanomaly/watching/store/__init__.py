@@ -1,0 +1,1 @@
+"""What stays: events and messages in SQLite."""
