@@ -1,8 +1,7 @@
 """Live mode: its event rule against cut_events, its ring against slices, streams from sockets and a real RTSP
 server.
 
-The RTSP tests need GStreamer's server: apt packages gir1.2-gst-rtsp-server-1.0, python3-gi, gstreamer1.0-plugins-good
-and gstreamer1.0-plugins-bad, and the system's Python.
+The RTSP test needs GStreamer's server: see benchmarks/rtsp_server.py.
 """
 
 import contextlib
@@ -27,6 +26,8 @@ import pytest
 import torch
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from benchmarks.rtsp_server import free_port, serve
+from tests.cameras import require_rtsp
 from tests.places import ROOT
 from tests.streams import Brightness, GreyEncoder
 from videoanomaly import event_rule
@@ -38,25 +39,6 @@ hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis (require
 given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 FPS = 20
-SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's GStreamer packages are for it
-RTSP_SERVER = """
-import sys, gi
-gi.require_version("Gst", "1.0"); gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer
-Gst.init(None)
-for element in ("qtdemux", "h264parse", "rtph264pay"):
-    assert Gst.ElementFactory.find(element), element
-if len(sys.argv) > 1:
-    server = GstRtspServer.RTSPServer(address="127.0.0.1", service=sys.argv[1])
-    factory = GstRtspServer.RTSPMediaFactory(shared=True)
-    factory.set_launch(
-        f"( filesrc location={sys.argv[2]} ! qtdemux ! h264parse config-interval=-1 ! rtph264pay name=pay0 )"
-    )
-    server.get_mount_points().add_factory("/live", factory)
-    server.attach(None)
-    print("ready", flush=True)
-    GLib.MainLoop().run()
-"""
 SCRIPT = """
 import json, sys
 from tests.streams import Brightness, GreyEncoder
@@ -522,33 +504,12 @@ def test_attempts_to_connect_come_at_growing_distances_and_show_no_password():
     }
 
 
-def rtsp_missing() -> str | None:
-    try:
-        done = subprocess.run([SYSTEM_PYTHON, "-c", RTSP_SERVER], capture_output=True, text=True, timeout=60)
-    except OSError as error:
-        return f"{SYSTEM_PYTHON}: {error.strerror}"
-    return done.stderr.strip().splitlines()[-1] if done.returncode else None
-
-
-def start_rtsp(port: int, video: Path) -> subprocess.Popen:
-    server = subprocess.Popen(
-        [SYSTEM_PYTHON, "-c", RTSP_SERVER, str(port), str(video)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdout.readline() == "ready\n"
-    return server
-
-
 @pytest.mark.slow
 def test_an_rtsp_server_that_restarts_in_the_middle(tmp_path):
-    if reason := rtsp_missing():
-        pytest.skip(f"no GStreamer RTSP server ({reason}); see the top of this file for the packages")
+    require_rtsp()
     write_video(tmp_path / "long.mp4", bright_at([(1.0, 60)], 60))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = start_rtsp(port, tmp_path / "long.mp4")
+    port, videos = free_port(), {"live": (tmp_path / "long.mp4", "h264")}
+    server = serve(port, videos)
     try:
         watcher = Watcher(f"rtsp://admin:s3cret@127.0.0.1:{port}/live", gap=1.0)
         watcher.wait_for('"update"')
@@ -556,7 +517,7 @@ def test_an_rtsp_server_that_restarts_in_the_middle(tmp_path):
         server.wait()
         watcher.wait_for("trying again in")
         watcher.wait_for('"end"')
-        server = start_rtsp(port, tmp_path / "long.mp4")
+        server = serve(port, videos)
         watcher.wait_for(": connected")
         watcher.wait_for('"begin"', 2)
         assert watcher.stop(signal.SIGINT) == 130
