@@ -56,18 +56,20 @@ def main(argv: list[str] | None = None) -> int:
     from videoanomaly.prediction.api import Recogniser
     from videoanomaly.runtime.run_folder import lock_folder
     from videoanomaly.watching.label_export import export_labels
-    from videoanomaly.watching.station import Station, find_sources
-    from videoanomaly.watching.store.event_store import EventStore
+    from videoanomaly.watching.plans import find_sources, make_plans
+    from videoanomaly.watching.station import Station
     from videoanomaly.watching.watch_settings import read_settings
 
     settings = read_settings(args.settings)
     if args.command == EXPORT:
         export_labels(EventStore(Path(settings.folder)), args.out)
         return 0
-    find_sources(settings)
+    find_sources(settings)  # what is wrong there shows before the checkpoint is read
     given = {"clip": settings.clip, "encoder": settings.encoder, "device": settings.device, "batch": settings.batch}
     recogniser = Recogniser.load(settings.checkpoint, **given)
     if args.check:
+        make_plans(settings, recogniser)
+        assert recogniser.encoder, "it was read"
         print(f"{args.settings}: {count(len(settings.cameras), 'camera')}, {recogniser}")
         return 0
     with lock_folder(Path(settings.folder)):

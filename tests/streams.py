@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from videoanomaly.video.encoders import Encoder
+
 
 class GreyEncoder:
     """Features are the brightness in [0, 1], twice."""
@@ -24,6 +26,9 @@ class GreyEncoder:
         return images.float().mean(dim=(1, 2, 3))[:, None].expand(-1, 2) / 255
 
 
+GREY = Encoder(GreyEncoder(), "GreyEncoder", 1, None, 8)
+
+
 class Brightness:
     """In place of a model: bright rows are anomalous."""
 
@@ -34,3 +39,13 @@ class Brightness:
     def predict(self, features):
         p_A = np.asarray(features).reshape(len(features), -1).mean(axis=1)
         return p_A, p_A[:, None] * np.array([0.75, 0.25])
+
+
+class BrightnessModel(Brightness):
+    """Also for several streams at once."""
+
+    prototype = torch.zeros(2)
+
+    def score_segments(self, segments):
+        p_A = segments.mean(dim=(0, -1)).numpy()
+        return p_A, p_A[..., None] * np.array([0.75, 0.25])

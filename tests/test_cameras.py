@@ -20,7 +20,7 @@ from PIL import Image
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from tests.cameras import bright_at, write_video
 from tests.places import ROOT
-from tests.streams import Brightness, GreyEncoder
+from tests.streams import GREY, BrightnessModel, GreyEncoder
 from videoanomaly.event_rule import EventSettings
 from videoanomaly.live.streams import QUEUE_FRAMES, Sample, Source, find_source
 from videoanomaly.live.watcher import predict_together
@@ -37,18 +37,7 @@ from videoanomaly.watching.store.database import StoreError
 from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import CameraSettings
 
-GREY = Encoder(GreyEncoder(), "GreyEncoder", 1, None, 8)
 SETTINGS = EventSettings(0.7, 0.8)
-
-
-class BrightnessModel(Brightness):
-    """Also for several streams at once."""
-
-    prototype = torch.zeros(2)
-
-    def score_segments(self, segments):
-        p_A = segments.mean(dim=(0, -1)).numpy()
-        return p_A, p_A[..., None] * np.array([0.75, 0.25])
 
 
 def picture(values, size=(64, 48)) -> av.VideoFrame:

@@ -111,12 +111,12 @@ def test_check_accepts_a_file_that_is_right_and_refuses_others(tmp_path, planted
     command = [sys.executable, "watch.py", "--check", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"watch\.toml: 1 camera, .*anomalyclip", done.stdout)
+    assert re.search(r"watch\.toml: 1 camera, .*: anomalyclip, 2 classes", done.stdout)
     assert not (tmp_path / "w").exists()
-    path.write_text(path.read_text().replace("rtsp://h/x", "none.mp4"))
+    path.write_text(path.read_text().replace("Colours", "Shapes"))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "[camera.a]: url none.mp4: no such file" in done.stderr
+    assert "Shapes" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,7 @@ import av.logging
 
 from videoanomaly.event_rule import EventSettings
 from videoanomaly.live.service import warm_up
-from videoanomaly.live.streams import Source, find_source
 from videoanomaly.prediction.api import Recogniser
-from videoanomaly.prediction.operating_point import choose_threshold
 from videoanomaly.runtime import systemd
 from videoanomaly.runtime.console import InputError, note
 from videoanomaly.runtime.signals import stop_signals
@@ -26,12 +24,11 @@ from videoanomaly.watching.camera_events import CameraEvents
 from videoanomaly.watching.clips import Recorder
 from videoanomaly.watching.engine import Engine
 from videoanomaly.watching.journal import Journal
+from videoanomaly.watching.plans import Plan, make_plans
 from videoanomaly.watching.receivers.mqtt_sink import MqttSink
 from videoanomaly.watching.receivers.outbox import Outbox, Sink
 from videoanomaly.watching.receivers.webhook_sink import WebhookSink
-from videoanomaly.watching.store.database import StoreError
-from videoanomaly.watching.store.event_store import EventStore
-from videoanomaly.watching.watch_settings import CameraSettings, Mqtt, WatchSettings, WebhookSettings, read_settings
+from videoanomaly.watching.watch_settings import Mqtt, WatchSettings, WebhookSettings, read_settings
 from videoanomaly.watching.web.page import PageServer
 
 TICK = 1.0  # seconds between two looks at all cameras
@@ -45,12 +42,14 @@ class Station:
     """Watches cameras until a signal comes.
 
     Args:
-        settings: Checked.
+        settings: As they were read.
         recogniser: With the checkpoint and its encoder.
+    Raises:
+        InputError: If the settings cannot be followed.
     """
 
     def __init__(self, settings: WatchSettings, recogniser: Recogniser):
-        self.settings, self.recogniser = settings, recogniser
+        self.settings, self.recogniser, self.plans = settings, recogniser, make_plans(settings, recogniser)
         self.board, self.journal = Board(), Journal()
         self.store = EventStore(Path(settings.folder))
         encoder = recogniser.encoder
@@ -82,39 +81,30 @@ class Station:
             return WebhookSink(settings)
         return MqttSink(settings, [camera.name for camera in self.settings.cameras], self.journal.say)
 
-    def add_camera(self, camera: CameraSettings, source: Source) -> None:
+    def add_camera(self, plan: Plan) -> None:
         """Begins to watch one."""
-        settings, loaded = self.settings, self.recogniser.loaded
-        threshold, rule = self.threshold_of(camera)
-        events = settings.events
+        camera, loaded, events = plan.settings, self.recogniser.loaded, self.settings.events
         still = events.reuse_still if camera.reuse_still is None else camera.reuse_still
         recorder = Recorder(
             self.store.clips, camera.name, pre_roll=events.pre_roll, post_roll=events.post_roll,
             longest=events.longest_clip, done=self.keep_clip,
         )  # fmt: skip
-        fps = settings.fps and settings.fps / loaded.spacing
+        fps = self.settings.fps and self.settings.fps / loaded.spacing
         thread = Camera(
-            camera, source, fps, loaded.spacing, encoder=self.recogniser.encoder, reuse_still=still, board=self.board,
-            recorder=recorder if camera.recording else None, wake=self.engine.waiting.set,
+            camera, plan.source, fps, loaded.spacing, encoder=self.recogniser.encoder, reuse_still=still,
+            board=self.board, recorder=recorder if camera.recording else None, wake=self.engine.waiting.set,
         )  # fmt: skip
-        self.board.add(CameraStatus(camera.name, source.name, threshold=threshold))
-        self.engine.add(thread, self.events_of(thread, threshold, rule))
+        self.board.add(CameraStatus(camera.name, plan.source.name, threshold=plan.threshold))
+        self.engine.add(thread, self.events_of(thread, plan))
         thread.start()
 
-    def events_of(self, camera: Camera, threshold: float, rule: str) -> CameraEvents:
+    def events_of(self, camera: Camera, plan: Plan) -> CameraEvents:
         options, loaded = self.settings.events, self.recogniser.loaded
-        settings = EventSettings(threshold, options.hysteresis, options.merge_gap, options.min_length)
+        settings = EventSettings(plan.threshold, options.hysteresis, options.merge_gap, options.min_length)
         return CameraEvents(
-            camera, self.recogniser.classes, settings, rule=rule, model=loaded.sha256, store=self.store,
+            camera, self.recogniser.classes, settings, rule=plan.rule, model=loaded.sha256, store=self.store,
             shown=self.shown, update_every=options.update_every, say=self.journal.say,
         )  # fmt: skip
-
-    def threshold_of(self, camera: CameraSettings) -> tuple[float, str]:
-        """Its own, that of all cameras, or the checkpoint's; and the rule that gave it."""
-        own, loaded, name = camera, self.recogniser.loaded, self.settings.checkpoint
-        if own.threshold is None and own.false_alarms_per_hour is None:
-            own = self.settings.events
-        return choose_threshold(name, loaded.checkpoint, loaded.curve, own.threshold, own.false_alarms_per_hour)
 
     def keep_clip(self, event: str, name: str | None, size: int, why: str) -> None:
         try:
@@ -138,23 +128,30 @@ class Station:
         """Returns the exit status: 128 and the number of the signal that ended it."""
         av.logging.set_level(None)  # FFmpeg's lines hold addresses
         with stop_signals() as signals, hangups() as reloads:
-            for id in self.store.close_open():
-                self.journal.say(f"event {id} ended when the program did")
-            self.outbox.start()
-            self.page.start()
-            note(f"page: http://{self.settings.page.host}:{self.page.port}")
-            for camera, source in find_sources(self.settings):
-                self.add_camera(camera, source)
-            threads = [threading.Thread(target=work, daemon=True) for work in (self.tick_on, self.prune_on)]
-            for thread in threads:
-                thread.start()
-            systemd.notify("READY=1")
             try:
+                self.start()
                 while not signals:
                     self.turn(reloads)
             finally:
                 self.stop()
         return 128 + signals[0]
+
+    def start(self) -> None:
+        """Begins everything.
+
+        Raises:
+            InputError: If the page cannot be served.
+        """
+        self.page.start()
+        for id in self.store.close_open():
+            self.journal.say(f"event {id} ended when the program did")
+        self.outbox.start()
+        note(f"page: http://{self.settings.page.host}:{self.page.port}")
+        for plan in self.plans.values():
+            self.add_camera(plan)
+        for work in (self.tick_on, self.prune_on):
+            threading.Thread(target=work, daemon=True).start()
+        systemd.notify("READY=1")
 
     def turn(self, reloads: list[int]) -> None:
         """One batch, or a short wait for one."""
@@ -196,44 +193,46 @@ class Station:
             now, since = time.monotonic(), self.ended_at.setdefault(name, time.monotonic())
             if now - since > RESTART_AFTER:
                 self.remove_camera(name)
-                self.add_camera(seat.camera.settings, seat.camera.source)
+                self.add_camera(self.plans[name])
 
     def reload(self) -> None:
         """Reads the file again; if something is wrong with it all stays as it is, and one line says so."""
         systemd.reloading()
         try:
-            settings = read_settings(self.settings.path)
-            find_sources(settings)
+            self.follow(read_settings(self.settings.path))
         except InputError as error:
             note(f"not reloaded: {error}")
         else:
-            self.follow(settings)
             note("reloaded")
         systemd.notify("READY=1")
 
     def follow(self, new: WatchSettings) -> None:
-        """Takes other settings; cameras that are as they were go on undisturbed."""
-        old = self.settings
-        if changed := [name for name in KEPT if getattr(old, name) != getattr(new, name)]:
-            note(f"{', '.join(changed)}: what changed there needs a restart")
-            new = replace(new, **{name: getattr(old, name) for name in changed})
-        cameras = {camera.name: (camera, source) for camera, source in find_sources(new)}
+        """Takes other settings; cameras that are as they were go on undisturbed.
+
+        Raises:
+            InputError: If they cannot be followed; then nothing has changed.
+        """
+        old, before = self.settings, self.plans
+        changed = [name for name in KEPT if getattr(old, name) != getattr(new, name)]
+        new = replace(new, **{name: getattr(old, name) for name in changed})
+        plans = make_plans(new, self.recogniser)
         self.page.reload(new, self.recogniser.classes)
-        self.settings, anew = new, old.events != new.events
+        if changed:
+            note(f"{', '.join(changed)}: what changed there needs a restart")
+        self.settings, self.plans = new, plans
         self.store.page_url = new.messages.page_url
         self.outbox.give_up_after = new.messages.give_up_after_hours * 3600
         self.outbox.replace(self.sinks())
         for shown in self.shown:
-            shown.set_cameras(cameras)
-        before = {name: seat.camera.settings for name, seat in self.engine.seats.items()}
-        for name in before:
-            if anew or name not in cameras or cameras[name][0] != before[name]:
+            shown.set_cameras(plans)
+        for name, plan in before.items():
+            if old.events != new.events or plan != plans.get(name):
                 self.remove_camera(name)
-        for name, (camera, source) in cameras.items():
-            if anew or before.get(name) != camera:
-                self.add_camera(camera, source)
-            else:
+        for name, plan in plans.items():
+            if name in self.engine.seats:
                 self.engine.seats[name].events.show_again()
+            else:
+                self.add_camera(plan)
 
     # -- beside it --
 
@@ -297,13 +296,3 @@ def hangups() -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def find_sources(settings: WatchSettings) -> list[tuple[CameraSettings, Source]]:
-    """All cameras and how they are opened.
-
-    Raises:
-        InputError: If it is one of which nothing can ever come.
-    """
-    where = f"{settings.path}, [camera.{{}}]: url"
-    return [(camera, find_source(camera.address, where.format(camera.name))) for camera in settings.cameras]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from videoanomaly.event_rule import LOW_SHARE, MERGE_GAP, MIN_LENGTH, check_event_options
+from videoanomaly.event_rule import EVENT_OPTIONS, LOW_SHARE, MERGE_GAP, MIN_LENGTH, check_event_options
 from videoanomaly.runtime.addresses import LISTENING, STREAMS, WEBHOOKS, check_address, is_address
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.watching.schedule import read_schedule
@@ -305,8 +305,14 @@ def check_events(where: str, own: CameraSettings | EventOptions, events: EventOp
             own.threshold, own.false_alarms_per_hour, events.hysteresis, events.merge_gap, events.min_length
         )
     except InputError as error:
-        text = re.sub(r"--([a-z-]+)", lambda m: m[1].replace("-", "_"), str(error))
-        raise InputError(f"{where}: {text}") from None
+        raise InputError(f"{where}: {as_keys(error)}") from None
+
+
+def as_keys(error: InputError) -> str:
+    """What it says, with keys of the file where it names options of predict.py."""
+    return re.sub(
+        r"--([a-z-]+)", lambda m: key if (key := m[1].replace("-", "_")) in EVENT_OPTIONS else m[0], str(error)
+    )
 
 
 def check_camera(where: str, camera: CameraSettings, events: EventOptions) -> None:

@@ -1,0 +1,125 @@
+"""The service of watch.py in this process: what is refused before it begins, reloading, restarting, stopping."""
+
+import socket
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.cameras import bright_at, write_video
+from tests.streams import GREY, BrightnessModel
+from videoanomaly.runtime.console import InputError
+from videoanomaly.watching.plans import make_plans
+from videoanomaly.watching.station import Station
+from videoanomaly.watching.watch_settings import read_settings
+
+HEAD = 'checkpoint = "last.pt"\nfolder = "state"\n[events]\nthreshold = 0.7\nmin_length = 0.2\n[page]\nport = 0\n'
+
+
+def make_recogniser() -> Any:
+    """A checkpoint without a curve that finds bright pictures anomalous."""
+    loaded = SimpleNamespace(model=BrightnessModel(), checkpoint={}, curve=None, sha256="hash", spacing=1)
+    return SimpleNamespace(encoder=GREY, classes=("Fire", "Flood"), loaded=loaded)
+
+
+def write(tmp_path, tables: str, head: str = HEAD):
+    """The file of settings and what it says."""
+    path = tmp_path / "watch.toml"
+    path.write_text(head + tables)
+    return read_settings(path)
+
+
+def camera(name: str, path, more: str = "") -> str:
+    return f'[camera.{name}]\nurl = "{path}"\n{more}\n'
+
+
+@contextmanager
+def running(tmp_path, tables: str):
+    """A station at work, as far as `turn` is called."""
+    station = Station(write(tmp_path, tables), make_recogniser())
+    station.start()
+    try:
+        yield station
+    finally:
+        station.stop()
+
+
+def turn_until(station: Station, condition, seconds: float = 60.0):
+    """What it gives, once that is true."""
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "it takes too long"
+        station.turn([])
+    return found
+
+
+# ---------------------------------------------------------------- before it begins
+
+
+@pytest.mark.parametrize(
+    "tables, message",
+    [
+        (
+            '[camera.a]\nurl = "0"\nclasses = ["Fire", "Floood"]',
+            "[camera.a]: classes: found Floood, expected some of Fire",
+        ),
+        (
+            '[camera.a]\nurl = "0"\nfalse_alarms_per_hour = 1',
+            "was not measured on held-out videos, expected one of train.py --folds 5 (or give threshold)",
+        ),
+        ('[camera.a]\nurl = "0"\n[mqtt]\nhost = "h"\ntls = true\nca_file = "none.pem"', "ca_file"),
+        ('[camera.a]\nurl = "0"\n[webhook.a]\nurl = "https://h/x"\ntoken = "ä"', "[webhook.a]: token"),
+        ('[camera.a]\nurl = "none.mp4"', "[camera.a]: url none.mp4: no such file"),
+    ],
+)
+def test_what_can_never_be_followed_is_refused(tmp_path, monkeypatch, tables, message):
+    monkeypatch.setattr("videoanomaly.live.streams.CAMERAS", {"linux": (str(tmp_path / "watch{}.toml"), "v4l2")})
+    (tmp_path / "watch0.toml").touch()  # camera 0
+    with pytest.raises(InputError) as caught:
+        make_plans(write(tmp_path, tables), make_recogniser())
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- reloading
+
+
+def test_a_file_that_cannot_be_followed_changes_nothing(tmp_path, capsys):
+    video = write_video(tmp_path / "a.mp4", [100] * 600, 10)
+    with running(tmp_path, camera("a", video)) as station, socket.create_server(("127.0.0.1", 0)) as taken:
+        thread, settings = station.engine.seats["a"].camera, station.settings
+        for tables, reason in (
+            (camera("b", video) + '[mqtt]\nhost = "h"\ntls = true\nca_file = "none.pem"', "ca_file"),
+            (camera("b", video, "false_alarms_per_hour = 1"), "was not measured"),
+            (camera("b", tmp_path / "none.mp4"), "no such file"),
+            (camera("b", video, 'classes = ["Flod"]'), "found Flod"),
+        ):
+            write(tmp_path, tables)
+            station.reload()
+            assert reason in capsys.readouterr().err
+        head = HEAD.replace("port = 0", f"port = {taken.getsockname()[1]}")
+        write(tmp_path, camera("b", video), head)
+        station.reload()
+        assert "is in use, expected a free one" in capsys.readouterr().err
+        assert list(station.engine.seats) == ["a"] and station.settings is settings
+        assert thread.is_alive() and not thread.stopping.is_set()
+
+
+def test_cameras_that_stay_as_they_were_go_on_and_others_are_begun_or_ended(tmp_path, capsys):
+    video = write_video(tmp_path / "a.mp4", bright_at([(0.3, 60)], 60, 10), 10)
+    with running(tmp_path, camera("a", video) + camera("b", video) + camera("c", video)) as station:
+        turn_until(station, lambda: [event["is_open"] for event in station.store.events()] == [True] * 3)
+        before = {name: seat.camera for name, seat in station.engine.seats.items()}
+        write(tmp_path, camera("a", video) + camera("b", video, "threshold = 0.75") + camera("d", video))
+        station.reload()
+        after = {name: seat.camera for name, seat in station.engine.seats.items()}
+        assert list(after) == ["a", "b", "d"] and after["a"] is before["a"] and after["b"] is not before["b"]
+        assert {event["camera"] for event in station.store.events() if event["is_open"]} == {"a"}
+        assert sorted(station.board.cameras) == ["a", "b", "d"] and station.board.cameras["b"].threshold == 0.75
+        turn_until(station, lambda: {e["camera"] for e in station.store.events() if e["is_open"]} == {"a", "b", "d"})
+        write(tmp_path, camera("a", video), HEAD.replace("0.7", "0.72").replace('"state"', '"elsewhere"'))
+        station.reload()
+        assert station.engine.seats["a"].camera is not after["a"]
+    assert "folder: what changed there needs a restart\nreloaded\n" in capsys.readouterr().err
+    assert not (tmp_path / "elsewhere").exists()
