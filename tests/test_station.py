@@ -108,18 +108,22 @@ def test_a_file_that_cannot_be_followed_changes_nothing(tmp_path, capsys):
 
 def test_cameras_that_stay_as_they_were_go_on_and_others_are_begun_or_ended(tmp_path, capsys):
     video = write_video(tmp_path / "a.mp4", bright_at([(0.3, 60)], 60, 10), 10)
-    with running(tmp_path, camera("a", video) + camera("b", video) + camera("c", video)) as station:
+    hook = '[webhook.x]\nurl = "http://127.0.0.1:9/"\n'
+    with running(tmp_path, hook + camera("a", video) + camera("b", video) + camera("c", video)) as station:
         turn_until(station, lambda: [event["is_open"] for event in station.store.events()] == [True] * 3)
         before = {name: seat.camera for name, seat in station.engine.seats.items()}
-        write(tmp_path, camera("a", video) + camera("b", video, "threshold = 0.75") + camera("d", video))
+        hook += "[messages]\ngive_up_after_hours = 2\n"
+        write(tmp_path, hook + camera("a", video) + camera("b", video, "threshold = 0.75") + camera("d", video))
         station.reload()
         after = {name: seat.camera for name, seat in station.engine.seats.items()}
         assert list(after) == ["a", "b", "d"] and after["a"] is before["a"] and after["b"] is not before["b"]
         assert {event["camera"] for event in station.store.events() if event["is_open"]} == {"a"}
+        assert [delivery.give_up_after for delivery in station.outbox.deliveries] == [7200]
         assert sorted(station.board.cameras) == ["a", "b", "d"] and station.board.cameras["b"].threshold == 0.75
         turn_until(station, lambda: {e["camera"] for e in station.store.events() if e["is_open"]} == {"a", "b", "d"})
         write(tmp_path, camera("a", video), HEAD.replace("0.7", "0.72").replace('"state"', '"elsewhere"'))
         station.reload()
         assert station.engine.seats["a"].camera is not after["a"]
-    assert "folder: what changed there needs a restart\nreloaded\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "\nfolder: what changed there needs a restart\n" in said and said.count("\nreloaded\n") == 2
     assert not (tmp_path / "elsewhere").exists()

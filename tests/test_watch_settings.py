@@ -32,6 +32,17 @@ def test_a_camera_and_a_checkpoint_are_enough_and_paths_are_those_of_the_files_f
     assert settings.page.host == "127.0.0.1" and settings.mqtt is None and not settings.webhooks
 
 
+def test_files_are_looked_for_in_the_files_folder(tmp_path):
+    for name in ("door.mp4", "clip.pt"):
+        (tmp_path / name).touch()
+    text = LEAST.replace("[", 'clip = "clip.pt"\nencoder = "encoder.py:Encoder"\n[', 1) + '[mqtt]\nhost = "h"\n'
+    settings = read(tmp_path, text.replace("rtsp://10.0.0.5/s", "door.mp4") + 'ca_file = "ca.pem"\n')
+    assert settings.cameras[0].address == str(tmp_path / "door.mp4")
+    assert (settings.clip, settings.encoder) == (str(tmp_path / "clip.pt"), str(tmp_path / "encoder.py:Encoder"))
+    assert settings.mqtt.ca_file == str(tmp_path / "ca.pem")
+    assert read(tmp_path, text.replace("clip.pt", "ViT-B/16")).clip == "ViT-B/16"
+
+
 def test_secrets_come_from_the_environment_or_a_file_and_are_not_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("DOOR", "p@ss/word")
     (tmp_path / "token").write_text(f"{SECRET}\nmore\n")

@@ -262,7 +262,8 @@ class Station:
             counts = seat.camera.counts()
             taken = counts["encoded"] + counts["reused"]
             new, self.counts[name] = taken - self.counts.get(name, 0.0), taken
-            rate = self.board.cameras[name].rows_per_second if name in self.board.cameras else 0.0
+            status = self.board.cameras.get(name)
+            rate = status.rows_per_second if status else 0.0
             rate += min(passed / 10, 1) * (max(new, 0) / passed - rate)
             self.board.set(name, **counts, rows_per_second=round(rate, 2))
 

@@ -147,7 +147,8 @@ class WatchSettings:
 
 TABLES = {"events": EventOptions, "retention": Retention, "page": Page, "messages": Messages, "mqtt": Mqtt}
 NAMED = {"camera": ("cameras", CameraSettings), "webhook": ("webhooks", WebhookSettings)}
-PATHS = ("checkpoint", "folder")
+PATHS = ("checkpoint", "folder", "encoder", "ca_file")  # which are relative to the folder of the file
+MAY_BE_PATHS = ("clip", "url")  # which are, where such a file is there
 
 
 def read_settings(path: str | Path) -> WatchSettings:
@@ -210,8 +211,10 @@ def read_table(
     for name, f in known.items():
         if name not in found and f.default is MISSING:
             raise InputError(f"{where}: {name} is missing")
-    if kind is WatchSettings:
-        found |= {name: str(path.parent / Path(found[name]).expanduser()) for name in PATHS}
+    for name in found.keys() & {*PATHS, *MAY_BE_PATHS}:
+        below = path.parent / Path(found[name]).expanduser()
+        if name in PATHS or kind is not WebhookSettings and below.is_file():
+            found[name] = str(below)
     return kind(**given, **found)  # pyright: ignore[reportReturnType]
 
 

@@ -260,6 +260,8 @@ class Outbox:
         self.store.set_sinks(sink.name for sink in sinks)
         left = [delivery for delivery in self.deliveries if delivery.sink not in sinks]
         kept = [delivery for delivery in self.deliveries if delivery.sink in sinks]
+        for delivery in kept:
+            delivery.give_up_after = self.give_up_after
         for delivery in left:
             delivery.stop(delivery.stopping)
         for delivery in left:
