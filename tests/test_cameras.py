@@ -7,6 +7,7 @@ import queue
 import subprocess
 import sys
 import time
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,12 +170,66 @@ def test_a_queue_that_is_full_drops_and_catching_up_begins_with_a_scene_of_its_o
     assert (camera.num_encoded, camera.num_reused, camera.num_left_out) == (1, 3, 13)
 
 
-def test_outside_its_hours_a_camera_is_paused():
-    camera = make_camera(schedule=("mon-sun 00:00-00:01", "mon-sun 12:00-12:01"))
-    if time.strftime("%H:%M") in ("00:00", "12:00"):
-        camera = make_camera(schedule=("mon-sun 06:00-06:01",))
+@pytest.fixture
+def hours(monkeypatch):
+    """A schedule of an hour a day, and what sets the local time."""
+    now = [datetime(2026, 3, 2, 12)]
+    monkeypatch.setattr("videoanomaly.watching.camera.datetime", SimpleNamespace(now=lambda: now[0]))
+    return "13:00-14:00", lambda hour, minute=0: now.__setitem__(0, datetime(2026, 3, 2, hour, minute))
+
+
+def state(camera: Camera) -> tuple[str, str]:
+    (found,) = camera.board.snapshot()
+    return found["state"], found["detail"]
+
+
+def test_outside_its_hours_a_camera_is_paused_whatever_it_does(hours):
+    camera = make_camera(schedule=(hours[0],))
     offer(camera, 0, picture(100))
-    assert camera.board.snapshot()[0]["state"] == "paused" and not camera.looks
+    assert state(camera) == ("paused", "") and not camera.looks
+    camera.away("Connection refused", 1.0)
+    assert state(camera) == ("paused", "Connection refused")
+    hours[1](13)
+    camera.away("Connection refused", 1.0)
+    assert state(camera) == ("away", "Connection refused")
+    offer(camera, 1, picture(100))
+    assert state(camera) == ("connected", "") and len(camera.looks) == 1
+    hours[1](14)
+    offer(camera, 2, picture(100))
+    assert state(camera) == ("paused", "") and len(camera.looks) == 1
+
+
+def test_what_a_camera_showed_before_its_hours_does_not_make_it_frozen_or_black(hours):
+    camera = make_camera(schedule=(hours[0],))
+    hours[1](13)
+    camera.offer(Sample(0, 100.0, picture(0)))
+    hours[1](14)
+    camera.offer(Sample(1, 110.0, picture(0)))
+    hours[1](13, 59)
+    camera.offer(Sample(2, 1e5, picture(0)))
+    assert state(camera)[0] == "connected"
+
+
+def test_a_camera_that_is_to_stop_says_no_more(tmp_path):
+    camera = make_camera(source=find_source(str(write_video(tmp_path / "a.mp4", [100] * 5, 10))))
+    camera.board.set("door", state="connected")  # by the thread that took its place
+    camera.stopping.set()
+    camera.read()
+    camera.away("Connection refused", 1.0)
+    camera.run()
+    assert state(camera) == ("connected", "") and camera.board.snapshot()[0]["width"] == 0
+
+
+def test_that_the_pictures_have_another_size_is_told_until_the_next_connection(tmp_path):
+    camera = make_camera()
+    for row, size in enumerate([(64, 48), (64, 48), (32, 24), (32, 24)]):
+        offer(camera, row, picture(100 + row, size))
+    assert state(camera) == ("connected", "32 x 24 pixels, before 64 x 48")
+    assert (camera.board.snapshot()[0]["width"], len(camera.looks)) == (32, 4)
+    with av.open(str(write_video(tmp_path / "a.mp4", [100], 10))) as container:
+        camera.connected(container, container.streams.video[0])
+    offer(camera, 4, picture(100, (32, 24)))
+    assert state(camera) == ("connected", "")
 
 
 def test_pictures_for_snapshots_are_reduced():
@@ -579,15 +634,35 @@ def test_the_log_says_each_camera_once_then_what_changed_in_one_line(capsys):
     assert line.endswith("3.0 of 5.0 rows/s")
 
 
-def test_the_log_waits_a_minute(capsys):
+def test_the_log_waits_a_minute_but_for_what_each_camera_does_first(capsys):
     journal, board = Journal(), Board()
     board.add(CameraStatus("a", "rtsp://a"))
+    journal.look(board.snapshot())
+    assert not capsys.readouterr().err
     board.set("a", state="away", detail="Connection refused")
     journal.look(board.snapshot())
+    assert capsys.readouterr().err == "a away (Connection refused)\n"
+    board.set("a", state="connected", width=64, height=48, codec="h264", detail="")
+    journal.look(board.snapshot())
+    assert capsys.readouterr().err.startswith("a: connected to rtsp://a, 64 x 48 h264")
+    for detail in ("Connection refused", "nothing came for 10 s"):
+        board.add(CameraStatus("a", "rtsp://a"))  # begun anew
+        journal.look(board.snapshot())
+        board.set("a", state="away", detail=detail)
+        journal.look(board.snapshot())
     assert not capsys.readouterr().err
     journal.said_at -= 61
     journal.look(board.snapshot())
     assert capsys.readouterr().err == "a away (Connection refused)\n"
+    board.set("a", state="connected", detail="")
+    journal.look(board.snapshot())
+    board.set("a", detail="32 x 24 pixels, before 64 x 48")
+    journal.look(board.snapshot())
+    journal.flush()
+    assert capsys.readouterr().err == "a connected; a connected (32 x 24 pixels, before 64 x 48)\n"
+    journal.forget("a")
+    journal.look(board.snapshot())
+    assert capsys.readouterr().err.startswith("a: connected to rtsp://a")
 
 
 @pytest.mark.slow

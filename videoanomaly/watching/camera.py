@@ -80,23 +80,28 @@ class Camera(Reader):
         self.spacing = 0.0  # seconds between two encoded rows that the device can take
         self.next_wanted = self.next_free = 0.0  # seconds of the stream
         self.encoded_at = -math.inf  # the same, of the newest row that is encoded
-        self.num_encoded = self.num_reused = self.num_left_out = 0
+        self.num_encoded = self.num_reused = self.num_left_out = self.num_reconnects = 0
+        self.was_open = True
         self.last_frame = 0.0  # seconds since 1970
-        self.size: tuple[int, int] | None = None
+        self.size: tuple[int, int] | None = None  # of the newest picture
+        self.detail = ""  # of the connection
         self.ended = threading.Event()
 
-    def show(self, state: str, detail: str = "") -> None:
-        """The state on the board."""
-        self.board.set(self.name, state=state, detail=detail)
+    def show(self, state: str, detail: str = "", **more: object) -> None:
+        """The state on the board, which is another thread's once this one is to stop; outside its hours paused."""
+        if not self.stopping.is_set():
+            self.board.set(self.name, state=state if self.is_open() else "paused", detail=detail, **more)
+
+    def is_open(self) -> bool:
+        """Whether it is to be looked at now."""
+        return is_open(self.schedule, datetime.now())
 
     # -- what Reader calls --
 
     def run(self) -> None:
         super().run()
-        if self.error and not self.stopping.is_set():
-            self.show("away", str(self.error).rpartition(": ")[2] if isinstance(self.error, InputError) else "failed")
-        elif not self.stopping.is_set():
-            self.show("away", "ended")
+        error, failed = self.error, "failed" if self.error else "ended"
+        self.show("away", str(error).rpartition(": ")[2] if isinstance(error, InputError) else failed)
         self.ended.set()
         self.wake()
 
@@ -111,12 +116,9 @@ class Camera(Reader):
         return min(fits, key=lambda s: s.width * s.height) if len(known) > 1 else picture_stream(container)
 
     def connected(self, container: InputContainer, stream: av.VideoStream) -> None:
-        size, before = (stream.width, stream.height), self.size
-        detail = f"{size[0]} x {size[1]} pixels, before {before[0]} x {before[1]}" if before not in (None, size) else ""
-        again = self.board.cameras[self.name].reconnects + bool(self.num_frames)
-        self.board.set(self.name, width=size[0], height=size[1], codec=stream.codec_context.name, reconnects=again)
-        self.show("connected", detail)
-        self.size, self.is_away = size, False
+        self.num_reconnects += bool(self.num_frames)
+        self.detail, self.is_away = "", False
+        self.show("connected", width=stream.width, height=stream.height, codec=stream.codec_context.name)
         self.still.forget(time.monotonic())
 
     def recorded(self, container: InputContainer) -> av.VideoStream:
@@ -145,12 +147,16 @@ class Camera(Reader):
 
     def offer(self, sample: Sample) -> None:
         seconds = sample.row / self.rate
-        if not is_open(self.schedule, datetime.now()):
+        if not self.is_open():
+            self.was_open = False
             return self.show("paused")
+        if not self.was_open:
+            self.was_open = True
+            self.still.forget(sample.arrival)
         if seconds < self.next_wanted:
             return
         blocks = luma_blocks(sample.frame, self.tiny)
-        self.show(self.still.see(blocks, sample.arrival))
+        self.show_seen(self.still.see(blocks, sample.arrival), (sample.frame.width, sample.frame.height))
         is_still = self.reuse_still and self.still.is_still(blocks)
         soonest = min(self.next_free, self.encoded_at + self.spacing)  # the device may have become faster
         if len(self.looks) >= QUEUE_FRAMES or not is_still and seconds < soonest:
@@ -164,6 +170,13 @@ class Camera(Reader):
             self.next_free = max(self.next_free, seconds - 1 / self.rate) + self.spacing
         self.num_encoded, self.num_reused = self.num_encoded + (not is_still), self.num_reused + is_still
         self.wake()
+
+    def show_seen(self, state: str, size: tuple[int, int]) -> None:
+        """The state by the newest picture; that its size is another is told as long as the connection lasts."""
+        before, self.size = self.size, size
+        if before not in (None, size):
+            self.detail = f"{size[0]} x {size[1]} pixels, before {before[0]} x {before[1]}"
+        self.show(state, self.detail if state == "connected" else "", width=size[0], height=size[1])
 
     def look(self, sample: Sample, is_still: bool) -> Look:
         """The row's inputs, and what is kept of its picture."""
@@ -218,6 +231,7 @@ class Camera(Reader):
             "encoded": self.num_encoded,
             "reused": self.num_reused,
             "dropped": self.num_left_out,
+            "reconnects": self.num_reconnects,
             "last_frame": self.last_frame,
             "wanted_rows_per_second": min(self.rate, self.settings.rows_per_second or self.rate),
         }

@@ -1,4 +1,4 @@
-"""What watch.py says on stderr: a line when a camera is first connected, then at most one a minute, of what changed."""
+"""What watch.py says on stderr: how each camera begins, then at most a line a minute, of what changed."""
 
 import threading
 import time
@@ -9,7 +9,6 @@ from videoanomaly.runtime.console import duration, note
 
 EVERY = 60.0  # seconds between two lines
 MOST = 12  # sayings in a line; of more only their number
-SILENT = ("starting",)  # states that nobody need hear of
 
 
 class Journal:
@@ -23,7 +22,8 @@ class Journal:
         self.every, self.lock = every, threading.Lock()
         self.waiting: dict[str, int] = {}  # what is to be said, and how many times it came
         self.said_at = time.monotonic()
-        self.states: dict[str, str] = {}
+        self.told: dict[str, tuple[str, str]] = {}  # what each camera did when it was last told
+        self.introduced: set[str] = set()  # cameras whose connection was told with all there is to know
         self.dropped: dict[str, int] = {}
 
     def say(self, text: str) -> None:
@@ -40,16 +40,25 @@ class Journal:
             self.flush()
 
     def look_at(self, camera: Mapping[str, Any]) -> None:
-        name, state = camera["name"], camera["state"]
-        before = self.states.get(name, "starting")
-        if state == before:
+        name, state, detail = camera["name"], camera["state"], camera["detail"]
+        told = (state, detail if state == "connected" else "")  # reasons why it is away may come in turn
+        if state == "starting" or self.told.get(name) == told:  # that nobody need hear of
             return
-        self.states[name] = state
-        if before == "starting" and state == "connected":
+        is_first, self.told[name] = name not in self.told, told
+        text = f"{name} {state}" + (f" ({detail})" if detail else "")
+        if state == "connected" and name not in self.introduced:
+            self.introduced.add(name)
             size = f"{camera['width']} x {camera['height']} {camera['codec']}"
             note(f"{name}: connected to {camera['source']}, {size}, events begin at p_A {camera['threshold']:.4g}")
-        elif state not in SILENT:
-            self.say(f"{name} {state}" + (f" ({camera['detail']})" if camera["detail"] else ""))
+        elif is_first:
+            note(text)
+        else:
+            self.say(text)
+
+    def forget(self, name: str) -> None:
+        """The camera is gone, or watched otherwise: it is new when it comes back."""
+        self.told.pop(name, None)
+        self.introduced.discard(name)
 
     def look_at_rates(self, cameras: Sequence[Mapping[str, Any]]) -> None:
         """Cameras of which rows were dropped since the last line."""

@@ -228,6 +228,7 @@ class Station:
         for name, plan in before.items():
             if old.events != new.events or plan != plans.get(name):
                 self.remove_camera(name)
+                self.journal.forget(name)
         for name, plan in plans.items():
             if name in self.engine.seats:
                 self.engine.seats[name].events.show_again()
