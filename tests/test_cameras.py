@@ -361,12 +361,12 @@ def test_an_event_is_stored_with_its_peak_curve_and_snapshot(tmp_path):
     feed(engine, "b", [0.1] * 60)
     (event,) = store.events()
     event = store.event(event["id"])
-    camera = engine.seats["a"].camera
+    wall = engine.seats["a"].events.wall
     assert (event["camera"], event["class"], event["is_open"], event["reason"]) == ("a", "Fire", False, "ended")
-    assert event["start"] == pytest.approx(camera.wall(20), abs=0.01)
-    assert event["end"] == pytest.approx(camera.wall(45), abs=0.01)
+    assert event["start"] == pytest.approx(wall(20), abs=0.01)
+    assert event["end"] == pytest.approx(wall(45), abs=0.01)
     assert event["peak"] == pytest.approx(0.95, abs=0.001)
-    assert event["peak_time"] == pytest.approx(camera.wall(35), abs=0.01)
+    assert event["peak_time"] == pytest.approx(wall(35), abs=0.01)
     assert event["model"] == "hash" and event["threshold"] == 0.7
     before = round((event["start"] - event["curve_start"]) * event["curve_rate"])
     np.testing.assert_allclose(event["curve"][before : before + 25], values[20:45], atol=0.001)
@@ -426,6 +426,39 @@ def test_a_full_disk_is_said_and_what_could_not_be_stored_is_stored_later(tmp_pa
     store.is_full = False
     engine.seats["a"].events.pay()
     assert not store.events()[0]["is_open"] and "disk is full" in said[0]
+
+
+def test_events_that_end_while_the_disk_is_full_are_stored_later_once_and_in_order(tmp_path):
+    store = FullDisk(tmp_path)
+    engine, _ = make_engine(tmp_path, "a", store=store, say=lambda text: None)
+    store.is_full = True
+    feed(engine, "a", ([0.1] * 20 + [0.9] * 20) * 2 + [0.1] * 20)
+    feed(engine, "a", [0.9] * 10, first=100)
+    assert not store.events() and len(engine.seats["a"].events.owed) == 2
+    store.is_full, store.end = False, lambda *given: FullDisk.end(SimpleNamespace(is_full=True), *given)
+    with pytest.raises(StoreError):
+        engine.seats["a"].events.pay()
+    assert len(store.events()) == 1  # its end is still owed
+    del store.end
+    feed(engine, "a", [0.9] * 10, first=110)
+    wall = engine.seats["a"].events.wall
+    found = [(event["is_open"], pytest.approx(event["start"], abs=0.1)) for event in reversed(store.events())]
+    assert found == [(False, wall(20)), (False, wall(60)), (True, wall(100))]
+    assert store.events()[-1]["end"] == pytest.approx(wall(40), abs=0.11) and store.events()[-1]["clip_note"]
+
+
+def test_times_of_an_event_do_not_jump_when_the_systems_clock_is_set(tmp_path, monkeypatch):
+    engine, store = make_engine(tmp_path, "a")
+    real = time.time
+    feed(engine, "a", [0.1] * 20 + [0.9] * 20)
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+    feed(engine, "a", [0.95] * 10 + [0.1] * 30, first=40)
+    feed(engine, "a", [0.9] * 20 + [0.1] * 30, first=80)
+    later, first = store.events()
+    first = store.event(first["id"])
+    assert first["end"] - first["start"] == pytest.approx(3.0, abs=0.05)
+    assert first["start"] < first["peak_time"] < first["end"] and 1.9 <= first["start"] - first["curve_start"] <= 5
+    assert first["start"] - later["start"] == pytest.approx(3600 - 6, abs=0.1)
 
 
 def test_a_long_event_has_a_curve_of_bounded_size():

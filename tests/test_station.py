@@ -11,6 +11,7 @@ import pytest
 from tests.cameras import bright_at, write_video
 from tests.streams import GREY, BrightnessModel
 from videoanomaly.runtime.console import InputError
+from videoanomaly.watching.database import StoreError
 from videoanomaly.watching.plans import make_plans
 from videoanomaly.watching.station import Station
 from videoanomaly.watching.watch_settings import read_settings
@@ -127,3 +128,23 @@ def test_cameras_that_stay_as_they_were_go_on_and_others_are_begun_or_ended(tmp_
     said = capsys.readouterr().err
     assert "\nfolder: what changed there needs a restart\n" in said and said.count("\nreloaded\n") == 2
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_end_of_an_event_is_stored_when_the_disk_has_room_again_also_if_its_camera_is_gone(tmp_path):
+    video = write_video(tmp_path / "a.mp4", bright_at([(0.3, 60)], 60, 10), 10)
+    with running(tmp_path, camera("a", video) + camera("b", video)) as station:
+        turn_until(station, lambda: [event["is_open"] for event in station.store.events()] == [True] * 2)
+        end = station.store.end
+        station.store.end = full
+        write(tmp_path, camera("b", video))
+        station.reload()
+        station.turn([])
+        assert [event["is_open"] for event in station.store.events()] == [True] * 2
+        station.store.end = end
+        station.turn([])
+        assert {event["camera"]: event["is_open"] for event in station.store.events()} == {"a": False, "b": True}
+        assert not station.gone
+
+
+def full(*given):
+    raise StoreError("watch.db: cannot be written (database or disk is full)")

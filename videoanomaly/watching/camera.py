@@ -202,10 +202,6 @@ class Camera(Reader):
         """When a row's picture was taken, time.monotonic()."""
         return (self.began or 0.0) + row / self.rate
 
-    def wall(self, row: int) -> float:
-        """The same, seconds since 1970; right also after the system's clock was set."""
-        return time.time() - time.monotonic() + self.moment(row)
-
     def take(self) -> Look | None:
         """The oldest row that waits."""
         return self.looks.popleft() if self.looks else None

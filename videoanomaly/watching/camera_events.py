@@ -8,6 +8,7 @@ import io
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import av
@@ -23,6 +24,7 @@ from videoanomaly.watching.store.event_store import EventStore, NewEvent, Progre
 BEFORE = 5.0  # seconds of an event's curve before it
 MOST_POINTS = 1024  # of a curve
 QUALITY = 85  # of a snapshot's JPEG
+MOST_OWED = 1000  # events that wait until they can be stored; of more the oldest are lost
 
 
 class Shown(Protocol):
@@ -77,7 +79,10 @@ class CameraEvents:
     ):
         self.camera, self.classes, self.settings, self.rule, self.model = camera, classes, settings, rule, model
         self.store, self.shown, self.update_every, self.say = store, shown, update_every, say
-        self.owed: list[tuple[str, Progress]] = []  # ends that could not be stored yet
+        # what could not be stored yet: ends of events, by id, and whole events
+        self.owed: deque[tuple[str | NewEvent, Progress]] = deque(maxlen=MOST_OWED)
+        self.unstored: NewEvent | None = None  # the open event, while it cannot be stored
+        self.clock = 0.0  # seconds since 1970 less those of time.monotonic(), when the open event began
         self.recent: deque[tuple[int, float]] = deque(maxlen=4096)  # rows and their p_A
         self.pictures: dict[int, av.VideoFrame] = {}  # of rows without scores
         self.peak: tuple[float, int, av.VideoFrame | None] | None = None  # of the run: p_A, row, picture
@@ -112,31 +117,36 @@ class CameraEvents:
             self.say(str(error))
 
     def follow(self, kind: str, event: Event) -> None:
+        if not (self.id or self.unstored):
+            self.clock = time.time() - time.monotonic()
         progress = self.progress(event)
-        if self.id is None:
-            wanted = self.camera.settings.classes
-            if kind != "end" and (not wanted or progress.classes[0]["class"] in wanted):
-                self.begin(event)
-        elif kind == "end":
+        if kind == "end":
             self.end(event)
+        elif self.id is None:
+            wanted = self.camera.settings.classes
+            if not wanted or progress.classes[0]["class"] in wanted:
+                self.begin(event)
         elif time.monotonic() - self.told >= self.update_every:
             self.told = time.monotonic()
             self.store.update(self.id, progress)
             self.draw(self.id)
 
+    def wall(self, row: int) -> float:
+        """When a row's picture was taken, seconds since 1970 by the system's clock as it was when the event began."""
+        return self.clock + self.camera.moment(row)
+
     def progress(self, event: Event) -> Progress:
         """What is known of it."""
         p_A, row, _ = self.peak or (event.p_A, event.start, None)
-        camera, curve = self.camera, self.curve
         return Progress(
-            end=camera.wall(event.end),
+            end=self.wall(event.end),
             classes=highest_classes(event.p_class, self.classes),
             p_A=event.p_A,
             peak=p_A,
-            peak_time=camera.wall(row),
-            curve=np.array(curve.values, np.float32),
-            curve_start=camera.wall(curve.first),
-            curve_rate=camera.rate / curve.step,
+            peak_time=self.wall(row),
+            curve=np.array(self.curve.values, np.float32),
+            curve_start=self.wall(self.curve.first),
+            curve_rate=self.camera.rate / self.curve.step,
         )
 
     def begin(self, event: Event) -> None:
@@ -146,10 +156,11 @@ class CameraEvents:
         self.curve = Curve(rows[0][0] if rows else event.start)
         for row, p_A in rows:
             self.curve.add(row, p_A)
-        new = NewEvent(
-            camera.name, camera.wall(event.start), self.progress(event), self.model, self.settings.threshold, self.rule
-        )
-        self.id, self.told, self.drawn = self.store.begin(new), time.monotonic(), 0.0
+        start, progress = self.wall(event.start), self.progress(event)
+        self.unstored = NewEvent(camera.name, start, progress, self.model, self.settings.threshold, self.rule)
+        self.pay()
+        self.id, self.told, self.drawn = self.store.begin(self.unstored), time.monotonic(), 0.0
+        self.unstored = None
         camera.board.set(camera.name, event=self.id)
         if camera.recorder:
             camera.recorder.begin(self.id, camera.moment(event.start))
@@ -158,25 +169,32 @@ class CameraEvents:
 
     def end(self, event: Event) -> None:
         """Ends it everywhere, also where that cannot be stored yet."""
-        assert self.id, "it has begun"
-        camera, id, self.id = self.camera, self.id, None
-        self.owed.append((id, self.progress(event)))
-        if camera.recorder:
-            camera.recorder.end(id, camera.moment(event.end))
-        camera.board.set(camera.name, event=None)
-        self.show(None)
-        self.draw(id)
-        self.peak = None
+        camera, id, stored = self.camera, self.id, self.id or self.unstored
+        if stored:  # its class was asked for
+            self.owed.append((stored, self.progress(event)))
+        self.id = self.unstored = None
+        try:
+            if id:
+                if camera.recorder:
+                    camera.recorder.end(id, camera.moment(event.end))
+                camera.board.set(camera.name, event=None)
+                self.show(None)
+                self.draw(id)
+        finally:
+            self.peak = None
         self.pay()
 
     def pay(self) -> None:
-        """Stores the ends that are not stored yet."""
+        """Stores what is not stored yet."""
         while self.owed:
-            try:
-                self.store.end(*self.owed[0])
-            except KeyError:  # somebody removed it
-                pass
-            self.owed.pop(0)
+            event, progress = self.owed[0]
+            if isinstance(event, NewEvent):
+                event = self.store.begin(event)
+                self.owed[0] = event, progress
+                self.store.set_clip(event, None, 0, "the event could not be stored in time")
+            with suppress(KeyError):  # somebody removed it
+                self.store.end(event, progress)
+            self.owed.popleft()
 
     def show(self, event: dict | None) -> None:
         for shown in self.shown:

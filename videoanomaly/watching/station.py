@@ -61,6 +61,7 @@ class Station:
         self.outbox = Outbox(self.store, self.sinks(), settings.messages.give_up_after_hours * 3600, self.journal.say)
         told = {"gauges": self.gauges, "tell": self.journal.say}
         self.page = PageServer(self.board, self.store, settings, recogniser.classes, **told)
+        self.gone: list[CameraEvents] = []  # of cameras that are no longer watched
         self.ended_at: dict[str, float] = {}  # cameras whose threads are gone, and since when
         self.alive_at = self.counted_at = time.monotonic()
         self.counts: dict[str, float] = {}
@@ -116,7 +117,7 @@ class Station:
         """Ends its event and its thread; what it recorded is kept."""
         camera = self.engine.seats[name].camera
         camera.stopping.set()
-        self.engine.remove(name)
+        self.gone.append(self.engine.remove(name).events)
         if camera.recorder:
             camera.recorder.close()
         self.board.remove(name)
@@ -163,9 +164,10 @@ class Station:
         if not self.engine.step():
             self.engine.waiting.wait(0.1)
         self.restart_ended()
-        for seat in self.engine.seats.values():
+        for events in [*self.gone, *(seat.events for seat in self.engine.seats.values())]:
             with suppress(StoreError):  # said when it happened
-                seat.events.pay()
+                events.pay()
+        self.gone = [events for events in self.gone if events.owed]
 
     def stop(self) -> None:
         """Ends open events, finishes clips, sends what can be sent, within seconds."""
