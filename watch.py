@@ -55,25 +55,28 @@ def main(argv: list[str] | None = None) -> int:
     check_packages()
     from videoanomaly.prediction.api import Recogniser
     from videoanomaly.runtime.run_folder import lock_folder
+    from videoanomaly.runtime.signals import hangups
     from videoanomaly.watching.label_export import export_labels
     from videoanomaly.watching.plans import find_sources, make_plans
     from videoanomaly.watching.station import Station
+    from videoanomaly.watching.store.event_store import EventStore
     from videoanomaly.watching.watch_settings import read_settings
 
     settings = read_settings(args.settings)
     if args.command == EXPORT:
         export_labels(EventStore(Path(settings.folder)), args.out)
         return 0
-    find_sources(settings)  # what is wrong there shows before the checkpoint is read
-    given = {"clip": settings.clip, "encoder": settings.encoder, "device": settings.device, "batch": settings.batch}
-    recogniser = Recogniser.load(settings.checkpoint, **given)
-    if args.check:
-        make_plans(settings, recogniser)
-        assert recogniser.encoder, "it was read"
-        print(f"{args.settings}: {count(len(settings.cameras), 'camera')}, {recogniser}")
-        return 0
-    with lock_folder(Path(settings.folder)):
-        return Station(settings, recogniser).run()
+    with hangups() as reloads:  # one that comes meanwhile is not the end
+        find_sources(settings)  # what is wrong there shows before the checkpoint is read
+        given = {"clip": settings.clip, "encoder": settings.encoder, "device": settings.device, "batch": settings.batch}
+        recogniser = Recogniser.load(settings.checkpoint, **given)
+        if args.check:
+            make_plans(settings, recogniser)
+            assert recogniser.encoder, "it was read"
+            print(f"{args.settings}: {count(len(settings.cameras), 'camera')}, {recogniser}")
+            return 0
+        with lock_folder(Path(settings.folder), f"{args.settings}: folder"):
+            return Station(settings, recogniser).run(reloads)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The service of watch.py in this process: what is refused before it begins, reloading, restarting, stopping."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -8,12 +12,14 @@ from typing import Any
 
 import pytest
 
+import watch
 from tests.cameras import bright_at, write_video
+from tests.places import ROOT
 from tests.streams import GREY, BrightnessModel
 from videoanomaly.runtime.console import InputError
-from videoanomaly.watching.database import StoreError
 from videoanomaly.watching.plans import make_plans
 from videoanomaly.watching.station import Station
+from videoanomaly.watching.store.database import StoreError
 from videoanomaly.watching.watch_settings import read_settings
 
 HEAD = 'checkpoint = "last.pt"\nfolder = "state"\n[events]\nthreshold = 0.7\nmin_length = 0.2\n[page]\nport = 0\n'
@@ -81,6 +87,33 @@ def test_what_can_never_be_followed_is_refused(tmp_path, monkeypatch, tables, me
     with pytest.raises(InputError) as caught:
         make_plans(write(tmp_path, tables), make_recogniser())
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hangup_while_the_checkpoint_is_read_is_not_the_end(tmp_path, monkeypatch):
+    def load(*given, **named):
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise InputError("read")
+
+    monkeypatch.setattr("videoanomaly.prediction.api.Recogniser.load", load)
+    write(tmp_path, camera("a", write_video(tmp_path / "a.mp4", [100], 10)))
+    with pytest.raises(InputError, match="read"):
+        watch.main([str(tmp_path / "watch.toml")])
+
+
+def test_a_folder_that_cannot_be_had_is_told_by_the_key_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("videoanomaly.prediction.api.Recogniser.load", lambda *given, **named: make_recogniser())
+    tables = camera("a", write_video(tmp_path / "a.mp4", [100], 10))
+    write(tmp_path, tables, HEAD.replace("state", "a.mp4/state"))
+    with pytest.raises(InputError, match=r"watch.toml: folder .*/a.mp4/state: cannot be written \(Not a directory\)"):
+        watch.main([str(tmp_path / "watch.toml")])
+    write(tmp_path, tables)
+    lock = "import sys, pathlib; from videoanomaly.runtime.run_folder import lock_folder; l = lock_folder(pathlib.Path("
+    program = f"{lock}{str(tmp_path / 'state')!r})); l.__enter__(); print(1, flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=-1, stdout=-1) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=r"watch.toml: folder .*: found another run at work in this folder"):
+            watch.main([str(tmp_path / "watch.toml")])
+        other.stdin.close()
 
 
 # ---------------------------------------------------------------- reloading

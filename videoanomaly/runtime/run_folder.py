@@ -23,11 +23,11 @@ except ImportError:  # Windows: no lock there
 
 
 @contextmanager
-def lock_folder(path: Path) -> Iterator[None]:
+def lock_folder(path: Path, option: str = "--out") -> Iterator[None]:
     """Keeps other runs out of a folder, made if need be, and clears up after those that were killed in it; a run that
     wrote nothing leaves no new folder behind.
 
-    Of processes that torchrun started, the main one does this for all.
+    Of processes that torchrun started, the main one does this for all. `option` named the folder.
 
     The lock is the process's own: forked workers have no share in it, and it goes with the process, however that ends.
 
@@ -43,10 +43,10 @@ def lock_folder(path: Path) -> Iterator[None]:
         file = open(path / ".lock", "ab")
     except OSError as error:
         raise InputError(
-            f"--out {path}: cannot be written ({error.strerror}), expected a folder to write in"
+            f"{option} {path}: cannot be written ({error.strerror}), expected a folder to write in"
         ) from error
     with file:
-        take_lock(file, path)
+        take_lock(file, path, option)
         try:
             remove_temporary_files(path)
             yield
@@ -56,7 +56,7 @@ def lock_folder(path: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def take_lock(file: BinaryIO, path: Path) -> None:
+def take_lock(file: BinaryIO, path: Path, option: str) -> None:
     """Until the file is closed; nothing where the file system, such as some of clusters, has no locks.
 
     Raises:
@@ -69,8 +69,8 @@ def take_lock(file: BinaryIO, path: Path) -> None:
                 raise BlockingIOError
     except (BlockingIOError, PermissionError):  # POSIX allows either
         raise InputError(
-            f"--out {path}: found another run at work in this folder, expected none; wait for it, or choose "
-            "another --out"
+            f"{option} {path}: found another run at work in this folder, expected none; wait for it, or choose "
+            f"another {option}"
         ) from None
     except OSError:
         pass

@@ -39,6 +39,24 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
+def hangups() -> Iterator[list[int]]:
+    """A list that grows with each SIGHUP; Windows has none."""
+    received: list[int] = []
+    if not hasattr(signal, "SIGHUP"):
+        yield received
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = signal.signal(signal.SIGHUP, receive)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """The first SIGTERM is a KeyboardInterrupt with its number; later ones leave the clearing up alone."""
 

@@ -1,14 +1,11 @@
 """The whole service: cameras, engine, store, messages, page; its start, its reloading and its end."""
 
 import itertools
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import av.logging
 
@@ -125,10 +122,10 @@ class Station:
 
     # -- life --
 
-    def run(self) -> int:
-        """Returns the exit status: 128 and the number of the signal that ended it."""
+    def run(self, reloads: list[int]) -> int:
+        """Returns the exit status: 128 and the number of the signal that ended it. `reloads` is from `hangups`."""
         av.logging.set_level(None)  # FFmpeg's lines hold addresses
-        with stop_signals() as signals, hangups() as reloads:
+        with stop_signals() as signals:
             try:
                 self.start()
                 while not signals:
@@ -282,21 +279,3 @@ class Station:
             else:
                 if removed:
                     self.journal.say(f"{removed} old events removed, {size / 1e6:.1f} MB")
-
-
-@contextmanager
-def hangups() -> Iterator[list[int]]:
-    """A list that grows with each SIGHUP; Windows has none."""
-    received: list[int] = []
-    if not hasattr(signal, "SIGHUP"):
-        yield received
-        return
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = signal.signal(signal.SIGHUP, receive)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGHUP, before)
