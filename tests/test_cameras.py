@@ -557,6 +557,16 @@ def test_time_stamps_that_fall_or_jump_do_not_end_a_clip(tmp_path):
     container.close()
 
 
+def test_a_clip_of_pictures_without_time_stamps_is_as_long_as_they_took_to_come(tmp_path):
+    container, packets = packets_of(write_video(tmp_path / "a.avi", [100] * 30, 10, "mjpeg"))
+    clip, arrivals = clips.Clip(tmp_path, "b.mp4", container.streams.video[0], True), np.arange(30) / 47
+    for packet, arrival in zip(packets, arrivals):
+        clip.write(clips.Kept(packet, 5000 + arrival))
+    clip.finish()
+    np.testing.assert_allclose([time for time, _ in levels(tmp_path / "b.mp4")], arrivals[: len(packets)], atol=0.001)
+    container.close()
+
+
 def test_there_is_a_reason_where_there_is_no_clip(tmp_path):
     told = []
     recorder = Recorder(tmp_path, "door", pre_roll=1, post_roll=1, longest=9, done=lambda *news: told.append(news))

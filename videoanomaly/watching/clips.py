@@ -22,7 +22,7 @@ from videoanomaly.runtime.files import sync_folder
 
 CODECS = ("h264", "hevc", "av1", "mpeg4", "vp9", "mjpeg")  # that MP4 holds
 RING_BYTES = 2**26  # of a camera: 64 s of 8 Mbit/s
-TICK = Fraction(1, 90_000)  # seconds, where a stream tells none
+TICK = Fraction(1, 90_000)  # seconds, where a stream tells none, or one that is made up
 LONGEST_PAUSE = 60.0  # seconds between two pictures of a clip
 SLACK = 10.0  # seconds that an event may be old when it is told: its shortest length, and the model's delay
 FAILURES = (av.FFmpegError, OSError, ValueError)  # of writing: a full disk, time stamps that fall
@@ -103,7 +103,7 @@ class Clip:
 
     def write(self, kept: Kept) -> None:
         """Adds a packet."""
-        source, base = kept.packet, kept.packet.time_base or TICK
+        source, base = kept.packet, TICK if self.restamp else kept.packet.time_base or TICK
         known = [stamp for stamp in (source.dts, source.pts) if stamp is not None]
         if self.restamp:
             known = [round(kept.arrival / base)]
@@ -112,6 +112,7 @@ class Clip:
         packet = av.Packet(bytes(source))
         packet.stream, packet.is_keyframe, packet.time_base = self.stream, source.is_keyframe, base
         packet.pts, packet.dts = pts - self.first, dts - self.first
+        packet.duration = self.step  # without it the last picture would not be shown
         self.container.mux(packet)
         self.is_empty = False
 
