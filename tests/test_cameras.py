@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 from PIL import Image
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
@@ -247,9 +248,12 @@ def test_of_two_streams_the_smaller_one_is_looked_at_and_the_larger_one_recorded
             stream = container.add_stream("h264", rate=10)
             stream.width, stream.height = width, height
             streams.append(stream)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 640, 480, "yuvj420p", Disposition.attached_pic
+        container.mux(cover.encode(picture(50, (640, 480))))
         for i, stream in itertools.product(range(5), streams):
             container.mux(stream.encode(picture(16 + 40 * i, (stream.width, stream.height))))
-        for stream in streams:
+        for stream in [*streams, cover]:
             container.mux(stream.encode())
     camera = make_camera(encoder=encoder)
     with av.open(str(path)) as container:

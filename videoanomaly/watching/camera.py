@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
@@ -39,6 +40,16 @@ class Look(NamedTuple):
     moment: float  # of its picture, time.monotonic()
     inputs: list[Tensor] | None  # of the encoder, one for each crop; None: its scene is that of the row before
     picture: av.VideoFrame  # for a snapshot, reduced
+
+
+def moving(container: InputContainer) -> list[av.VideoStream]:
+    """Streams whose size is known, without a file's cover."""
+    known = [s for s in container.streams.video if s.codec_context is not None and s.width]
+    return [s for s in known if not s.disposition & Disposition.attached_pic]
+
+
+def pixels(stream: av.VideoStream) -> int:
+    return stream.width * stream.height
 
 
 class Camera(Reader):
@@ -111,9 +122,9 @@ class Camera(Reader):
 
     def choose(self, container: InputContainer) -> av.VideoStream:
         """Of several streams the smallest that the encoder's input does not exceed."""
-        known = [s for s in container.streams.video if s.codec_context is not None and s.width]
+        known = moving(container)
         fits = [s for s in known if min(s.width, s.height) >= self.encoder.n_px] or known
-        return min(fits, key=lambda s: s.width * s.height) if len(known) > 1 else picture_stream(container)
+        return min(fits, key=pixels) if len(known) > 1 else picture_stream(container)
 
     def connected(self, container: InputContainer, stream: av.VideoStream) -> None:
         self.num_reconnects += bool(self.num_frames)
@@ -123,8 +134,7 @@ class Camera(Reader):
 
     def recorded(self, container: InputContainer) -> av.VideoStream:
         """The stream of the clips: the largest."""
-        known = [s for s in container.streams.video if s.codec_context is not None]
-        return max(known, key=lambda s: s.width * s.height)
+        return max(moving(container) or [self.choose(container)], key=pixels)
 
     def packets(self, container: InputContainer, stream: av.VideoStream) -> Generator[av.Packet, None, None]:
         if not self.recorder:
