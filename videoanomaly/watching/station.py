@@ -25,6 +25,8 @@ from videoanomaly.watching.plans import Plan, make_plans
 from videoanomaly.watching.receivers.mqtt_sink import MqttSink
 from videoanomaly.watching.receivers.outbox import Outbox, Sink
 from videoanomaly.watching.receivers.webhook_sink import WebhookSink
+from videoanomaly.watching.store.database import StoreError
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import Mqtt, WatchSettings, WebhookSettings, read_settings
 from videoanomaly.watching.web.page import PageServer
 
