@@ -399,6 +399,15 @@ def test_a_camera_from_which_nothing_comes_has_its_event_ended(tmp_path, monkeyp
     assert engine.board.snapshot()[0]["event"] is None
 
 
+def test_that_pictures_come_too_slowly_is_said_with_the_camera(tmp_path, capsys):
+    said = []
+    engine, _ = make_engine(tmp_path, "a", say=said.append)
+    for row in range(0, 1000, 200):  # every 20 s
+        feed(engine, "a", [0.1], first=row)
+    assert [text.partition(",")[0] for text in said] == ["a: a picture every 20.0 s: each is scored alone"]
+    assert not capsys.readouterr().err
+
+
 class FullDisk(EventStore):
     """Cannot write for a while."""
 

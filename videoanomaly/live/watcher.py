@@ -80,6 +80,7 @@ class Watch:
         num_crops: Crops of a row.
         tell: Called with "begin", "update" or "end", the number of the event, the event and the latency, seconds.
         seen: Called with each row's number, p_A, and p_class, before what it tells is told.
+        say: Takes a line for the user.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class Watch:
         num_crops: int,
         tell: Callable[[str, int, Event, float], None],
         seen: Callable[[int, float, np.ndarray], None] | None = None,
+        say: Callable[[str], object] = note,
     ):
-        config, self.model, self.tell, self.seen = model.config, model, tell, seen
+        config, self.model, self.tell, self.seen, self.say = model.config, model, tell, seen, say
         num_rows, self.num_frames = config.num_segments * config.num_frames, config.num_frames
         self.ring = RowRing(num_rows, (num_crops, config.feature_dim))
         self.rule = EventRule(rate, settings, len(config.classes))
@@ -128,7 +130,7 @@ class Watch:
         self.num_alone = self.num_alone + 1 if self.ring.count == 1 else 0
         if self.num_alone == 3:
             found, most = (rows / self.rule.rate for rows in (num_missing + 1, self.max_missing + 1))
-            note(
+            self.say(
                 f"a picture every {found:.1f} s: each is scored alone, as this model sees events in pictures at most "
                 f"{most:.1f} s apart"
             )

@@ -42,8 +42,10 @@ class Seat(NamedTuple):
     def watch(self, model: VideoModel, crops: int) -> Watch:
         """Made with the first row."""
         if not self.watches:
-            how = {"rate": self.camera.rate, "settings": self.events.settings, "num_crops": crops}
-            self.watches.append(Watch(model, **how, tell=self.events.tell, seen=self.events.seen))
+            events, name = self.events, self.camera.name
+            how = {"rate": self.camera.rate, "settings": events.settings, "num_crops": crops}
+            told = {"tell": events.tell, "seen": events.seen, "say": lambda text: events.say(f"{name}: {text}")}
+            self.watches.append(Watch(model, **how, **told))
         return self.watches[0]
 
 
@@ -84,7 +86,8 @@ class Engine:
     def remove(self, name: str) -> Seat:
         """Ends the camera's open event."""
         self.finish(self.seats[name])
-        self.last.pop(name, None)
+        for known in (self.last, self.taken_at, self.asked):
+            known.pop(name, None)
         self.order.remove(name)
         return self.seats.pop(name)
 
