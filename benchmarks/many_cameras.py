@@ -93,7 +93,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--stay", type=int, default=1, help="so many pictures in a row are the same, and share features")
     add("--vit", choices=("float32", "bfloat16"), help="encode with ViT-B/16")
     add("--speed", type=float, default=400.0, help="pictures that the encoder takes a second")
-    add("--seconds", type=float, default=30.0, help="measured, behind ten seconds of warming up")
+    add("--warm-up", type=float, default=10.0, help="seconds before it is measured")
+    add("--seconds", type=float, default=30.0, help="measured")
     return parser.parse_args(argv)
 
 
@@ -130,7 +131,7 @@ def main(argv=None) -> None:
             f"{args.cameras} cameras, {sum(rates) / args.stride:.0f} rows/s wanted, encoder "
             + (args.vit or f"{args.speed:.0f} pictures/s")
         )
-        work(engine, 10)
+        work(engine, args.warm_up)
         cameras = [seat.camera for seat in engine.seats.values()]
         counts, begun, cpu, seen = (
             [c.num_encoded + c.num_reused for c in cameras],

@@ -739,6 +739,7 @@ def test_memory_of_cameras_stays_the_same_over_many_rows_and_events(tmp_path):
 
 def test_a_simulation_of_many_cameras_shares_the_encoder():
     command = [sys.executable, "-m", "benchmarks.many_cameras", "--cameras", "6", "--speed", "60", "--seconds", "3"]
+    command += ["--warm-up", "3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     ratio = float(done.stdout.partition("ratio ")[2].split()[0])

@@ -17,6 +17,9 @@ from tests.cameras import bright_at, write_video
 from tests.places import ROOT
 from tests.streams import GREY, BrightnessModel
 from videoanomaly.runtime.console import InputError
+from videoanomaly.watching.camera import Camera
+from videoanomaly.watching.store.database import StoreError
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.plans import make_plans
 from videoanomaly.watching.station import Station
 from videoanomaly.watching.store.database import StoreError
@@ -158,9 +161,35 @@ def test_cameras_that_stay_as_they_were_go_on_and_others_are_begun_or_ended(tmp_
         write(tmp_path, camera("a", video), HEAD.replace("0.7", "0.72").replace('"state"', '"elsewhere"'))
         station.reload()
         assert station.engine.seats["a"].camera is not after["a"]
+    events = EventStore(tmp_path / "state").events()
+    assert len(events) >= 4 and not any(event["is_open"] for event in events)
+    assert all(event["clip"] and (tmp_path / "state" / "clips" / event["clip"]).exists() for event in events)
     said = capsys.readouterr().err
     assert "\nfolder: what changed there needs a restart\n" in said and said.count("\nreloaded\n") == 2
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_camera_whose_thread_failed_is_begun_anew_after_a_while_and_a_file_that_ended_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("videoanomaly.watching.station.RESTART_AFTER", 0.2)
+    reads, read = [], Camera.read
+
+    def fail_first(self):
+        reads.append((self.name, time.monotonic()))
+        if self.name == "a" and len(reads) > 2:
+            self.show("connected")
+            return self.stopping.wait()
+        return read(self) if self.name == "b" else 1 / 0
+
+    monkeypatch.setattr(Camera, "read", fail_first)
+    video = write_video(tmp_path / "b.mp4", [100] * 2, 10)
+    with running(tmp_path, camera("a", "rtsp://127.0.0.1:9/x") + camera("b", video)) as station:
+        turn_until(station, lambda: station.board.cameras["a"].state == "away")
+        assert station.board.cameras["a"].detail == "failed"
+        turn_until(station, lambda: station.board.cameras["a"].state == "connected")
+        assert [name for name, _ in reads[:3]] in (["a", "b", "a"], ["b", "a", "a"])
+        assert reads[2][1] - min(moment for _, moment in reads) >= 0.2
+        turn_until(station, lambda: station.board.cameras["b"].detail == "ended")
+        assert len(reads) == 3
 
 
 def test_the_end_of_an_event_is_stored_when_the_disk_has_room_again_also_if_its_camera_is_gone(tmp_path):
