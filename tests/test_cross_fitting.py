@@ -6,13 +6,14 @@ import signal
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scipy.stats
 
 import train
 from tests.synthetic import equal, run, write_dataset
 from videoanomaly import plots
 from videoanomaly.data.annotations import Video
 from videoanomaly.data.features import FeatureFolder
-from videoanomaly.operating_curve import OperatingCurve, Watched, measure, rate_interval, share_interval
+from videoanomaly.operating_curve import OperatingCurve, Watched, measure, quantile_of, rate_interval, share_interval
 from videoanomaly.runtime.console import InputError
 from videoanomaly.training import cross_fitting
 from videoanomaly.training.cross_fitting import sources, split
@@ -120,6 +121,26 @@ def test_intervals_contain_what_later_videos_do():
         low, high = measure([*videos, watched(0, 0.95)]).at(0.5)["false_alarms_per_hour_interval"]
         inside += low <= 2 <= high
     assert inside >= 170
+
+
+def test_few_sources_leave_room_for_what_others_do():
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(200):
+        cameras = rng.gamma(1, 2, 3)
+        videos = [
+            watched(-1, *[0.9] * rng.poisson(rate), source=str(i)) for i, rate in enumerate(cameras) for _ in range(6)
+        ]
+        low, high = measure([*videos, watched(0, 0.95)]).at(0.5)["false_alarms_per_hour_interval"]
+        inside += low <= 2 <= high
+    assert inside >= 180  # 150 where three cameras are taken to tell how much cameras differ
+    alone = [video._replace(source="") for video in videos]
+    many = [video._replace(source=str(i)) for i, video in enumerate(videos)]  # nothing is shared
+    assert np.array_equal(measure(alone).dispersion, measure(many).dispersion)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 6, 7, 10, 30, 1000])
+def test_the_quantile_is_students(freedom):
+    assert quantile_of(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), abs=0.01)
 
 
 # ---- folds ----

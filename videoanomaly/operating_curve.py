@@ -14,6 +14,14 @@ from videoanomaly.event_rule import cut_events
 
 MOST_THRESHOLDS = 64
 Z = 1.96  # intervals of 95 %
+T = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+)  # the same where 1, 2, ... differences told the variance (Student, 1908)
 LADDER = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]  # false alarms per hour
 COUNTS = ("false_alarms", "normal_alarmed", "found", "named")
 
@@ -46,6 +54,13 @@ def rate_interval(count: float, hours: float) -> tuple[float, float]:
     low = count * max(1 - 1 / (9 * count) - Z / (3 * math.sqrt(count)), 0) ** 3 if count else 0.0
     high = (count + 1) * (1 - 1 / (9 * (count + 1)) + Z / (3 * math.sqrt(count + 1))) ** 3
     return low / hours, high / hours
+
+
+def quantile_of(freedom: int) -> float:
+    """Student's of 95 %, within 0.01: more than Z where few differences tell a variance."""
+    if freedom <= len(T):
+        return T[freedom - 1]
+    return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 
 
 class OperatingCurve(NamedTuple):
@@ -164,6 +179,20 @@ def dispersion_of(counts: np.ndarray, sizes: np.ndarray, groups: Sequence[str]) 
     return np.maximum(np.divide(found, by_chance, out=np.ones_like(found), where=by_chance > 0), 1.0)
 
 
+def doubt_of(sizes: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """What few sources leave open: how many times the variance that they show has to be taken, (4, 1), 1 or more.
+
+    Args:
+        sizes, groups: As in `dispersion_of`. Where each video is a group of its own there is nothing to ask.
+    """
+    names, factors = np.asarray(groups), np.ones((sizes.shape[1], 1))
+    for k, column in enumerate(sizes.T):
+        number = len(np.unique(names[column > 0]))
+        if 1 < number < (column > 0).sum():
+            factors[k] = (quantile_of(number - 1) / Z) ** 2
+    return factors
+
+
 def measure(videos: Sequence[Watched]) -> OperatingCurve:
     """The curve of some videos, each scored by a model that has not seen it."""
     thresholds = thresholds_of(videos)
@@ -171,7 +200,8 @@ def measure(videos: Sequence[Watched]) -> OperatingCurve:
     normal = np.array([video.label < 0 for video in videos])
     hours = np.array([len(video.p_A) / video.fps / 3600 for video in videos])
     sizes = np.stack([hours * normal, normal, ~normal, ~normal], axis=1)  # of each count, (videos, 4)
-    of_sources = dispersion_of(counts, sizes, [video.source or str(i) for i, video in enumerate(videos)])
+    sources = [video.source or str(i) for i, video in enumerate(videos)]
+    of_sources = dispersion_of(counts, sizes, sources) * doubt_of(sizes, sources)
     of_models = dispersion_of(counts, sizes, [str(video.fold) for video in videos])
     false_alarms, normal_alarmed, found, named = counts.sum(axis=0)
     return OperatingCurve(
