@@ -101,7 +101,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainingSettings, bool]:
     check = "look at options, lists and all features, write OUT/settings.json, and stop"
     add("--check", action="store_true", help=check)
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
-    add("--workers", type=at_least(0), default=2, help="processes that read features (default: 2)")
+    readers = "processes that read features; 0: none, and folds are not trained side by side (default: 2)"
+    add("--workers", type=at_least(0), default=2, help=readers)
     board = (
         "also write losses, learning rate and the evaluation's numbers there for TensorBoard, which must be installed"
     )

@@ -1,12 +1,15 @@
 """Thresholds that hold: the operating curve, and folds whose models have not seen what they score."""
 
 import json
+import re
+import shutil
 import signal
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 import train
 from tests.synthetic import equal, run, write_dataset
@@ -303,6 +306,72 @@ def test_check_looks_at_the_list_of_sources_of_published_data_too(tmp_path):
     train.main([*words, "--check"])  # without folds nothing asks for it
     with pytest.raises(InputError, match="groups.txt: found no line for Training_Normal_Videos_Anomaly/Normal_Vid"):
         train.main([*words, "--check", "--folds", "2"])
+
+
+# ---- side by side ----
+
+
+@pytest.fixture
+def two_at_once(monkeypatch):
+    monkeypatch.setattr(cross_fitting, "folds_at_once", lambda *given: 2)
+
+
+def test_folds_side_by_side_give_what_folds_one_after_the_other_give(
+    fitted, two_at_once, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cross_fitting, "train_fold", None)  # here, not in other processes
+    found = run(fitted[0] / "data", tmp_path, *FOLDS)
+    assert sorted(re.findall(r"fold (\d)/4  12 videos seen, 4 scored", capsys.readouterr().out)) == ["1", "2", "3", "4"]
+    with np.load(tmp_path / "held_out.npz") as apart, np.load(fitted[0] / "out" / "held_out.npz") as together:
+        assert set(apart) == set(together) and str(apart["made_with"]) == str(together["made_with"])
+        for name in set(apart) - {"made_with"}:
+            np.testing.assert_allclose(apart[name], together[name], atol=1e-5)  # 24 bits; threads may round otherwise
+    assert found["threshold"] == pytest.approx(fitted[1]["threshold"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_fold_that_is_trained_elsewhere_is_one_line(fitted, tmp_path, monkeypatch):
+    data = shutil.copytree(fitted[0] / "data", tmp_path / "data")
+    monkeypatch.setattr(
+        cross_fitting, "folds_at_once", lambda *given: [2, (data / "features" / "train03.npy").unlink()][0]
+    )
+    with pytest.raises(InputError, match="data: found no features of train03"):
+        run(data, tmp_path / "out", *FOLDS)
+    assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["epoch"] == 4  # the training stays
+
+
+@pytest.mark.slow
+def test_a_signal_ends_folds_side_by_side_and_the_run_goes_on(fitted, two_at_once, tmp_path, monkeypatch, capsys):
+    real = cross_fitting.HeldOut.add
+
+    def stop_after_the_first(held_out, scores):
+        real(held_out, scores)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cross_fitting.HeldOut, "add", stop_after_the_first)
+        run(fitted[0] / "data", tmp_path, *FOLDS)
+    told = capsys.readouterr().out
+    assert (
+        told.count("videos seen") == 1 and "before the last fold" in told and "stopped by SIGTERM; go on with" in told
+    )
+    monkeypatch.undo()  # the others one after the other
+    resumed = run(fitted[0] / "data", tmp_path, *FOLDS, "--resume")
+    assert capsys.readouterr().out.count("videos seen") == 3
+    assert resumed["threshold"] == pytest.approx(fitted[1]["threshold"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "given, device, expected",
+    [([], "cpu", 2), (["--workers", "0"], "cpu", 1), (["--compile"], "cpu", 1), ([], "cuda", 1), ([], "cuda:1", 1)],
+)
+def test_folds_are_trained_side_by_side_on_cpus_alone(given, device, expected, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    settings, _ = train.parse_args(["--dataset", "custom", "--root", "x", *given])
+    assert cross_fitting.folds_at_once(settings, device, 5) == expected
+    assert cross_fitting.folds_at_once(settings, device, 1) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cross_fitting.folds_at_once(settings, device, 5) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK", b"no archive"])

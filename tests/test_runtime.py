@@ -28,7 +28,7 @@ from tests.videos import write_video
 from videoanomaly.data.sampling import SegmentDataset
 from videoanomaly.runtime import files
 from videoanomaly.runtime.console import InputError, Parser, count, differences, expand_home, run_script
-from videoanomaly.runtime.memory import workers_that_fit
+from videoanomaly.runtime.memory import copies_that_fit, workers_that_fit
 from videoanomaly.runtime.run_folder import command, given_command, resume_command
 from videoanomaly.training import epochs
 
@@ -397,6 +397,28 @@ def test_workers_are_left_out_where_shared_memory_cannot_hold_their_batches(
     line = capsys.readouterr().err
     assert (expected == workers) == (line == "")
     assert line == "" or line.count("\n") == 1 and "going on with --workers 0; Docker gives more by --shm-size" in line
+
+
+def write_proc(folder: Path, peak: str, available: str) -> Path:
+    (folder / "self").mkdir()
+    (folder / "self" / "status").write_text(f"Name:\tpython\nVmPeak:\t  9000 kB\nVmHWM:\t  {peak}\nThreads:\t1\n")
+    (folder / "meminfo").write_text(f"MemTotal:  64000 kB\nMemAvailable:  {available}\nHugePages_Total:  0\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "peak, available, expected",
+    [
+        ("1000 kB", "9000 kB", 4),
+        ("1000 kB", "2999 kB", 2),
+        ("1000 kB", "10 kB", 1),  # this process is there
+        ("0 kB", "9000 kB", 4),
+        ("much", "9000 kB", 4),
+    ],
+)
+def test_copies_of_a_process_are_as_many_as_memory_has_room_for(tmp_path, peak, available, expected):
+    assert copies_that_fit(4, write_proc(tmp_path, peak, available)) == expected
+    assert copies_that_fit(4, tmp_path / "nowhere") == 4
 
 
 def test_a_system_without_such_a_folder_has_no_such_limit(tmp_path):

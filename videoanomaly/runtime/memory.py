@@ -25,6 +25,26 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # bytes, an int
 
 
+def copies_that_fit(wished: int, proc: Path = Path("/proc")) -> int:
+    """How many processes that need as much memory as this one did at most there is room for, one at least.
+
+    Args:
+        wished: The number without that limit, and where the system does not tell.
+        proc: Where Linux tells.
+    """
+    try:
+        needed = kilobytes(proc / "self" / "status", "VmHWM")
+        return max(min(wished, kilobytes(proc / "meminfo", "MemAvailable") // needed), 1)
+    except (OSError, LookupError, ValueError, ZeroDivisionError):
+        return wished
+
+
+def kilobytes(path: Path, name: str) -> int:
+    """A line `NAME: 123 kB` of a file."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if words[-1:] == ["kB"]}[f"{name}:"]
+
+
 def workers_that_fit(num_workers: int, batch_bytes: int, num_processes: int = 1, folder: Path = SHARED) -> int:
     """The number of a DataLoader's workers: none where shared memory cannot hold their batches, as often in Docker.
 

@@ -10,6 +10,8 @@ import time
 import warnings
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,15 +20,18 @@ import torch
 
 from anomalyclip import AnomalyCLIPConfig
 from videoanomaly import plots
+from videoanomaly.clip_weights import load_prompts_clip
 from videoanomaly.data.annotations import Video, VideoLists, video_name
 from videoanomaly.data.training_data import TrainingData
-from videoanomaly.evaluation.scoring import alarm_threshold, score_videos
+from videoanomaly.evaluation.scoring import Scores, alarm_threshold, score_videos
 from videoanomaly.evaluation.tables import align, threshold_rows
 from videoanomaly.operating_curve import OperatingCurve, Watched, measure
 from videoanomaly.runtime.console import InputError, count, note
 from videoanomaly.runtime.files import read_lines, write_atomically
+from videoanomaly.runtime.memory import copies_that_fit
 from videoanomaly.runtime.processes import any_rank
-from videoanomaly.runtime.torchrun import is_main
+from videoanomaly.runtime.side_by_side import side_by_side
+from videoanomaly.runtime.torchrun import is_main, rank_and_world
 from videoanomaly.settings import TrainingSettings
 from videoanomaly.systems.base import Trainable
 from videoanomaly.systems.catalogue import build, make_optimizer
@@ -156,6 +161,50 @@ class HeldOut:
         return Watched(video.label, p_A, p_class, fps, source, fold)
 
 
+class FoldScores(NamedTuple):
+    """What a fold's model makes of the videos that it has not seen."""
+
+    scores: dict[str, Scores] | None  # by name; None in other processes of torchrun, or if a signal stopped it
+    seconds: float
+
+
+def score_fold(
+    settings: TrainingSettings,
+    config: AnomalyCLIPConfig,
+    data: TrainingData,
+    numbers: np.ndarray,
+    clip: dict,
+    device: str,
+    signals: list,
+    k: int,
+) -> FoldScores:
+    """Trains on all folds but number k, whose videos it scores; the arguments are those of `cross_fit`."""
+    start, videos = time.monotonic(), data.lists.train
+    rest = VideoLists(data.lists.classes, [v for v, fold in zip(videos, numbers) if fold != k], [])
+    with torch.random.fork_rng():
+        model = train_fold(settings, config, data._replace(lists=rest), clip, device, signals)
+    scores = None
+    if model is not None and is_main():
+        unseen = [v for v, fold in zip(videos, numbers) if fold == k]
+        scores = score_videos(model.predict, unseen, data.features, data.temporal)
+    return FoldScores(scores, time.monotonic() - start)
+
+
+def score_fold_alone(
+    settings: TrainingSettings, config: AnomalyCLIPConfig, data: TrainingData, numbers: np.ndarray, k: int
+) -> FoldScores:
+    """The same in a process of its own, which brings its own CLIP."""
+    clip, _ = load_prompts_clip(settings.clip, config.directions, data.features.encoder)
+    return score_fold(settings, config, data, numbers, clip, "cpu", [], k)
+
+
+def folds_at_once(settings: TrainingSettings, device: str, num_folds: int) -> int:
+    """How many folds to train side by side: as many as there are threads and memory for on a CPU, else one."""
+    if device != "cpu" or settings.compile or not settings.workers or rank_and_world()[2] > 1:
+        return 1
+    return copies_that_fit(min(num_folds, torch.get_num_threads()))
+
+
 def cross_fit(
     settings: TrainingSettings,
     config: AnomalyCLIPConfig,
@@ -179,23 +228,25 @@ def cross_fit(
     lasting = {name: value for name, value in settings.asdict().items() if name not in ANYTIME}
     made_with = json.dumps([lasting, numbers.tolist()], sort_keys=True)
     held_out = HeldOut(Path(settings.out, HELD_OUT), made_with)
-    for k in range(numbers.max() + 1):
-        start, unseen = time.monotonic(), [v for v, fold in zip(videos, numbers) if fold == k]
-        if all(video in held_out for video in unseen):
-            continue
-        rest = VideoLists(data.lists.classes, [v for v, fold in zip(videos, numbers) if fold != k], [])
-        with torch.random.fork_rng():
-            model = train_fold(settings, config, data._replace(lists=rest), clip, device, signals)
-        if model is None:
+    left = sorted({int(fold) for video, fold in zip(videos, numbers) if video not in held_out})
+    at_once = folds_at_once(settings, device, len(left))
+    if at_once > 1:
+        alone = partial(score_fold_alone, replace(settings, workers=0), config, data, numbers)
+        results = side_by_side(alone, left, at_once, max(torch.get_num_threads() // at_once, 1), signals)
+    else:
+        here = partial(score_fold, settings, config, data, numbers, clip, device, signals)
+        results = ((k, here(k)) for k in left)
+    for k, (scores, seconds) in results:
+        if any_rank(bool(signals)):
             return None
-        if is_main():
-            held_out.add(score_videos(model.predict, unseen, data.features, data.temporal))
-            took = f"{time.monotonic() - start:.1f} s"
+        if scores is not None:
+            held_out.add(scores)
             print(
-                f"fold {k + 1}/{numbers.max() + 1}  {len(rest.train)} videos seen, {len(unseen)} scored  {took}",
+                f"fold {k + 1}/{numbers.max() + 1}  {len(videos) - len(scores)} videos seen, {len(scores)} scored  "
+                f"{seconds:.1f} s",
                 flush=True,
             )
-    if not is_main():
+    if signals or not is_main():
         return None
     rates = [data.features.frame_rate(video.name) for video in videos]
     return measure([held_out.watched(*of_video) for of_video in zip(videos, rates, groups, numbers.tolist())])
