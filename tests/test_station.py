@@ -18,11 +18,10 @@ from tests.places import ROOT
 from tests.streams import GREY, BrightnessModel
 from videoanomaly.runtime.console import InputError
 from videoanomaly.watching.camera import Camera
-from videoanomaly.watching.store.database import StoreError
-from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.plans import make_plans
 from videoanomaly.watching.station import Station
 from videoanomaly.watching.store.database import StoreError
+from videoanomaly.watching.store.event_store import EventStore
 from videoanomaly.watching.watch_settings import read_settings
 
 HEAD = 'checkpoint = "last.pt"\nfolder = "state"\n[events]\nthreshold = 0.7\nmin_length = 0.2\n[page]\nport = 0\n'
