@@ -351,6 +351,19 @@ def test_a_still_row_has_the_features_of_its_own_camera(tmp_path):
     np.testing.assert_allclose([row[0, 0] for row in rows], [0.9, 0.2, 0.9, 0.2, 0.5, 0.5], atol=0.001)  # float16
 
 
+def test_rows_of_a_batch_may_lie_further_apart_than_the_model_sees(tmp_path):
+    engine, store = make_engine(tmp_path, "ab")
+    engine.done, engine.busy = 1e4, 1.0
+    for camera in (seat.camera for seat in engine.seats.values()):  # 361 rows, of which the model sees 250
+        camera.looks.extend(look_at(camera, row, 0.9 if 90 <= row < 360 else 0.1) for row in range(0, 361, 90))
+        camera.looks.extend(look_at(camera, row, 0.1) for row in range(361, 391))
+    while engine.step():
+        pass
+    assert {(event["camera"], event["is_open"]) for event in store.events()} == {("a", False), ("b", False)}
+    for event in store.events():
+        assert event["end"] - event["start"] == pytest.approx(27.0, abs=0.3)  # what is missing is as the row before
+
+
 def feed(engine: Engine, name: str, values, first: int = 0) -> None:
     camera = engine.seats[name].camera
     for row, value in enumerate(values, first):

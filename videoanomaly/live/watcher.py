@@ -125,6 +125,10 @@ class Watch:
         self.next_row, self.features, self.arrival = row + 1, features, arrival
         return len(self.arrivals) >= self.num_frames
 
+    def has_room(self, row: int) -> bool:
+        """Whether the model, if it is run only after this row, still sees all that have no scores yet."""
+        return self.next_row is None or len(self.arrivals) + row + 1 - self.next_row <= self.ring.num_rows
+
     def note_slowness(self, num_missing: int) -> None:
         """One line if the source is too slow for this model: rows stand alone, time after time."""
         self.num_alone = self.num_alone + 1 if self.ring.count == 1 else 0

@@ -115,8 +115,11 @@ class Engine:
             return False
         ready: dict[str, Seat] = {}
         for (seat, look), row in zip(taken, self.encode(taken)):
+            watch = seat.watch(self.model, self.encoder.crops)
+            if seat.camera.name in ready and not watch.has_room(look.row):
+                self.score([ready.pop(seat.camera.name)])
             seat.events.keep(look.row, look.picture)
-            if seat.watch(self.model, self.encoder.crops).push(row, look.row, look.moment):
+            if watch.push(row, look.row, look.moment):
                 ready[seat.camera.name] = seat
         self.score(list(ready.values()))
         if num_encoded := sum(look.inputs is not None for _, look in taken):
