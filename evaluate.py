@@ -21,6 +21,7 @@ from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.files import write_atomically, write_json
 from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.precision import FULL, PRECISION_HELP, PRECISIONS
 from videoanomaly.runtime.run_folder import lock_folder
 
 
@@ -81,6 +82,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add("--batch-size", type=at_least(1), default=16, help="passes of S * F rows per forward call (default: 16)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    add("--precision", choices=PRECISIONS, default=FULL, help=PRECISION_HELP)
     args = parser.parse_args(argv)
     refuse_addresses(vars(args))
     if args.fps is not None and not args.fps > 0:

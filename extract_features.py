@@ -22,6 +22,7 @@ from pathlib import Path
 from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.precision import FULL, PRECISION_HELP, PRECISIONS
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -58,6 +59,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add("--batch", type=at_least(1), default=32, help="pictures given to the encoder at once (default: 32)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    add("--precision", choices=PRECISIONS, default=FULL, help=PRECISION_HELP)
     add(
         "--device-preprocess",
         action=argparse.BooleanOptionalAction,

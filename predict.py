@@ -30,6 +30,7 @@ from videoanomaly.event_rule import EVENT_OPTIONS, LOW_SHARE, MERGE_GAP, MIN_LEN
 from videoanomaly.runtime.addresses import LISTENING, STREAMS, WEBHOOKS, check_address, is_address, refuse_addresses
 from videoanomaly.runtime.console import InputError, Parser, at_least, options_of, run_script
 from videoanomaly.runtime.memory import keep_freed_memory
+from videoanomaly.runtime.precision import AUTO, PRECISION_HELP, PRECISIONS
 from videoanomaly.runtime.provenance import command_line
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.video.wall_clock import read_start, read_zone
@@ -152,6 +153,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="videos read at once (default: %(default)s here)",
     )
     add("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    add("--precision", choices=PRECISIONS, default=AUTO, help=PRECISION_HELP)
     args = parser.parse_args(argv)
     check_args(args)
     args.command = command_line("predict.py", argv)

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     with hangups() as reloads:  # one that comes meanwhile is not the end
         find_sources(settings)  # what is wrong there shows before the checkpoint is read
         given = {"clip": settings.clip, "encoder": settings.encoder, "device": settings.device, "batch": settings.batch}
-        recogniser = Recogniser.load(settings.checkpoint, **given)
+        recogniser = Recogniser.load(settings.checkpoint, **given, precision=settings.precision)
         if args.check:
             make_plans(settings, recogniser)
             assert recogniser.encoder, "it was read"

@@ -430,6 +430,7 @@ def test_meta_json_tells_what_made_the_features(tmp_path, clip_path):
         "encoder": "clip embed 16, width 64, patch 8, resolution 32",
         "weights_sha256": clip_model.weights_hash(clip_model.load(clip_path).visual),
         "dim": 16,
+        "precision": "float32",
         "stride": 2,
         "crops": 1,
         "jpeg": None,

@@ -336,6 +336,7 @@ def test_a_temporal_model_with_features_of_its_own_takes_them_from_a_folder(tmp_
     one, other = write_dataset(tmp_path / "a"), write_dataset(tmp_path / "b", dim=32)
     run(one, tmp_path / "run", "--epochs", "1", "--temporal-features", str(other / "features"))
     options = ["--ckpt", str(tmp_path / "run" / "last.pt"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    options += ["--precision", "float32"]
     with pytest.raises(InputError, match="expected --features and --temporal-features"):
         predict.main([*options, str(write_clip(tmp_path / "v.mp4", 3))])
     predict.main(

@@ -24,6 +24,7 @@ from anomalyclip import AxisAttention, ConvFeedForward
 POSITIONS = 1024  # of the grid in one go: 2 videos of 32 x 16, whose tiles take 4 MB for 256 channels, 16 MB for 1,024
 KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G of the paper
 SLOPE = 0.01  # of leaky_relu
+LAYOUTS = {1: torch.contiguous_format, 4: torch.channels_last}  # of biases and kernels, so that none is laid out anew
 
 
 def transform_kernel(weight: Tensor) -> Tensor:
@@ -140,6 +141,30 @@ def feed_forward(module: ConvFeedForward, x: Tensor) -> Tensor:
     return FeedForward.apply(
         module.norm(x).contiguous(), module.conv_1.weight, module.conv_1.bias, module.conv_2.weight, module.conv_2.bias
     )
+
+
+def convolve_narrow(module: ConvFeedForward, weights: Sequence[Tensor], x: Tensor) -> Tensor:
+    """ConvFeedForward.forward with both convolutions in the precision of the `weights`; an export keeps its own."""
+    if torch.compiler.is_compiling():
+        return ConvFeedForward.forward(module, x)
+    weight_1, bias_1, weight_2, bias_2 = weights
+    x, out = module.norm(x).to(weight_1.dtype), torch.empty_like(x)
+    for part, result in zip(split(x), split(out)):  # each (n, E, S, F), in memory channels-last
+        hidden = F.leaky_relu_(F.conv2d(part.permute(0, 3, 1, 2), weight_1, bias_1, padding=1), SLOPE)
+        result.copy_(F.conv2d(hidden, weight_2, bias_2, padding=1).permute(0, 2, 3, 1))
+    return out
+
+
+def narrow(model: nn.Module, dtype: torch.dtype) -> None:
+    """Lets an AnomalyCLIP convolve in bfloat16 or float16, for inference alone: with copies of its weights, cast once.
+
+    Attention, norms and the residual streams stay float32, as do all parameters. The model is where it is to run.
+    """
+    for module in model.modules():
+        if isinstance(module, ConvFeedForward) and dtype != torch.float32:
+            kept = (module.conv_1.weight, module.conv_1.bias, module.conv_2.weight, module.conv_2.bias)
+            weights = [x.detach().to(dtype, memory_format=LAYOUTS[x.ndim]) for x in kept if x is not None]
+            module.forward = partial(convolve_narrow, module, weights)
 
 
 def accelerate(model: nn.Module) -> None:

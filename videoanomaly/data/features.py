@@ -18,6 +18,7 @@ import numpy as np
 from videoanomaly.data.annotations import Video
 from videoanomaly.runtime.console import InputError, as_text, lookalike, reveal
 from videoanomaly.runtime.files import check_inside, files_by_name
+from videoanomaly.runtime.precision import NAMES, precision_of
 
 FEATURE_SUBFOLDERS = ("", "features", "Image-Features")
 FRAME_RATE = 30.0  # frames per second where nothing tells them
@@ -282,12 +283,14 @@ def read_meta(path: Path) -> dict[str, Any]:
         rates = [v.get("fps") for v in meta["videos"].values()]
         valid = all(type(n) is int and n >= 1 for n in counts)
         valid &= all(fps is None or math.isfinite(fps) and fps > 0 for fps in rates)
+        valid &= all(precision_of(made) in NAMES for made in (meta, *meta["videos"].values()))
         _ = meta["encoder"], meta["weights_sha256"]  # used by whoever compares encoders
     except Exception as error:  # other types than expected, a million brackets
         raise InputError(f"{path}: is damaged ({error!r}), expected what extract_features.py writes") from error
     if not valid:
         raise InputError(
-            f"{path}: found a stride, dim, crops, frames or fps that is none, expected what extract_features.py writes"
+            f"{path}: found a stride, dim, crops, precision, frames or fps that is none, expected what "
+            "extract_features.py writes"
         )
     return meta
 

@@ -22,12 +22,15 @@ from videoanomaly.evaluation.rules import evaluate_rules
 from videoanomaly.evaluation.scoring import Scores, class_masks, of_classes
 from videoanomaly.operating_curve import OperatingCurve
 from videoanomaly.runtime.console import InputError, as_text
+from videoanomaly.runtime.fast_precision import choose_precision
 from videoanomaly.runtime.files import write_json
+from videoanomaly.runtime.precision import FULL
 from videoanomaly.runtime.processes import check_device
 from videoanomaly.runtime.provenance import provenance_text
 from videoanomaly.video.decoding import BROKEN
 from videoanomaly.video.key_frames import find_video, peak_frames, read_frames
 from videoanomaly.weights.checkpoints import load_model, open_folders
+from videoanomaly.winograd import narrow
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class EvaluationOptions:
     timelines: int = 16
     batch_size: int = 16  # passes
     device: str | None = None
+    precision: str = FULL  # of the Temporal model
 
 
 def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dict:
@@ -57,7 +61,9 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
         raise InputError(
             f"--projections: found {model.NAME} in {ckpt}, expected AnomalyCLIP, whose directions lead from a prototype"
         )
-    model = model.to(check_device(options.device)).eval()
+    device = check_device(options.device)
+    model, precision = model.to(device).eval(), choose_precision(options.precision, device)
+    narrow(model, getattr(torch, precision))
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
     lists = VideoLists.from_plain(checkpoint["lists"])
     if not lists.test:
@@ -73,7 +79,7 @@ def evaluate_checkpoint(ckpt: str, out: Path, options: EvaluationOptions) -> dic
     rates = [features.frame_rate(video.name, options.fps) for video in lists.test]
     threshold = checkpoint.get("threshold") or 0.5
     results = scoring.all_metrics(scores, lists.classes, rates, threshold=threshold, num_draws=options.bootstrap)
-    results |= {"epoch": checkpoint["epoch"], "system": model.NAME}
+    results |= {"epoch": checkpoint["epoch"], "system": model.NAME, "precision": precision}
     if curve := checkpoint.get("operating_curve"):
         results["promised"] = OperatingCurve.from_plain(curve).at(threshold)
     results["rules"] = evaluate_rules(lists, model, features) if options.rules else {}

@@ -30,6 +30,7 @@ from videoanomaly.prediction.predictor import encoded, encoder_of, score_rows
 from videoanomaly.prediction.recogniser import PredictionOptions
 from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, as_text, count
+from videoanomaly.runtime.precision import AUTO, check_precision
 from videoanomaly.runtime.processes import check_device
 from videoanomaly.video.decoding import mean_rate, why_skipped
 from videoanomaly.video.encoders import Encoder
@@ -161,6 +162,7 @@ class Recogniser:
         clip: str | None = None,
         encoder: str | None = None,
         batch: int = 32,
+        precision: str = AUTO,
     ) -> "Recogniser":
         """The recogniser of a checkpoint; all but `ckpt` is as predict.py's options of these names.
 
@@ -177,6 +179,7 @@ class Recogniser:
             clip: CLIP weights, a name or a file, where the checkpoint does not find its own.
             encoder: FILE.py:CLASS instead of CLIP; this runs the code in the file.
             batch: Pictures given to the encoder at once.
+            precision: float32, bfloat16, float16; auto: bfloat16 where the machine is fast in it, else float32.
         Raises:
             InputError: A ValueError of one line.
         """
@@ -190,13 +193,12 @@ class Recogniser:
             if value is not None and value < 1:
                 raise InputError(f"{name} {value}: expected at least 1")
         names = class_names(classes if isinstance(classes, str) else ", ".join(classes)) if classes else None
-        return cls(
-            PredictionOptions(device=check_device(device), classes=names, stride=stride, batch=batch, **given, **events)
-        )
+        how: dict[str, Any] = {"device": check_device(device), "precision": check_precision("--precision", precision)}
+        return cls(PredictionOptions(classes=names, stride=stride, batch=batch, **how, **given, **events))
 
     def __repr__(self) -> str:
         facts = f"{self.loaded.model.NAME}, {len(self.classes)} classes, threshold {self.threshold:.4g}"
-        return f"Recogniser({as_text(self.options.ckpt)}: {facts}, {self.options.device})"
+        return f"Recogniser({as_text(self.options.ckpt)}: {facts}, {self.options.device}, {self.loaded.precision})"
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def encoder_of(options: PredictionOptions, recogniser: LoadedCheckpoint) -> Enco
     """The encoder of the checkpoint's features."""
     config = recogniser.model.config
     dims = config.feature_dim, config.temporal_feature_dim
-    chosen: dict = {"clip": options.clip, "encoder": options.encoder, "device": options.device}
+    chosen: dict = {name: getattr(options, name) for name in ("clip", "encoder", "device", "precision")}
     return matching_encoder(options.ckpt, recogniser.checkpoint, dims, **chosen)
 
 

@@ -15,8 +15,11 @@ from videoanomaly.prediction.explain import nearest_words
 from videoanomaly.prediction.open_set import add_classes, check_names, check_open, name_by_text
 from videoanomaly.prediction.operating_point import GIVEN, OTHERWISE_CUT, choose_threshold, stored_curve
 from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.fast_precision import choose_precision
+from videoanomaly.runtime.precision import FULL
 from videoanomaly.systems.one_class import OneClassGaussian
 from videoanomaly.weights.checkpoints import frames_per_feature, load_model
+from videoanomaly.winograd import narrow
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class PredictionOptions:
     dataset: str | None = None
     root: str | None = None
     batch: int = 32
+    precision: str = FULL
     workers: int = 1
     command: str = ""  # the command line, to be told in events.json
 
@@ -60,6 +64,7 @@ class LoadedCheckpoint(NamedTuple):
     threshold_rule: str  # a sentence: where the threshold comes from
     curve: OperatingCurve | None  # on held-out folds, if they were measured
     sha256: str  # of the checkpoint file
+    precision: str = FULL  # of the convolutions
     words: dict | None = None  # near the learned contexts, see explain.nearest_words; None without --explain
 
     @property
@@ -76,7 +81,9 @@ def load(options: PredictionOptions) -> LoadedCheckpoint:
     spacing = options.frames_per_feature or frames_per_feature(checkpoint)
     extended, words = extend(options, checkpoint, model)
     torch.backends.cudnn.allow_tf32 = False  # scores as on a CPU
-    return LoadedCheckpoint(extended.to(options.device).eval(), checkpoint, spacing, *events, sha256, words)
+    extended, precision = extended.to(options.device).eval(), choose_precision(options.precision, options.device)
+    narrow(extended, getattr(torch, precision))
+    return LoadedCheckpoint(extended, checkpoint, spacing, *events, sha256, precision, words)
 
 
 def event_rule_of(options: PredictionOptions, checkpoint: dict) -> tuple[EventSettings, str, OperatingCurve | None]:

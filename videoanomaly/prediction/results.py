@@ -17,6 +17,7 @@ from videoanomaly.prediction.events import FIELDS, find_events, to_csv, to_vtt
 from videoanomaly.prediction.recogniser import LoadedCheckpoint, PredictionOptions
 from videoanomaly.runtime.console import InputError, as_text, count
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.precision import FULL
 from videoanomaly.runtime.provenance import provenance
 from videoanomaly.video.decoding import BROKEN, VideoFile
 from videoanomaly.video.encoding import Reading
@@ -41,6 +42,8 @@ def result_settings(options: PredictionOptions, recogniser: LoadedCheckpoint, pa
         "new_classes": list(options.classes or ()),
         "source": [path.name, *size_and_time(path).values()],
     }
+    if recogniser.precision != FULL:  # older results tell none
+        scores["precision"] = recogniser.precision
     events = {
         "event_settings": recogniser.event_settings._asdict(),
         "threshold_rule": recogniser.threshold_rule,
@@ -187,6 +190,7 @@ def write_results(
         **reading,
         "notes": read.notes() if read else [],
         "new_classes": list(options.classes or ()),
+        "precision": recogniser.precision,
         "path": os.path.abspath(path),
         "settings": settings,
         "provenance": result_provenance(options, recogniser),

@@ -11,6 +11,7 @@ from typing import Any
 from videoanomaly.data.annotations import VideoLists
 from videoanomaly.data.folders import check_kinds, tell
 from videoanomaly.runtime.console import as_text, count, reveal, some_of
+from videoanomaly.runtime.precision import precision_of
 from videoanomaly.runtime.processes import same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import command, given_command, resume_command
 from videoanomaly.runtime.torchrun import processes_here, rank_and_world
@@ -172,6 +173,7 @@ def encode(settings: TrainingSettings, source: Source, stride: int) -> VideoList
         jpeg=meta.get("jpeg"),
         device=settings.device,
         device_preprocess="preprocess" in meta,
+        precision=precision_of(meta),
         fps=settings.fps,
         workers=max(1, min(8, (os.cpu_count() or 1) // processes_here())),
     )

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 import clip_model
 from videoanomaly.clip_weights import DEFAULT_CLIP, find_clip, load_clip
 from videoanomaly.runtime.console import InputError
+from videoanomaly.runtime.fast_precision import choose_precision
+from videoanomaly.runtime.precision import AUTO, FULL, note_difference, precision_of
 from videoanomaly.video.preprocessing import ImageEncoder, prepare, resize_like_pil
+
+LEAST_COSINE = 0.998  # of features to those in float32
 
 
 class ClipEncoder:
@@ -34,10 +38,37 @@ class ClipEncoder:
         self.preprocess = clip_model.preprocess(self.visual.input_resolution)
         self.encode_image = model.encode_image
 
+    def quicken(self, precision: str) -> None:
+        """Computes in that precision from now on; the CLIP is of no other use then, not even to tell its hash."""
+        clip_model.quicken(self.visual, getattr(torch, precision))
+
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """(n, 3, n_px, n_px) -> (n, D) float32, on the CPU."""
         return self.encode_image(images.to(self.device, non_blocking=True)).cpu()
+
+
+class MixedEncoder:
+    """An encoder of the user's, with PyTorch's autocast around it: it decides what is computed in the precision."""
+
+    def __init__(self, encoder: ImageEncoder, device: str, precision: str):
+        self.encoder, self.device, self.dim, self.preprocess = encoder, device, encoder.dim, encoder.preprocess
+        self.precision = getattr(torch, precision)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(n, 3, n_px, n_px) -> (n, D) float32."""
+        with torch.autocast(torch.device(self.device).type, self.precision):
+            return self.encoder.encode(images).float()
+
+    def agrees(self) -> bool:
+        """Whether it says of a picture what the encoder says without it: code of the user's may know float32 alone."""
+        image = self.preprocess(Image.merge("RGB", [Image.linear_gradient("L").rotate(turn) for turn in (0, 90, 180)]))
+        expected = self.encoder.encode(image[None]).float()
+        try:
+            found = self.encode(image[None])
+        except Exception:  # whatever its code raises
+            return False
+        return bool(nn.functional.cosine_similarity(found.cpu(), expected.cpu()).min() >= LEAST_COSINE)
 
 
 class DevicePreprocessing:
@@ -116,15 +147,31 @@ def weights_sha256(encoder: ImageEncoder) -> str | None:
     return clip_model.weights_hash(nn.ModuleDict(modules))
 
 
-def load_encoder(clip: str, encoder_spec: str | None, device: str) -> tuple[ImageEncoder, dict]:
-    """Returns the encoder and what meta.json says of it: encoder, weights_sha256, dim."""
+def load_encoder(
+    clip: str, encoder_spec: str | None, device: str, precision: str = FULL
+) -> tuple[ImageEncoder, dict[str, Any]]:
+    """Returns the encoder and what meta.json says of it: encoder, weights_sha256, dim, precision."""
     if encoder_spec:
         encoder = custom_encoder(encoder_spec, device)
         description = type(encoder).__name__
     else:
         encoder = of_clip = ClipEncoder(clip, device)
         description = clip_description(clip, of_clip)
-    return encoder, {"encoder": description, "weights_sha256": weights_sha256(encoder), "dim": encoder.dim}
+    found = {"encoder": description, "weights_sha256": weights_sha256(encoder), "dim": encoder.dim}
+    encoder, chosen = with_precision(encoder, device, precision)
+    return encoder, found | {"precision": chosen}
+
+
+def with_precision(encoder: ImageEncoder, device: str, precision: str) -> tuple[ImageEncoder, str]:
+    """The encoder that computes in a precision, and which that is; `auto` leaves alone what cannot bear another."""
+    chosen = choose_precision(precision, device)
+    if isinstance(encoder, ClipEncoder):
+        encoder.quicken(chosen)
+        return encoder, chosen
+    if chosen == FULL:
+        return encoder, FULL
+    mixed = MixedEncoder(encoder, device, chosen)
+    return (encoder, FULL) if precision == AUTO and not mixed.agrees() else (mixed, chosen)
 
 
 def input_size(encoder: ImageEncoder, description: str) -> int:
@@ -153,7 +200,14 @@ class Encoder(NamedTuple):
 
 
 def matching_encoder(
-    ckpt: str, checkpoint: dict, dims: tuple[int, int | None], *, clip: str | None, encoder: str | None, device: str
+    ckpt: str,
+    checkpoint: dict,
+    dims: tuple[int, int | None],
+    *,
+    clip: str | None,
+    encoder: str | None,
+    device: str,
+    precision: str = FULL,
 ) -> Encoder:
     """The encoder that made the training features; any other is refused.
 
@@ -162,6 +216,7 @@ def matching_encoder(
         dims: Sizes of the features of its Selector and of its Temporal model, None where those are the same.
         clip: CLIP weights, a name or a file; None: those of the training, where `find_clip` finds them.
         encoder: FILE.py:CLASS instead of CLIP.
+        precision: One of precision.PRECISIONS; one line tells if the training features were made in another.
     """
     trained, (dim, temporal_dim) = checkpoint["encoder"], dims
     if temporal_dim:
@@ -170,12 +225,13 @@ def matching_encoder(
         )
     name = trained["encoder"] if trained else f"clip {DEFAULT_CLIP}"
     if clip or encoder or not trained:
-        model, found = load_encoder(clip or DEFAULT_CLIP, encoder, device)
+        model, found = load_encoder(clip or DEFAULT_CLIP, encoder, device, precision)
     else:
         refuse_code(ckpt, name)
         expected = trained["weights_sha256"]
-        model = ClipEncoder(find_clip(ckpt, checkpoint, expected, image_tower=True), device)
-        found = trained | {"dim": model.dim}
+        of_clip = ClipEncoder(find_clip(ckpt, checkpoint, expected, image_tower=True), device)
+        model, chosen = with_precision(of_clip, device, precision)
+        found = trained | {"dim": model.dim, "precision": chosen}
     if found["dim"] != dim:
         raise InputError(f"{found['encoder']}: makes features of {found['dim']} values, expected {dim} as in {ckpt}")
     if trained and trained["weights_sha256"] != found["weights_sha256"]:
@@ -183,6 +239,8 @@ def matching_encoder(
             f"{found['encoder']}: its weights did not make the features of {ckpt}, expected those of {name} "
             f"(weights_sha256 {found['weights_sha256']}, expected {trained['weights_sha256']})"
         )
+    if trained:
+        note_difference(ckpt, found["precision"], precision_of(trained))
     made = trained or {}
     n_px = input_size(model, found["encoder"])
     return Encoder(model, found["encoder"], made.get("crops") or 1, made.get("jpeg"), n_px)

@@ -20,6 +20,7 @@ from videoanomaly.clip_weights import DEFAULT_CLIP
 from videoanomaly.data.features import read_meta
 from videoanomaly.runtime.console import InputError, as_text, duration, note, some_of
 from videoanomaly.runtime.files import write_atomically, write_json
+from videoanomaly.runtime.precision import FULL, note_difference, precision_of
 from videoanomaly.runtime.processes import check_device, gather, process_group, same_for_all, wait_for_all
 from videoanomaly.runtime.run_folder import lock_folder
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
@@ -50,6 +51,7 @@ class ExtractionOptions:
     device_preprocess: bool = False
     fps: float | None = None
     workers: int = 1
+    precision: str = FULL
 
 
 def is_done(meta: dict, key: str, video: Path) -> bool:
@@ -67,12 +69,13 @@ def open_meta(path: Path, settings: dict, videos: dict[str, Path]) -> dict:
             )
         return settings | {"videos": {}}
     meta = read_meta(path)
-    names = dict.fromkeys((*settings, *meta))
-    differing = [name for name in names if name != "videos" and meta.get(name) != settings.get(name)]
+    names = [name for name in dict.fromkeys((*settings, *meta)) if name not in ("videos", "precision")]
+    differing = [name for name in names if meta.get(name) != settings.get(name)]
     if differing:
         found, asked = (", ".join(f"{name} {d.get(name)}" for name in differing) for d in (meta, settings))
         raise InputError(f"{path}: its features have {found}, now asked for {asked}: choose another --out")
-    return meta
+    note_difference(str(path), precision_of(settings), precision_of(meta))
+    return {"precision": FULL} | meta
 
 
 def write_meta(path: Path, meta: dict) -> None:
@@ -96,8 +99,9 @@ class Record:
     meta.json is written after each video, but at most a twentieth of the time: with 100,000 videos it has 5 MB.
     """
 
-    def __init__(self, out: Path, meta: dict):
+    def __init__(self, out: Path, meta: dict, precision: str = FULL):
         self.out, self.meta, self.next_write = out, meta, 0.0
+        self.other = {} if precision == precision_of(meta) else {"precision": precision}  # told of each video
         self.file = open(
             out / f".done-{rank_and_world()[0]}", "ab", buffering=0
         )  # whole lines, also when we are killed
@@ -161,7 +165,7 @@ def extract(
         for line in info.notes():
             bar.write(as_text(f"{videos[key]}: {line}"), file=sys.stderr)
         write_atomically(record.out / f"{key}.npy", partial(np.save, arr=features))
-        noted = {"frames": len(info.times), "fps": info.header_rate} | sources[key]
+        noted = {"frames": len(info.times), "fps": info.header_rate} | sources[key] | record.other
         record.add(key, noted | ({"damage": [d._asdict() for d in info.damage]} if info.damage else {}))
 
 
@@ -223,7 +227,8 @@ def open_all(
     options = replace(options, device=device)
     videos = find_videos(options.videos) if videos is None else videos
     torch.backends.cudnn.allow_tf32 = False  # cuDNN would round the patches of CLIP's first layer to 10 bits
-    encoder, settings = load_encoder(options.clip, options.encoder, device)
+    encoder, settings = load_encoder(options.clip, options.encoder, device, options.precision)
+    options = replace(options, precision=settings["precision"])
     n_px = input_size(encoder, settings["encoder"])
     settings |= {"stride": options.stride, "crops": options.crops, "jpeg": options.jpeg}
     return options, videos, encoder, settings | ({"preprocess": "device"} if options.device_preprocess else {}), n_px
@@ -279,7 +284,7 @@ def extract_missing(
     if tells_time and own and is_main():
         rate = rows_per_second(encoder, read, next(iter(own.values())), options.crops)
         tell_time(rate, num_rows or 0, len(own))
-    start, record = time.monotonic(), Record(options.out, meta)
+    start, record = time.monotonic(), Record(options.out, meta, options.precision)
     with tqdm(total=num_rows, unit="frame", disable=not shows_bar) as bar, record.file:
         extract(own, record, encoder, read, options.workers, bar)
     wait_for_all()

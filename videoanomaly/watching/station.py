@@ -34,7 +34,8 @@ TICK = 1.0  # seconds between two looks at all cameras
 PRUNE_EVERY = 600.0  # seconds
 RESTART_AFTER = 30.0  # seconds until a camera whose thread ended is begun anew
 STUCK = 60.0  # seconds of one batch after which systemd is no longer told that all is well
-KEPT = ("checkpoint", "clip", "encoder", "device", "folder", "batch", "fps")  # settings that need a restart
+# settings that need a restart
+KEPT = ("checkpoint", "clip", "encoder", "device", "precision", "folder", "batch", "fps")
 
 
 class Station:

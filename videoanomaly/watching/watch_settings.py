@@ -18,6 +18,7 @@ from urllib.parse import quote
 from videoanomaly.event_rule import EVENT_OPTIONS, LOW_SHARE, MERGE_GAP, MIN_LENGTH, check_event_options
 from videoanomaly.runtime.addresses import LISTENING, STREAMS, WEBHOOKS, check_address, is_address
 from videoanomaly.runtime.console import InputError, as_text
+from videoanomaly.runtime.precision import AUTO, check_precision
 from videoanomaly.watching.schedule import read_schedule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # of a camera or webhook: part of topics, files and addresses
@@ -134,6 +135,7 @@ class WatchSettings:
     clip: str | None = None  # CLIP weights, as predict.py --clip
     encoder: str | None = None  # FILE.py:CLASS instead; THIS RUNS THE CODE IN THE FILE
     device: str | None = None
+    precision: str = AUTO  # one of PRECISIONS
     batch: int = option(32, least=1)  # pictures given to the encoder at once
     fps: float | None = option(None, least=0.1, most=1000)  # of the training videos; None: the camera's own rate
     events: EventOptions = EventOptions()
@@ -286,6 +288,7 @@ def is_share(value: object) -> bool:
 def check_settings(settings: WatchSettings) -> None:
     """What single keys do not show."""
     path, page = settings.path, settings.page
+    check_precision(f"{path}: precision", settings.precision)
     if not settings.cameras:
         raise InputError(f"{path}: found no camera, expected at least one table [camera.NAME]")
     check_events(f"{path}, [events]", settings.events, settings.events)

@@ -18,6 +18,7 @@ from anomalyclip import HASH_LENGTH, SEAL, AnomalyCLIPConfig, damage, read_check
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError, differences, note
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.runtime.precision import note_difference, precision_of, without_precision
 from videoanomaly.runtime.torchrun import is_main
 from videoanomaly.systems.base import Trainable
 from videoanomaly.systems.catalogue import from_dict
@@ -40,7 +41,8 @@ ANYTIME = (
     "tensorboard",
     *PATHS,
 )
-SAME = ("config", "lists", "encoder", "temporal_encoder", "clip_sha256")  # of a checkpoint: this must not
+SAME = ("config", "lists", "clip_sha256")  # of a checkpoint: these must not
+ENCODERS = ("encoder", "temporal_encoder")  # nor these, but for the precision
 RESUMED = ("lists", "settings", "encoder", "epoch", "optimizer", "rng")  # entries
 # of an epoch: steps done, sums of their losses, seconds they took
 NOT_BEGUN: dict = {"steps": 0, "sums": {}, "seconds": 0.0}
@@ -98,9 +100,11 @@ def open_folder(checkpoint: dict, path: str, name: str, encoder: str) -> Feature
         raise InputError(f"{path}: is no folder, expected the one with the features; give {option}")
     spacing = settings[f"{name.removesuffix('features')}frames_per_feature"]
     folder = FeatureFolder(path, frames_per_feature=spacing, crops=settings["crops"])
-    if folder.encoder and checkpoint[encoder] and folder.encoder != checkpoint[encoder]:
-        expected = f"expected those of the training, {checkpoint[encoder]}"
-        raise InputError(f"{path}: found features of {folder.encoder}, {expected}")
+    if folder.encoder and checkpoint[encoder]:
+        if without_precision(folder.encoder) != without_precision(checkpoint[encoder]):
+            expected = f"expected those of the training, {checkpoint[encoder]}"
+            raise InputError(f"{path}: found features of {folder.encoder}, {expected}")
+        note_difference(path, precision_of(folder.encoder), precision_of(checkpoint[encoder]))
     return folder
 
 
@@ -209,7 +213,12 @@ def check_resumed(path: Path, checkpoint: dict, config: AnomalyCLIPConfig, extra
     """Refuses to go on from the checkpoint of `path` with other settings or data than it was made with."""
     old, new = {"model": "anomalyclip"} | checkpoint["settings"], extra["settings"]  # older ones could be nothing else
     changed = [(k, old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if k not in ANYTIME]
-    changed += [(k, checkpoint.get(k), (extra | {"config": config.to_plain()})[k]) for k in SAME]
+    given = extra | {"config": config.to_plain()}
+    changed += [(k, checkpoint.get(k), given[k]) for k in SAME]
+    for k in ENCODERS:
+        before, now = checkpoint.get(k), given[k]
+        changed.append((k, without_precision(before), without_precision(now)))
+        note_difference(f"{path}: {k}", precision_of(now), precision_of(before))
     for name, found, expected in changed:
         if found != expected:
             found, expected = ("other ones", "the same") if name == "lists" else (found, expected)

@@ -10,6 +10,7 @@ from torch import Tensor
 from anomalyclip import MOST_CROPS, is_name
 from videoanomaly.data.annotations import video_name
 from videoanomaly.runtime.console import InputError, as_text
+from videoanomaly.runtime.precision import NAMES
 
 LONGEST_PATH = 4096  # characters
 MOST = 10**9  # frames, epochs, features: no video and no run has as many
@@ -41,6 +42,7 @@ def is_encoder(value: Any) -> bool:
         "dim": is_count,
         "crops": or_none(lambda crops: is_count(crops, 1, MOST_CROPS)),
         "jpeg": or_none(lambda quality: is_count(quality, 1, 100)),
+        "precision": lambda value: value in NAMES,
     }
     known = isinstance(value, dict) and {"encoder", "weights_sha256"} <= value.keys()
     return known and all(check(value[name]) for name, check in checks.items() if name in value)
