@@ -28,7 +28,7 @@ from benchmarks.measure import (
     take_turns,
 )
 from benchmarks.peers import MissingPeer
-from clip_model import CLIP
+from clip_model import CLIP, quicken
 
 
 def image_flops(sizes: dict) -> float:
@@ -54,9 +54,16 @@ def image_inputs(setup: Setup) -> tuple[dict[str, int], CLIP, dict[str, Tensor],
     return sizes, model.to(setup.device), {k: v.cpu() for k, v in model.state_dict().items()}, images
 
 
+def quickened(model: CLIP, dtype: torch.dtype) -> CLIP:
+    """As extract_features.py and predict.py use it."""
+    quicken(model.visual, dtype)
+    return model
+
+
 def image_fp32(setup: Setup) -> list[Line]:
     sizes, model, state, images = image_inputs(setup)
-    work, functions, lines = f"image tower, fp32, batch {len(images)}", {"ours": partial(encode, model, images)}, []
+    ours = partial(encode, quickened(model, torch.float32), images)
+    work, functions, lines = f"image tower, fp32, batch {len(images)}", {"ours": ours}, []
     for name, build in (
         ("OpenAI", peers.openai_clip),
         ("open_clip", peers.open_clip_clip),
@@ -87,7 +94,8 @@ def image_fp32(setup: Setup) -> list[Line]:
 def image_bf16(setup: Setup) -> list[Line]:
     sizes, model, state, images = image_inputs(setup)
     openai = peers.openai_clip(state, sizes).to(setup.device)
-    functions = {"ours": partial(encode, model, images, torch.bfloat16), "OpenAI": partial(encode, openai, images)}
+    ours = partial(encode, quickened(model, torch.bfloat16), images)
+    functions = {"ours": ours, "OpenAI": partial(encode, openai, images)}
     results, seconds = take_turns(functions, setup.rounds, setup.device)
     cosine = torch.nn.functional.cosine_similarity(results["ours"], results["OpenAI"]).min()
     limit = np.median(gemm_rate(torch.bfloat16, setup))
