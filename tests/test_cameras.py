@@ -26,6 +26,7 @@ from tests.streams import GREY, BrightnessModel, GreyEncoder
 from videoanomaly.event_rule import EventSettings
 from videoanomaly.live.streams import QUEUE_FRAMES, Sample, Source, find_source
 from videoanomaly.live.watcher import predict_together
+from videoanomaly.video import luma
 from videoanomaly.video.encoders import Encoder
 from videoanomaly.watching import clips, still
 from videoanomaly.watching.board import STRIP_STEP, Board, CameraStatus, Strip
@@ -73,11 +74,11 @@ def noise(seed: int, level: float = 100, size=(640, 360)) -> np.ndarray:
 
 def test_noise_is_the_same_scene_and_somebody_who_walks_is_not():
     reformatter, seen = av.video.reformatter.VideoReformatter(), Stillness(60)
-    seen.encoded = still.luma_blocks(picture(noise(0), (640, 360)), reformatter)
-    assert seen.is_still(still.luma_blocks(picture(noise(1), (640, 360)), reformatter))
+    seen.encoded = luma.luma_blocks(picture(noise(0), (640, 360)), reformatter)
+    assert seen.is_still(luma.luma_blocks(picture(noise(1), (640, 360)), reformatter))
     person = noise(2)
     person[200:240, 300:316] = 40  # of 16 x 40 pixels
-    assert not seen.is_still(still.luma_blocks(picture(person, (640, 360)), reformatter))
+    assert not seen.is_still(luma.luma_blocks(picture(person, (640, 360)), reformatter))
 
 
 def test_slow_changes_add_up_since_the_picture_that_was_encoded():

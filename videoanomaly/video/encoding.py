@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -58,13 +58,15 @@ class Reading(NamedTuple):
         return lines
 
 
-Read = Callable[[Path], Iterator[Tensor | Reading]]  # a video -> what `read_batches` yields
+T = TypeVar("T")  # what a video's reader yields behind the last batch, such as a Reading
+Read = Callable[[Path], Iterator[Tensor | T]]  # a video -> what `read_batches` yields
 
 
 def join_batches(batches: list[np.ndarray], num_crops: int) -> np.ndarray:
     """Features of a video, (rows, D), or with several crops (rows, crops, D)."""
     features = np.concatenate(batches)  # (rows * crops, D)
-    return features.reshape(-1, num_crops, features.shape[1]) if num_crops > 1 else features
+    num_rows, dim = len(features) // num_crops, features.shape[1]
+    return features.reshape(num_rows, num_crops, dim) if num_crops > 1 else features
 
 
 def stack_inputs(inputs: Iterable[list[Tensor]], batch_size: int, pin_memory: bool) -> Iterator[Tensor]:
@@ -117,17 +119,17 @@ def read_batches(
 
 @contextmanager
 def reading_ahead(
-    videos: dict[str, Path], read: Read, num_workers: int
-) -> Iterator[Callable[[], tuple[str, Tensor | Reading | Exception]]]:
+    videos: dict[str, Path], read: Read[T], num_workers: int
+) -> Iterator[Callable[[], tuple[str, Tensor | T | Exception]]]:
     """Reads several videos at once, each in a thread, so that the encoder never waits at the border of two.
 
     Gives a function that returns the next (key, item) of any video; an exception in a thread is an item, too. There are
     at most 3 * num_workers items at a time: two a thread in the queue, and one that each is making.
     """
-    items: queue.Queue[tuple[str, Tensor | Reading | Exception]] = queue.Queue(2 * num_workers)
+    items: queue.Queue[tuple[str, Tensor | T | Exception]] = queue.Queue(2 * num_workers)
     stop = threading.Event()
 
-    def put(key: str, item: Tensor | Reading | Exception) -> None:
+    def put(key: str, item: Tensor | T | Exception) -> None:
         while not stop.is_set():
             try:
                 return items.put((key, item), timeout=0.1)
@@ -168,11 +170,11 @@ def encode_videos(
     videos: dict[str, Path],
     encoder: ImageEncoder,
     description: str,
-    read: Read,
+    read: Read[T],
     num_workers: int,
     num_crops: int,
     bar: tqdm,
-) -> Iterator[tuple[str, tuple[np.ndarray, Reading] | Exception]]:
+) -> Iterator[tuple[str, tuple[np.ndarray, T] | Exception]]:
     """Yields (key, (float16 features, what else was read)) of each video, or (key, the exception) of an unreadable one.
 
     They come in the order in which they end.
@@ -187,7 +189,7 @@ def encode_videos(
                 bar.update(len(item) // num_crops)
                 continue
             num_open -= 1
-            done = batches.pop(key, [])
+            done = batches.pop(key, [np.zeros((0, encoder.dim), np.float16)])
             if isinstance(item, Exception) and not isinstance(item, BROKEN):
                 raise item
             yield key, item if isinstance(item, Exception) else (join_batches(done, num_crops), item)

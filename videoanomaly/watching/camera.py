@@ -24,10 +24,11 @@ from videoanomaly.live.streams import NO_TIMESTAMPS, QUEUE_FRAMES, Reader, Sampl
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video.decoding import picture_stream, to_image
 from videoanomaly.video.encoders import Encoder
+from videoanomaly.video.luma import luma_blocks
 from videoanomaly.watching.board import Board
 from videoanomaly.watching.clips import Recorder
 from videoanomaly.watching.schedule import is_open, read_schedule
-from videoanomaly.watching.still import Mask, Stillness, luma_blocks
+from videoanomaly.watching.still import Mask, Stillness
 from videoanomaly.watching.watch_settings import CameraSettings
 
 LONGEST_SIDE = 960  # pixels, of the pictures kept for snapshots

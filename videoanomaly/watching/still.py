@@ -1,35 +1,19 @@
-"""Whether a picture differs from another: a small grey copy of it, and what that tells of a camera.
+"""What a small grey copy of a picture tells of a camera: is it frozen or black, and did the scene change since the last
+picture that was encoded? The copies and what makes two scenes the same: video/luma.py.
 
-The copy is the frame's luma, averaged over COLUMNS x ROWS blocks, in levels of 0 to 255. A camera whose copies are
-equal is frozen. Two pictures show one and the same scene if no region, POOL x POOL blocks, differs by more than a few
-levels: its mean hides the noise of a sensor and the grain of compression, while what moves in a twentieth of it, 60
-levels lighter or darker than what is behind, changes it by three.
+A camera whose copies are equal is frozen.
 """
 
 from collections.abc import Sequence
 
-import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, ImageDraw
 
-COLUMNS, ROWS = 64, 36  # blocks of 10 x 10 pixels in a picture of 640 x 360
-POOL = 4  # blocks, side of a region
-STILL = 3.0  # levels of 255 that a region of a still scene may differ; what it saves and changes: docs/watch.md
+from videoanomaly.video.luma import COLUMNS, ROWS, is_same_scene
+
 DARK = 32  # levels: black is 16 in most videos
 BLACK_AFTER = 10.0  # seconds without a brighter block
 GREY = 128  # level of what a mask hides
-
-
-def luma_blocks(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """Means over the blocks, (ROWS, COLUMNS) int16."""
-    small = reformatter.reformat(frame, COLUMNS, ROWS, "gray", interpolation=Interpolation.AREA, threads=1)
-    return small.to_ndarray().astype(np.int16)
-
-
-def regions(blocks: np.ndarray) -> np.ndarray:
-    """Means over POOL x POOL blocks, (ROWS / POOL, COLUMNS / POOL)."""
-    return blocks.reshape(ROWS // POOL, POOL, COLUMNS // POOL, POOL).mean(axis=(1, 3))
 
 
 class Mask:
@@ -93,4 +77,4 @@ class Stillness:
         difference = blocks - self.encoded
         if self.mask:
             difference[self.mask.blocks] = 0
-        return bool(np.abs(regions(difference)).max() <= STILL)
+        return is_same_scene(difference)
