@@ -5,12 +5,15 @@
     python predict.py --ckpt runs/mine/last.pt --features x.npy --fps 25 --out out
     python predict.py --ckpt released.ckpt --dataset ucfcrime --root data/UCFCrime video.mp4 --out out
     python predict.py --ckpt runs/mine/last.pt video.mp4 --out out --classes "fire, person falling"  # never trained
+    python predict.py --ckpt runs/mine/last.pt --triage archive/ --out out --budget 5%
+    torchrun --nproc-per-node 8 predict.py --ckpt runs/mine/last.pt folder/ --out out    # a process for each of 8 GPUs
     python predict.py --ckpt runs/mine/last.pt --export model.onnx
 
 For each video: report.html (one file, no network), events.json, events.csv, events.vtt (subtitles), scores.npz (per
 frame p_A, p_class and time in seconds), timeline.png and key_frame.jpg. One video's files lie in OUT itself, those of
 several in OUT/NAME/. Videos that an earlier run with the same settings has finished are left as they are; where only
-the events change (--threshold and the like) they are cut anew from scores.npz, without encoding.
+the events change (--threshold and the like) they are cut anew from scores.npz, without encoding. --triage encodes some
+key frames of each video, then fully what stands out most in all of them; each page says how much of it that was.
 """
 
 import videoanomaly  # noqa: F401  (first: it tells whether this Python is new enough)
@@ -21,9 +24,10 @@ import argparse
 import math
 import os
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
+from videoanomaly.archives.budget import USUAL, read_budget
 from videoanomaly.data.annotations import class_names
 from videoanomaly.data.datasets import PUBLISHED
 from videoanomaly.event_rule import EVENT_OPTIONS, LOW_SHARE, MERGE_GAP, MIN_LENGTH, check_event_options
@@ -45,6 +49,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=Path,
         metavar="VIDEO_OR_FOLDER",
         help="videos, and folders taken with their subfolders; a folder of pictures 000.jpg, 001.jpg, ... is a video",
+    )
+    add(
+        "--triage",
+        nargs="+",
+        type=Path,
+        metavar="VIDEO_OR_FOLDER",
+        help="instead: an archive too long to encode whole; see --budget",
     )
     add("--ckpt", required=True, help="checkpoint that train.py wrote, or with --dataset one of the paper's authors")
     add("--out", type=Path, help="output folder")
@@ -72,6 +83,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         "learned contexts, and the segments that drove the score of each class",
     )
     add("--force", action="store_true", help="do finished videos again, and overwrite results of others")
+    add = parser.add_argument_group("archives").add_argument
+    add(
+        "--budget",
+        metavar="SHARE",
+        help=f"with --triage: how much to encode of what all of it would take, such as 5%% (default: {USUAL:.0%}%)",
+    )
+    add("--seconds-per-hour", type=float, metavar="S", help="the same, as S seconds of each hour of video")
     add = parser.add_argument_group("events").add_argument
     add("--threshold", type=float, help="events begin at this p_A (default: the checkpoint's, else 0.5)")
     add(
@@ -164,19 +182,23 @@ def check_args(args: argparse.Namespace) -> None:
     refuse_addresses({name: value for name, value in vars(args).items() if name not in ("live", "webhook", "classes")})
     if args.classes is not None:
         args.classes = class_names(args.classes)
-    asked = [name for name in ("videos", "features", "live", "export") if getattr(args, name)]
+    asked = [name for name in ("videos", "triage", "features", "live", "export") if getattr(args, name)]
     if len(asked) != 1:
         raise InputError(
-            f"found {' and '.join(asked) or 'nothing'} to work on, expected one of: videos, --features, --live, "
-            "--export"
+            f"found {' and '.join(asked) or 'nothing'} to work on, expected one of: videos, --triage, --features, "
+            "--live, --export"
         )
-    if asked[0] in ("videos", "features") and not args.out:
+    if asked[0] in ("videos", "triage", "features") and not args.out:
         raise InputError("--out is missing: expected a folder for the results")
     if args.out and args.out.is_file():
         raise InputError(f"--out {args.out}: found a file, expected a folder or a new name")
     check_event_options(**{name: getattr(args, name) for name in EVENT_OPTIONS})
     if args.fps is not None and not (args.fps > 0 and math.isfinite(args.fps)):
         raise InputError(f"--fps {args.fps}: expected a positive number")
+    if not args.triage and (args.budget or args.seconds_per_hour):
+        raise InputError("--budget and --seconds-per-hour go with --triage")
+    if args.triage:
+        args.videos, args.budget = args.triage, read_budget(args.budget, args.seconds_per_hour)
     if args.annotate and not args.videos:
         raise InputError("--annotate draws into videos: expected some")
     zone = read_zone(args.time_zone) if args.time_zone is not None else None
@@ -204,15 +226,20 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if a video could not be read, else 0."""
     keep_freed_memory()
     args = parse_args(argv)
+    from videoanomaly.archives.triage import triage_videos
     from videoanomaly.live import service
     from videoanomaly.prediction.api import Recogniser
     from videoanomaly.prediction.explain import words_text
     from videoanomaly.prediction.predictor import predict_features, predict_videos
     from videoanomaly.prediction.recogniser import PredictionOptions
-    from videoanomaly.runtime.processes import check_device
+    from videoanomaly.runtime.processes import check_device, process_group, same_for_all
+    from videoanomaly.runtime.torchrun import local_device, rank_and_world
+    from videoanomaly.video.extraction import FOREVER
     from videoanomaly.weights import export
 
-    args.device = check_device(args.device)
+    if rank_and_world()[2] > 1 and not args.videos:
+        raise InputError("torchrun shares out videos: expected some")
+    args.device = check_device(local_device(check_device(args.device)))
     options = options_of(PredictionOptions, vars(args))
     ready = Recogniser(options)
     recogniser, spacing = ready.loaded, ready.loaded.spacing
@@ -228,9 +255,12 @@ def main(argv: list[str] | None = None) -> int:
         how |= {"stride": spacing, "webhook": args.webhook}
         return service.run(args.live, recogniser.model, encoder.model, **how)
     print(f"events begin at p_A {recogniser.threshold:.4g}: {recogniser.threshold_rule}", flush=True)
-    with lock_folder(args.out):
+    with process_group("cpu", FOREVER), ExitStack() as stack:
+        same_for_all(lambda: stack.enter_context(lock_folder(args.out)))
         if args.features:
             return predict_features(args.features, options, recogniser)
+        if args.triage:
+            return triage_videos(args.videos, args.budget, options, recogniser)
         return predict_videos(args.videos, options, recogniser)
 
 

@@ -13,7 +13,7 @@ from tests.videos import BLUE, RED, write_clip
 from videoanomaly import operating_curve
 from videoanomaly.event_rule import EventSettings, cut_events
 from videoanomaly.operating_curve import Watched
-from videoanomaly.prediction import operating_point, predictor, recogniser, results
+from videoanomaly.prediction import operating_point, predictor, recogniser, results, work
 from videoanomaly.runtime.console import InputError
 
 
@@ -143,14 +143,15 @@ def no_encoder(*_):
 @pytest.fixture
 def exact(monkeypatch):
     """Scores of the same features are the same: they round otherwise where an array lies otherwise in memory."""
-    original, known = predictor.score_rows, {}
+    original, known = work.score_rows, {}
 
     def score_rows(*args, **kwargs):
         key = args[2].tobytes()
         known[key] = known[key] if key in known else original(*args, **kwargs)
         return known[key]
 
-    monkeypatch.setattr(predictor, "score_rows", score_rows)
+    for module in (predictor, work):
+        monkeypatch.setattr(module, "score_rows", score_rows)
 
 
 @pytest.fixture(scope="module")
@@ -239,11 +240,11 @@ def test_scores_that_are_damaged_or_anothers_are_made_again(
 def test_a_run_that_was_killed_while_it_wrote_goes_on_from_its_scores(planted, coloured, tmp_path, monkeypatch):
     command = [*planted.options, str(coloured), "--out", str(tmp_path)]
     predict.main(command)
-    expected, original = contents(tmp_path), predictor.write_results
+    expected, original = contents(tmp_path), work.write_results
     (tmp_path / "events.json").write_text("[]")  # whatever stands there
     monkeypatch.setattr(predictor, "encoded", no_encoder)
     predict.main(command)
-    assert contents(tmp_path) == expected and original is predictor.write_results
+    assert contents(tmp_path) == expected and original is work.write_results
 
 
 def test_results_of_another_video_are_not_overwritten_in_silence(planted, tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     **dict.fromkeys(("weights", "settings"), WEIGHTS),
     **dict.fromkeys(("evaluation", "prediction"), RESULTS),
     "training": RESULTS | {"evaluation"},
+    "archives": RESULTS | {"prediction"},
     "live": {"video", "event_rule", "operating_curve", "runtime", "anomalyclip"},
     "retrieval": {"data", "video", "clip_weights", "clip_model", "prediction", "runtime"},
     "watching": {"live", "prediction", "video", "event_rule", "operating_curve", "runtime", "anomalyclip"},
@@ -49,6 +50,7 @@ MAY_IMPORT = {
 MAY_IMPORT |= dict.fromkeys(SCRIPTS | {"benchmarks"}, set(MAY_IMPORT))
 LATE = {"sklearn", "resource", "torch.utils.tensorboard"}  # slow; missing on Windows; not always installed
 SMALL = {  # modules under 40 lines, with the reason to stand alone
+    "videoanomaly.video.luma": "files and cameras compare pictures alike",
     "videoanomaly.runtime.systemd": "what systemd is told stands nowhere else",
     "videoanomaly.runtime.torchrun": "torchrun's variables are read nowhere else",
     "videoanomaly.systems.ours": "a file for each system",

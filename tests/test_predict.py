@@ -22,7 +22,7 @@ from tests.videos import BLUE, RED, write_clip
 from videoanomaly import frame_scores, winograd
 from videoanomaly.evaluation import evaluator, tables
 from videoanomaly.event_rule import cut_events
-from videoanomaly.prediction import events, explain, predictor, results
+from videoanomaly.prediction import events, explain, results, work
 from videoanomaly.runtime.console import InputError, run_script
 from videoanomaly.video import encoding
 from videoanomaly.weights import checkpoints
@@ -193,11 +193,9 @@ def test_of_a_damaged_video_all_else_is_scored_and_the_place_is_told(planted, tm
     assert index.count("not all of it can be decoded") == 2
 
 
-@pytest.mark.parametrize(
-    "where", ["predictor.score_rows", "plots.timeline", "annotated_video.write_video", "report.page"]
-)
+@pytest.mark.parametrize("where", ["work.score_rows", "plots.timeline", "annotated_video.write_video", "report.page"])
 def test_whatever_fails_with_one_video_the_others_are_done(planted, tmp_path, capsys, monkeypatch, where):
-    module = getattr(results, where.split(".")[0], None) or predictor
+    module = getattr(results, where.split(".")[0], None) or work
     original, name = getattr(module, where.split(".")[1]), where.split(".")[1]
 
     def failing(*args, **kwargs):

@@ -13,7 +13,8 @@ from videoanomaly.runtime.console import InputError
 
 USUAL = 0.05  # of the rows that a full pass would encode
 FIRST_SHARE = 0.85  # of the budget that the first look may take
-DENSEST = 2.0  # seconds between two frames of the first look, at least
+FOUND = 0.3  # of the threshold: what is less likely than that waits for events that are found to be filled
+DENSEST = 3.0  # seconds between two frames of the first look, at least
 
 
 def read_budget(budget: str | None, seconds_per_hour: float | None) -> float:
@@ -49,6 +50,13 @@ class Gaps(NamedTuple):
     ends: np.ndarray  # (G, 2) frames, the first behind the frame that was looked at, half-open
     costs: np.ndarray  # (G,) rows that filling one costs
     values: np.ndarray  # (G,) how much it stands out: the highest p_A in it and at its ends
+
+
+def priorities(values: np.ndarray, threshold: float) -> np.ndarray:
+    """What to fill first, of the highest p_A of gaps, (G,): the nearest below the threshold, which may hide an event.
+    Those that reach it have one anyway; they come after what is nearer than a third.
+    """
+    return np.where(values >= threshold, values * threshold * FOUND, values)
 
 
 def choose(gaps: Mapping[str, Gaps], num_rows: float) -> dict[str, np.ndarray]:

@@ -26,8 +26,9 @@ from videoanomaly.event_rule import EVENT_OPTIONS, LOW_SHARE, MERGE_GAP, MIN_LEN
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import recogniser, report, report_index
 from videoanomaly.prediction.events import find_events
-from videoanomaly.prediction.predictor import encoded, encoder_of, score_rows
+from videoanomaly.prediction.predictor import encoded, encoder_of
 from videoanomaly.prediction.recogniser import PredictionOptions
+from videoanomaly.prediction.work import score_rows
 from videoanomaly.runtime.addresses import refuse_addresses
 from videoanomaly.runtime.console import InputError, as_text, count
 from videoanomaly.runtime.precision import AUTO, check_precision

@@ -40,6 +40,7 @@ FIELDS = {  # what events.json says of itself
     "start_wall, end_wall": "time of day, ISO 8601 with zone; null where nothing tells when the video began",
     "confidence": CONFIDENCE,
     "p_class": "mean probability of the class over the event",
+    "coverage": "share of the frames that were looked at fully and when, seconds; null: all of them",
     "merge_gap, min_length": "seconds",
 }
 

@@ -110,7 +110,8 @@ def video_row(name: str, result: dict, out: Path) -> str:
         "spark": sparkline(out / name / "scores.npz"),
         "kind": "hit" if has_events else "quiet",
         "facts": f"{clock(result['duration'])[:-4]}, {count(len(result['events']), 'event')}"
-        + (", not all of it can be decoded" if result.get("damage") else ""),
+        + (", not all of it can be decoded" if result.get("damage") else "")
+        + (f", {covered['share']:.1%} looked at fully" if (covered := result.get("coverage")) else ""),
         "picture": image(f"{link}/key_frame.jpg") if has_picture else "",
         "best": f"highest p_A {result['highest_p_A']:.2f}",
     }
@@ -150,6 +151,15 @@ def event_rows(name: str, result: dict, out: Path) -> list[dict]:
     return rows
 
 
+def covered_text(results: dict[str, dict]) -> str:
+    """What share of all videos was looked at fully, by their length; nothing where it is all."""
+    total = sum(result["duration"] for result in results.values())
+    if not total or not any(result.get("coverage") for result in results.values()):
+        return ""
+    seen = sum((result.get("coverage") or {"share": 1})["share"] * result["duration"] for result in results.values())
+    return f"; {seen / total:.1%} of {total / 3600:.2f} h looked at fully"
+
+
 def index(results: dict[str, dict], failed: dict[str, str], out: Path) -> str:
     """index.html: all events, the surest first; then all videos, that of the surest event first, then those without
     events by their highest p_A.
@@ -183,7 +193,7 @@ def index(results: dict[str, dict], failed: dict[str, str], out: Path) -> str:
             "events": "\n".join(fill(EVENT_ROW, row) for row in events),
             "none": "" if events else "<p>No events.</p>",
             "videos": "\n".join(videos),
-            "summary": summary + (f", {damaged} not decoded wholly" if damaged else ""),
+            "summary": summary + (f", {damaged} not decoded wholly" if damaged else "") + covered_text(results),
             "trouble": f', <a href="#failed">{len(failed)} could not be read</a>' if failed else "",
             "rule": html.escape(" ".join(sorted(rules))),
             "failed": f'<h2 id="failed">Could not be read</h2><ul class="failed">{broken}</ul>' if failed else "",

@@ -122,6 +122,25 @@ def kept_scores(
         return None
 
 
+def coverage(settings: dict, scores: FrameScores) -> dict | None:
+    """What of a video was looked at fully: its share of the frames and the times; None where that is all of it.
+
+    Args:
+        settings: Of scores, as `result_settings` gives them; a triage adds which frames it filled.
+    """
+    if "triage" not in settings:
+        return None
+    stretches = settings["triage"]["frames"]
+    frames = sum(behind - first for first, behind in stretches)
+    times = [[float(scores.times[first]), float(scores.ends[behind - 1])] for first, behind in stretches]
+    return {"share": frames / len(scores.times), "times": times}
+
+
+def coverage_note(found: dict) -> str:
+    """A line on it."""
+    return f"{found['share']:.1%} of it was looked at fully, the rest only here and there"
+
+
 def write_scores(folder: Path, scores: FrameScores, classes: tuple[str, ...], origin: dict) -> None:
     """scores.npz: what else is written can be made from it and the video without an encoder."""
     arrays: dict[str, Any] = {
@@ -172,6 +191,7 @@ def write_results(
         "damage": [damage._asdict() for damage in read.damage] if read else [],
         "jumps": [jump._asdict() for jump in read.jumps] if read else [],
     }
+    covered = coverage(settings["scores"], scores)
     result = {
         "video": as_text(name),
         "frames": len(scores.times),
@@ -188,7 +208,8 @@ def write_results(
         "fields": FIELDS,
         "events": events,
         **reading,
-        "notes": read.notes() if read else [],
+        "coverage": covered,
+        "notes": (read.notes() if read else []) + ([coverage_note(covered)] if covered else []),
         "new_classes": list(options.classes or ()),
         "precision": recogniser.precision,
         "path": os.path.abspath(path),

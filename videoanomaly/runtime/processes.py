@@ -76,6 +76,14 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def gather_living(value: T) -> list[T] | None:
+    """As `gather`; None where a process died: then nothing can be exchanged any more."""
+    try:
+        return gather(value)
+    except RuntimeError:  # gloo's connection to it is closed
+        return None
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set in any process."""
     return bool(sum_over_ranks(torch.tensor(float(flag))) > 0)
