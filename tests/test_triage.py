@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import predict
-from tests.videos import BLUE, RED, picture, write_clip
+from tests.videos import BLUE, RED, picture, write_camera, write_clip
 from videoanomaly.archives import budget, looking, looks, packets, triage
 from videoanomaly.archives.budget import Gaps
 from videoanomaly.runtime.console import InputError
@@ -20,26 +20,6 @@ from videoanomaly.video.decoding import VideoFile
 
 def read_events(folder: Path) -> dict:
     return json.loads((folder / "events.json").read_text())
-
-
-def write_camera(path: Path, num_frames: int, coloured=(), gop: int = 25, still: bool = False, rate: int = 25) -> Path:
-    """As a camera writes it: a key frame every `gop` frames. What moves is noise, in a still scene nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    noise = rng.normal(0, 26, (8, 8, 1))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"sc_threshold": "0", "threads": "1"})
-        stream.width = stream.height = 64
-        stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", gop
-        for i in range(num_frames):
-            base = next((colour for start, end, colour in coloured if start <= i < end), (110, 110, 110))
-            noise = noise if still else rng.normal(0, 26, (8, 8, 1))
-            blocks = np.clip(np.array(base) + noise, 0, 255).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(blocks.repeat(8, 0).repeat(8, 1), format="rgb24")
-            frame.pts = i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 @pytest.fixture
@@ -200,7 +180,13 @@ def test_a_second_look_takes_its_place_among_the_first(tmp_path):
     new = first._replace(frames=np.array([1, 2, 7]), rows=np.array([-1, 0, 0]))
     seen = looks.Seen(first, np.array([[1.0], [2.0]], np.float16), np.array([0.5, 0.25], np.float32))
     merged = looks.merge(seen, np.array([[3.0]], np.float16), new)
-    assert merged.look.frames.tolist() == [0, 1, 2, 6, 7] and merged.features[merged.look.rows, 0].tolist() == [1, 1, 3, 2, 3]
+    assert merged.look.frames.tolist() == [0, 1, 2, 6, 7] and merged.features[merged.look.rows, 0].tolist() == [
+        1,
+        1,
+        3,
+        2,
+        3,
+    ]
     looks.save(tmp_path / "x.npz", seen, {"a": 1})
     back = looks.restore(tmp_path / "x.npz", {"a": 1})
     assert back and back.look.frames.tolist() == [0, 6] and back.values.tolist() == [0.5, 0.25]
@@ -218,7 +204,10 @@ def test_a_budget_of_all_gives_what_a_full_pass_gives(planted_spaced, tmp_path, 
     options = [*planted_spaced.options, "--threshold", "0.5"]
     assert predict.main([*options, str(tmp_path / "in"), "--out", str(tmp_path / "full")]) == 0
     encoded.clear()
-    assert predict.main([*options, "--triage", str(tmp_path / "in"), "--out", str(tmp_path / "t"), "--budget", "100%"]) == 0
+    assert (
+        predict.main([*options, "--triage", str(tmp_path / "in"), "--out", str(tmp_path / "t"), "--budget", "100%"])
+        == 0
+    )
     assert 200 <= sum(encoded) <= 208
     for name in "ab":
         full, found = (read_events(tmp_path / out / name) for out in ("full", "t"))
@@ -248,7 +237,7 @@ def test_a_triage_stays_in_its_budget_and_tells_what_it_looked_at(planted, tmp_p
     assert told in (tmp_path / "out" / "b" / "report.html").read_text()
     index = (tmp_path / "out" / "index.html").read_text()
     assert f"{covered['share']:.1%} looked at fully" in index and "of 0.03 h looked at fully" in index
-    assert re.search(r"triage: 3,000 frames to encode in a full pass; 1\.\d% looked at first", capsys.readouterr().out)
+    assert re.search(r"triage: 3,000 frames to encode in a full pass; 2\.\d% looked at first", capsys.readouterr().out)
 
 
 def test_still_scenes_are_not_encoded_twice(planted, tmp_path, encoded):
@@ -264,19 +253,19 @@ def test_a_run_goes_on_where_it_was_killed(planted, tmp_path, encoded, monkeypat
         write_camera(tmp_path / "in" / f"{name}.mp4", 500, [(240, 290, RED)] if name == "b" else [])
     command = [*planted.options, "--triage", str(tmp_path / "in"), "--budget", "8%", "--workers", "1", "--out"]
     assert predict.main([*command, str(tmp_path / "one")]) == 0
-    total, original = sum(encoded), triage.second_look
+    total, original = sum(encoded), triage.merge
     encoded.clear()
 
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(triage, "second_look", killed)
-    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+    monkeypatch.setattr(triage, "merge", killed)
+    with pytest.raises(KeyboardInterrupt):
         predict.main([*command, str(tmp_path / "two")])
-    first = sum(encoded)
-    monkeypatch.setattr(triage, "second_look", original)
+    encoded.clear()
+    monkeypatch.setattr(triage, "merge", original)
     assert predict.main([*command, str(tmp_path / "two")]) == 0
-    assert first and sum(encoded) == total
+    assert 0 < sum(encoded) < total - 15  # the first look, of 5 frames each, is there
     for name in "abc":
         one, two = (read_events(tmp_path / out / name) for out in ("one", "two"))
         assert one["events"] == two["events"] and one["coverage"] == two["coverage"]
@@ -305,7 +294,7 @@ def odd_video(kind: str, folder: Path) -> Path:
     if kind == "few key frames":
         return write_camera(folder / "v.mp4", 600, event, gop=10000)
     if kind == "all intra":
-        return write_clip(folder / "v.avi", 600, event, codec="mjpeg")
+        return write_camera(folder / "v.mp4", 600, event, gop=1)
     if kind == "avi":
         return write_camera(folder / "v.avi", 600, event)
     if kind == "pictures":

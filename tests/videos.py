@@ -121,3 +121,23 @@ def write_clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def write_camera(path: Path, num_frames: int, coloured=(), gop: int = 25, still: bool = False, rate: int = 25) -> Path:
+    """As a camera writes it: a key frame every `gop` frames. What moves is noise, in a still scene nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 26, (8, 8, 1))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"sc_threshold": "0", "threads": "1"})
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", gop
+        for i in range(num_frames):
+            base = next((colour for start, end, colour in coloured if start <= i < end), (110, 110, 110))
+            noise = noise if still else rng.normal(0, 26, (8, 8, 1))
+            blocks = np.clip(np.array(base) + noise, 0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(blocks.repeat(8, 0).repeat(8, 1), format="rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

@@ -14,7 +14,7 @@ from videoanomaly.runtime.console import InputError
 USUAL = 0.05  # of the rows that a full pass would encode
 FIRST_SHARE = 0.85  # of the budget that the first look may take
 FOUND = 0.3  # of the threshold: what is less likely than that waits for events that are found to be filled
-DENSEST = 3.0  # seconds between two frames of the first look, at least
+DENSEST = 1.5  # seconds between two frames of the first look, at least
 
 
 def read_budget(budget: str | None, seconds_per_hour: float | None) -> float:

@@ -102,7 +102,7 @@ class Triage:
             used += len(seen.features)
             num_rows += math.ceil(len(seen.look.reading.times) / self.stride)
         standing = {n: g._replace(values=priorities(g.values, self.recogniser.threshold)) for n, g in gaps.items()}
-        chosen = choose(standing, self.budget * num_rows - used)
+        chosen = choose(standing, self.budget * num_rows - used if self.budget < 1 else math.inf)
         filled = sum(int(gaps[name].costs[chosen[name]].sum()) for name in gaps)
         if num_rows:
             print(
