@@ -67,7 +67,8 @@ class Server:
         self.process = self.start()
 
     def stop(self) -> None:
-        self.process.kill()
+        """In good order: what a broker that is killed has confirmed and not yet passed on is lost with it."""
+        self.process.terminate()
         self.process.wait()
 
 
