@@ -106,12 +106,13 @@ def test_a_signal_ends_them_all(tmp_path):
 
 
 PARENT = """
-import sys
+import signal, sys
 from functools import partial
 from pathlib import Path
 from tests.test_side_by_side import wait_for_ever
 from videoanomaly.runtime.side_by_side import side_by_side
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background deaf to it
     list(side_by_side(partial(wait_for_ever, Path(sys.argv[1])), [1], 1, 1, []))
 """
 
