@@ -87,6 +87,7 @@ def imported(node: ast.AST) -> list[tuple[str, str]]:
     return []
 
 
+@cache
 def imports(name: str) -> list[tuple[str, str]]:
     return [found for node in ast.walk(tree(name)) for found in imported(node)]
 
@@ -131,6 +132,12 @@ def test_no_name_with_an_underscore_is_imported():
         if of_ours(module) and given[:1] == "_" and given != "__version__"
     }
     assert not found
+
+
+def test_train_begins_without_the_libraries_that_few_trainings_need():
+    code = "import sys, train; print(*{'sklearn', 'torchvision', 'scipy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
 
 
 def late_imports(name: str) -> list[ast.AST]:

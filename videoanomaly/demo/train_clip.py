@@ -16,6 +16,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from anomalyclip import ENGINEERED_PROMPT
@@ -63,7 +63,6 @@ BATCH, FRAMES_PER_VIDEO = 128, 4  # frames of the same video are each other's ha
 KEEP, KEEP_UNTIL = 0.5, 0.75  # share of patches looked at, up to which part of the steps: twice the steps in that time
 PEAKS = (0.02, 1e-3)  # learning rates of Muon and AdamW
 SHORT = 0.3  # share of captions that say no more than the anomaly, or that there is none
-*_, NORMALIZE = preprocess(SIDE).transforms
 
 
 # ---------------------------------------------------------------- data
@@ -149,9 +148,15 @@ def make_item(video: Video, i: int, rng: np.random.Generator) -> tuple[np.ndarra
     return frame, caption(video, i, rng, short=rng.random() < SHORT), list(said), where
 
 
+@cache
+def normalization() -> Any:
+    """The last step of CLIP's preprocessing."""
+    return preprocess(SIDE).transforms[-1]
+
+
 def to_input(frames: Tensor) -> Tensor:
     """(n, 3, SIDE, SIDE) uint8 -> what CLIP's preprocessing gives."""
-    return NORMALIZE(frames.float() / 255)
+    return normalization()(frames.float() / 255)
 
 
 # ---------------------------------------------------------------- training
@@ -454,6 +459,8 @@ def zero_shot(
     model: CLIP, seed: int = SEED, stride: int = 4, counts: dict[str, tuple[int, int]] | None = None
 ) -> dict[str, float]:
     """AUC of "not normal", AUC of each class and their mean, of the prompts alone, on the demo's test videos."""
+    from sklearn.metrics import roc_auc_score  # slow to import
+
     texts = encode_texts(model, [ENGINEERED_PROMPT.format(name.replace("_", " ")) for name in ("normal", *CLASSES)])
     probs, truth = [], []
     for split, _, label, video_seed in plan(counts or {"test": COUNTS["test"]}, seed):
