@@ -114,7 +114,7 @@ def test_nothing_stays_on_after_kills_at_random_moments(broker):
             wait_until(lambda: ("watch/yard/state", b"ON", False) in listener.heard)
             time.sleep(chance.uniform(0, 0.1))
             kill(child)
-            wait_until(lambda: listener.on(AVAILABILITY)[-1] == "offline" and listener.on(STATE)[-1] == "OFF")
+            wait_until(lambda: listener.on(AVAILABILITY)[-1:] == ["offline"] and listener.on(STATE)[-1:] == ["OFF"])
             num_on += listener.on(STATE).count("ON")
         assert retained(broker)[STATE] == b"OFF"
     assert num_on > 8
