@@ -51,7 +51,7 @@ def image_inputs(setup: Setup) -> tuple[dict[str, int], CLIP, dict[str, Tensor],
     sizes = pick(setup.quick, SMALL, VIT_B16)
     model = random_clip(sizes)
     images = torch.randn(pick(setup.quick, 4, 16), 3, *[sizes["image_resolution"]] * 2).to(setup.device)
-    return sizes, model.to(setup.device), {k: v.cpu() for k, v in model.state_dict().items()}, images
+    return sizes, model.to(setup.device), {k: v.cpu().clone() for k, v in model.state_dict().items()}, images
 
 
 def quickened(model: CLIP, dtype: torch.dtype) -> CLIP:

@@ -156,8 +156,10 @@ def extraction(setup: Setup) -> list[Line]:
     show = partial(rates, count=num_frames, unit="frames/s")
     difference = max(float(np.abs(a.astype(float) - b).max()) for a, b in zip(results["ours"], results["in turn"]))
     work = f"video to features, {len(paths)} videos, {num_frames} frames"
+    last_bits = 1e-3  # of float16 near 1: the tower is folded for inference, and differs by 5e-7 before rounding
+    in_turn = "decode, PIL, encode in turn", seconds["ours"], seconds["in turn"]
     return [
-        against(work, "decode, PIL, encode in turn", seconds["ours"], seconds["in turn"], show, difference=difference),
+        against(work, *in_turn, show, difference=difference, tolerance=last_bits),
         against(work, "the encoder alone", seconds["ours"], alone, show, 0.95),
     ]
 

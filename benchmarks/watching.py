@@ -6,6 +6,7 @@ whether each event that the database holds was delivered to both receivers, in o
 """
 
 import argparse
+import getpass
 import json
 import os
 import signal
@@ -116,6 +117,7 @@ def start_broker(folder: Path, port: int) -> subprocess.Popen:
     config = folder / "mosquitto.conf"
     config.write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n"
+        f"user {getpass.getuser()}\n"  # else root's broker becomes another user, who cannot keep its state there
     )
     process = subprocess.Popen(["mosquitto", "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(0.5)

@@ -279,7 +279,9 @@ def test_a_signal_outside_of_the_steps_stops_any_script_and_leaves_nothing(
 @pytest.mark.parametrize("number, workers", [(signal.SIGINT, "2"), (signal.SIGTERM, "2")])
 def test_a_stopped_script_tells_the_command_that_goes_on(dataset, tmp_path, start, number, workers):
     """The signal goes to the whole group, as from a terminal, a batch system or `timeout`."""
-    options = [*arguments(dataset, Path("a run"), "--epochs", "40"), "--workers", workers]
+    options = arguments(dataset, Path("a run"), "--epochs", "40")
+    place = options.index("--workers")  # given twice it would be told once
+    options = [*options[:place], *options[place + 2 :], "--workers", workers]
     whole = start("train", arguments(dataset, tmp_path / "whole", "--epochs", "40"), write_seconds=0)
     with running([str(ROOT / "train.py"), *options], tmp_path) as process:
         wait_until((tmp_path / "a run" / "last.pt").exists, "a checkpoint")

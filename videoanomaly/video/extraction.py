@@ -75,7 +75,7 @@ def open_meta(path: Path, settings: dict, videos: dict[str, Path]) -> dict:
         found, asked = (", ".join(f"{name} {d.get(name)}" for name in differing) for d in (meta, settings))
         raise InputError(f"{path}: its features have {found}, now asked for {asked}: choose another --out")
     note_difference(str(path), precision_of(settings), precision_of(meta))
-    return {"precision": FULL} | meta
+    return meta if "precision" in meta else {"precision": FULL} | meta
 
 
 def write_meta(path: Path, meta: dict) -> None:
