@@ -24,7 +24,7 @@ from videoanomaly.runtime.files import csv_cell
 from videoanomaly.video.frame_clock import clock
 
 AT_ONCE = 64  # files given to the threads
-ROWS_AT_ONCE = 2**14  # 16 MB of 512 float16: they stay in the processor's cache
+ROWS_AT_ONCE = 2**12  # 4 MB of 512 float16: they stay in the processor's cache
 
 
 class Moment(NamedTuple):
