@@ -162,10 +162,10 @@ def planted_input(image):
 
 def test_rows_between_are_the_nearest_ones_and_linear_where_a_full_pass_interpolates():
     reading = encoding.Reading(np.arange(20) / 25, 25.0, [], [], True)
-    look = looking.Look(reading, np.array([0, 2, 4, 13]), np.array([0, 1, 2, 2]), np.zeros(0), np.zeros(0), "")
+    look = looking.Look(reading, np.array([0, 2, 4, 13]), np.array([0, 1, 2, 0]), np.zeros(0), np.zeros(0), "")
     seen = looks.Seen(look, np.array([[0.0], [4.0], [8.0]], np.float16), np.zeros(0))
-    assert looks.fill(seen, 2, 1)[:, 0].tolist() == [0, 2, 4, 6, *[8] * 16]
-    assert looks.fill(seen, 2, 3)[:, 0].tolist() == [0, 6, *[8] * 5]
+    assert looks.fill(seen, 2, 1)[:, 0].tolist() == [0, 2, 4, 6, *[8] * 5, *[0] * 11]
+    assert looks.fill(seen, 2, 3)[:, 0].tolist() == [0, 6, 8, 0, 0, 0, 0]
     assert looks.missing(look, 2).tolist() == [6, 8, 10, 12, 14, 16, 18]
     gaps = looks.gaps_of(seen, 2)
     assert gaps.ends.tolist() == [[0, 2], [2, 4], [4, 13], [13, 20]] and gaps.costs.tolist() == [0, 0, 4, 3]
