@@ -5,7 +5,7 @@ compared.
     python -m benchmarks --quick                # every row small, under five minutes: do all run and agree?
     python -m benchmarks --rows text train --device cuda
     python -m benchmarks --rows extraction --videos DIR
-    python -m benchmarks --growth docs          # time and memory against frames, videos, classes and batch
+    python -m benchmarks --growth docs          # time and memory against sizes
 
 The packages to compare with are in benchmarks/requirements.txt; a row whose package is missing says so. A figure is the
 median of the rounds, with the smallest and largest in brackets; a ratio is that of the times of the same round, above 1

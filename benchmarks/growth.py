@@ -28,13 +28,30 @@ SIZES = {
     "videos": (10, 30, 100, 300, 1000),
     "classes": (1, 2, 5, 10, 20, 50),
     "batch": (2, 4, 8, 16, 32, 64),
+    "predict": (1, 4, 16, 64),
+    "extract": (1, 4, 16, 64),
+    "triage": (1, 3, 10),
+    "search": (1, 10, 100, 1000),
 }
-QUICK = {"frames": (1e3, 1e4), "videos": (10, 30), "classes": (1, 5), "batch": (2, 8)}
+QUICK = {
+    "frames": (1e3, 1e4),
+    "videos": (10, 30),
+    "classes": (1, 5),
+    "batch": (2, 8),
+    "extract": (1, 2),
+    "search": (1, 10),
+}
+UNITS = {"predict": "minutes", "extract": "minutes", "triage": "hours", "search": "hours"}
+COLUMNS = 4  # of the picture
 WORK = {
     "frames": "one video of so many frames, features to metrics.json; 13 classes, E 32",
     "videos": "frame metrics and bootstrap with 100 draws, videos of 1,000 frames, 6 classes",
     "classes": "text tower of ViT-B/16, forward and backward",
     "batch": "training step with so many videos, S 32, F 16, E 64",
+    "predict": "predict.py --stride 5 on one video of so many minutes, 320x240, 25 frames/s; a small CLIP of 96x96",
+    "extract": "extract_features.py --stride 5 on the same",
+    "triage": "predict.py --triage on so many hours of such videos, at 5% of the encoding",
+    "search": "search.py in features of so many hours, 2 rows/s of 512 values",
 }
 
 
@@ -64,7 +81,7 @@ def markdown(curves: dict[str, list[Point]]) -> str:
     for name, points in curves.items():
         sizes, seconds, memory = zip(*points)
         rows = [
-            [name, *(f"{n:,.0f}" for n in sizes)],
+            [UNITS.get(name, name), *(f"{n:,.0f}" for n in sizes)],
             ["---"] * (len(sizes) + 1),
             ["seconds", *(f"{s:.3g}" for s in seconds)],
             ["peak memory", *map(gib, memory)],
@@ -76,15 +93,19 @@ def markdown(curves: dict[str, list[Point]]) -> str:
 
 def draw(path: Path, curves: dict[str, list[Point]]) -> None:
     """Time (left) and peak memory (right) of each curve, logarithmic, with the straight line through the last point."""
-    figure, axes = plt.subplots(2, len(curves), figsize=(4 * len(curves), 6), squeeze=False, layout="constrained")
-    for column, (name, points) in zip(axes.T, curves.items()):
+    blocks = math.ceil(len(curves) / COLUMNS)
+    figure, axes = plt.subplots(2 * blocks, COLUMNS, figsize=(16, 6 * blocks), squeeze=False, layout="constrained")
+    columns = axes.reshape(blocks, 2, COLUMNS).swapaxes(1, 2).reshape(-1, 2)
+    for column, (name, points) in zip(columns, curves.items()):
         sizes, seconds, memory = map(np.array, zip(*points))
         column[0].loglog(sizes, seconds, "o-")
         column[0].loglog(sizes, seconds[-1] * sizes / sizes[-1], ":", color="grey", label="linear")
         column[0].set(title=name, ylabel="seconds")
         column[0].legend(frameon=False)
         column[1].semilogx(sizes, memory / 2**30, "o-")
-        column[1].set(xlabel=name, ylabel="peak memory of the process, GiB", ylim=(0, 1.1 * memory.max() / 2**30))
+        column[1].set(
+            xlabel=UNITS.get(name, name), ylabel="peak memory of the process, GiB", ylim=(0, 1.1 * memory.max() / 2**30)
+        )
         for axis in column:
             axis.set_xticks(sizes, [f"{n:,.0f}" if n < 1e4 else f"{n / 1e3:,.0f}k" for n in sizes], fontsize=8)
             axis.minorticks_off()
@@ -98,7 +119,8 @@ def run(setup: Setup, folder: Path) -> None:
     for name, sizes in pick(setup.quick, QUICK, SIZES).items():
         start = time.perf_counter()
         common = (setup.quick, setup.device, torch.get_num_threads())
-        curves[name] = [(n, *in_subprocess("benchmarks.points", "point", name, int(n), *common)) for n in sizes]
+        module = "benchmarks.archive_points" if name in UNITS else "benchmarks.points"
+        curves[name] = [(n, *in_subprocess(module, "point", name, int(n), *common)) for n in sizes]
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     text = f"# Growth of time and memory\n\n![the curves](growth.png)\n\n{machine(setup)}\n\n{markdown(curves)}"
     write_atomically(folder / "growth.md", lambda file: file.write(text.encode()))

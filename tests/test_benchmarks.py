@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import __main__, data_rows, growth, inputs, measure, model_rows, peers, points, video_rows
+from benchmarks import (
+    __main__,
+    archive_points,
+    data_rows,
+    growth,
+    inputs,
+    measure,
+    model_rows,
+    peers,
+    points,
+    video_rows,
+)
 from benchmarks.measure import Line, Setup, against, spread, take_turns
 from videoanomaly.data.annotations import Video, frame_labels
 from videoanomaly.runtime.console import InputError
@@ -220,14 +231,24 @@ def test_growth_writes_a_table_and_a_picture(monkeypatch, tmp_path, capsys):
     assert (
         "](growth.png)" in table
         and "| frames | 1,000 | 3,000 |" in table
-        and table.count("The time grows linear from") == 4
+        and "| hours | 1 | 3 | 10 |" in table
+        and table.count("The time grows linear from") == len(growth.SIZES)
     )
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("curve", growth.QUICK)
-def test_each_curve_has_a_point(curve):
+@pytest.mark.parametrize(
+    "curve, count",
+    [
+        *(("frames", 600), ("videos", 6), ("classes", 2), ("batch", 2)),
+        *(("extract", 1), ("search", 1)),
+        pytest.param("predict", 1, marks=pytest.mark.slow),
+        pytest.param("triage", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_each_curve_has_a_point(curve, count):
+    module = archive_points if curve in growth.UNITS else points
     threads = torch.get_num_threads()
-    count = {"frames": 600, "videos": 6, "classes": 2, "batch": 2}[curve]
-    seconds, peak = points.point(curve, count, True, "cpu", threads)
+    seconds, peak = module.point(curve, count, True, "cpu", threads)
     assert seconds > 0 and peak > 2**20
+    assert {*points.WORKS, *archive_points.WORKS} == {*growth.SIZES}
