@@ -26,7 +26,7 @@ from videoanomaly.data.training_data import TrainingData
 from videoanomaly.demo import prepare, train_clip, world
 from videoanomaly.demo.actors import Person, Vehicle
 from videoanomaly.demo.anomalies import ANOMALIES, CLASSES
-from videoanomaly.demo.everyday import NORMAL
+from videoanomaly.demo.everyday import LOOK_ALIKES, NORMAL
 from videoanomaly.demo.occasions import OCCASIONS
 from videoanomaly.demo.scenes import KINDS, make_scene
 from videoanomaly.evaluation.rules import evaluate_rules
@@ -71,12 +71,42 @@ def test_each_anomaly_lies_inside_its_video_and_leaves_normal_frames(split):
 def test_looks_and_scenes_of_the_test_do_not_occur_in_training():
     for _, train_looks, test_looks in ANOMALIES.values():
         assert len(train_looks) >= 2 and len(test_looks) >= 2 and not set(train_looks) & set(test_looks)
-    numbers = [set(range(*world.SPLITS[split])) for split in ("train", "test", "clip")]
+    numbers = [set(range(*scenes)) for scenes in world.SPLITS.values()]
     assert len(set.union(*numbers)) == sum(map(len, numbers))
     for split in ("train", "clip", "test"):
         videos = some_videos(split, range(8))
         assert {video.scene.held_out for video in videos} == {split == "test"}
         assert all(video.look in ANOMALIES[video.label][1 + (split == "test")] for video in videos if video.label)
+
+
+@pytest.mark.parametrize("third", range(3))
+def test_a_third_of_the_looks_is_shown_in_development_alone(third, tmp_path):
+    for label, (_, of_training, of_test) in ANOMALIES.items():
+        shown = {
+            split: {world.make_video(seed, split, label, third).look for seed in range(40)} for split in world.SPLITS
+        }
+        assert shown["train"] == shown["clip"] and shown["test"] == set(of_test)
+        assert shown["development"] | shown["train"] == set(of_training) and not shown["development"] & shown["train"]
+    alike = {split: set() for split in world.SPLITS}
+    for split, found in alike.items():
+        for kind in KINDS:
+            events, occasions = world.normal_life(kind, split, third)
+            found |= {*events, *occasions}
+    assert alike["train"] == alike["clip"] and alike["development"] == alike["test"]
+    held_out = alike["development"] - alike["train"]
+    assert len(held_out) in (7, 8) and held_out <= {*LOOK_ALIKES, *OCCASIONS}
+    assert {*LOOK_ALIKES} <= {event for events in NORMAL.values() for event in events}
+
+
+def test_a_development_world_has_the_lists_of_any_other(tmp_path):
+    root = world.write_world(tmp_path / "world", {"train": (1, 0), "development": (1, 1)}, 5, third=1)
+    assert (root / "train.txt").read_text() == "Normal/train000.mp4 Normal\n"
+    tests = (root / "test.txt").read_text().splitlines()
+    assert tests[0] == "Normal/development000.mp4 Normal" and len(tests) == 8
+    assert len((root / "temporal_annotations.txt").read_text().splitlines()) == 8
+    assert world.write_world(root, {"train": (1, 0), "development": (1, 1)}, 5, third=1) == root
+    with pytest.raises(InputError, match="found another demo world"):
+        world.write_world(root, {"train": (1, 0), "development": (1, 1)}, 5, third=2)
 
 
 @pytest.mark.parametrize("label", ["Fire", "Explosion"])
@@ -259,7 +289,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(train_clip, "SIZES", train_clip.SIZES | small)
     monkeypatch.setattr(train_clip, "BATCH", 8)
     monkeypatch.setattr(train_clip, "retrieval", lambda model: {})
-    monkeypatch.setattr(train_clip, "zero_shot", lambda model: {})
+    monkeypatch.setattr(train_clip, "zero_shot", lambda model, **held_out: {})
 
 
 def test_equal_captions_are_each_others_positives():
@@ -375,6 +405,11 @@ def test_four_steps_equal_two_resumed_and_two_more(tmp_path, tiny):
     assert whole.keys() == parts.keys()
     assert all(torch.equal(tensor, parts["model"][name]) for name, tensor in whole["model"].items())
     assert torch.equal(whole["used"], parts["used"]) and str(whole["optimizers"]) == str(parts["optimizers"])
+    words = ["--steps", "4", "--third", "1", "--amp", "--out", str(tmp_path / "third")]
+    train_clip.main([*words, "--weights", str(tmp_path / "third.npz")])
+    third = torch.load(tmp_path / "third" / "last.pt", weights_only=True)
+    assert third["settings"] | {"seed": 0, "third": 1, "amp": 1} == third["settings"]
+    assert not torch.equal(third["model"]["visual.proj"], whole["model"]["visual.proj"])
     with pytest.raises(InputError, match="found a run with .*'seed': 0.*, expected .*'seed': 1"):
         train_clip.main(["--steps", "4", "--seed", "1", "--out", str(tmp_path / "whole")])
 

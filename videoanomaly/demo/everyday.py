@@ -506,6 +506,23 @@ EVERYWHERE = [
     steam,
     sitting,
 ]
+LOOK_ALIKES = (  # of an anomaly
+    jogger,
+    hugging,
+    greeting,
+    dancing,
+    waiting_with_luggage,
+    ladder,
+    at_the_obstacle,
+    lamp_switched,
+    neon_sign,
+    camera_flash,
+    steam,
+    group,
+    parking,
+    queue,
+    hazard_lights,
+)
 NORMAL = {
     "street": [*EVERYWHERE, passing_car, passing_car, passing_car, parking, queue, hazard_lights],
     "car park": [*EVERYWHERE, passing_car, passing_car, parking, parking, queue, hazard_lights],

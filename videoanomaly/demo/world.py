@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from PIL import ImageChops, ImageDraw
 
 from videoanomaly.demo.actors import CANVAS, Actor, Light, Person, Vehicle, Words
 from videoanomaly.demo.anomalies import ANOMALIES, CLASSES
-from videoanomaly.demo.everyday import NORMAL
+from videoanomaly.demo.everyday import LOOK_ALIKES, NORMAL
 from videoanomaly.demo.occasions import OCCASIONS
 from videoanomaly.demo.scenes import FIRST_HELD_OUT, KINDS, Scene, make_scene
 from videoanomaly.runtime.console import InputError
@@ -37,7 +37,12 @@ VERSION = 2  # of the files; another one is rendered anew
 SIDE, FPS = CANVAS // 2, 8
 SEED = 1  # of the data set
 COUNTS = {"train": (120, 17), "test": (28, 6)}  # normal videos, videos of each class
-SPLITS = {"train": (0, 12), "test": (FIRST_HELD_OUT, FIRST_HELD_OUT + 8), "clip": (20, 140)}  # scenes of each kind
+SPLITS = {  # scenes of each kind
+    "train": (0, 12),
+    "test": (FIRST_HELD_OUT, FIRST_HELD_OUT + 8),
+    "clip": (20, 140),
+    "development": (12, 20),  # a test that choices may be made on
+}
 Statement = tuple[Any, ...]  # topic, subject and what else it needs, see `statements`
 WHERE = {"Road_accident": ("street", "car park")}  # other classes happen everywhere
 
@@ -176,13 +181,37 @@ def random_length(rng: np.random.Generator) -> float:
     return 10 + 20 * rng.random() ** 2.2
 
 
-def make_video(seed: int, split: str, label: str | None = None) -> Video:
+def third_of(things: Sequence[Any], third: int) -> list[Any]:
+    """One of three parts of equal size, at most one thing apart."""
+    return list(things[third::3])
+
+
+def looks_of(label: str, split: str, third: int | None) -> list[str]:
+    """The looks that an anomaly may have; those of the test occur nowhere else."""
+    of_training, of_test = ANOMALIES[label][1:]
+    if third is None or split == "test":
+        return list(of_test if split == "test" else of_training)
+    held_out = third_of(of_training, third)
+    return held_out if split == "development" else [look for look in of_training if look not in held_out]
+
+
+def normal_life(kind: str, split: str, third: int | None) -> tuple[list[Any], list[str]]:
+    """What may go on in a place, and the occasions; a held-out third of what looks like an anomaly is left out."""
+    occasions = [name for name, (_, kinds) in OCCASIONS.items() if kind in kinds]
+    if third is None or split in ("test", "development"):
+        return NORMAL[kind], occasions
+    held_out = third_of((*LOOK_ALIKES, *OCCASIONS), third)
+    return [e for e in NORMAL[kind] if e not in held_out], [name for name in occasions if name not in held_out]
+
+
+def make_video(seed: int, split: str, label: str | None = None, third: int | None = None) -> Video:
     """The video of a seed.
 
     Args:
         seed: 0 or more.
-        split: "train", "test" or "clip" (scenes of its own, looks of training).
+        split: "train", "test", "clip" (scenes of its own, looks of training) or "development" (likewise).
         label: One of CLASSES, or None for a normal video.
+        third: 0, 1 or 2: this third of training's looks and of normal life's look-alikes is shown in development alone.
     """
     rng = np.random.default_rng((seed, list(SPLITS).index(split), CLASSES.index(label) + 1 if label else 0))
     kind = str(rng.choice(WHERE.get(label or "", KINDS)))
@@ -190,20 +219,21 @@ def make_video(seed: int, split: str, label: str | None = None) -> Video:
     actors: list[Actor] = []
     intervals, look, involved = (), "", 0
     if label:
-        happen, *looks = ANOMALIES[label]
-        look = str(rng.choice(looks[split == "test"]))
+        happen = ANOMALIES[label][0]
+        look = str(rng.choice(looks_of(label, split, third)))
         begin = length * rng.uniform(0.15, 0.75)
         lasts = rng.uniform(1.5, 3) if rng.random() < 0.3 else length * rng.uniform(0.2, 0.55)
         culprits, begin, end = happen(scene, rng, look, begin, min(begin + lasts, length))
         intervals = ((math.ceil(begin * FPS), math.ceil(min(end, int(length * FPS) / FPS) * FPS)),)
         actors, involved = list(culprits), len(culprits)
     occasion, hosts = "", range(0)
+    everyday, occasions = normal_life(kind, split, third)
     if rng.random() < 0.35:
-        occasion = str(rng.choice([name for name, (_, kinds) in OCCASIONS.items() if kind in kinds]))
+        occasion = str(rng.choice(occasions))
         actors += OCCASIONS[occasion][0](scene, rng, length)
         hosts = range(involved, len(actors))
-    for k in rng.choice(len(NORMAL[kind]), rng.integers(0, 2) + (not occasion), replace=False):
-        actors += NORMAL[kind][k](scene, rng, length)
+    for k in rng.choice(len(everyday), rng.integers(0, 2) + (not occasion), replace=False):
+        actors += everyday[k](scene, rng, length)
     weathers = (
         list(WEATHER)[-2:] if scene.is_indoor else list(WEATHER)[: 3 if scene.night else 4]
     )  # the sun sets by day
@@ -425,19 +455,26 @@ def plan(counts: dict[str, tuple[int, int]], seed: int) -> Iterator[tuple[str, s
             yield split, f"{label or 'Normal'}/{split}{i:03d}", label, 1000 * seed + i
 
 
-def render(root: str | Path, split: str, name: str, label: str | None, seed: int) -> tuple[str, str, str, str]:
+def render(
+    root: str | Path, third: int | None, split: str, name: str, label: str | None, seed: int
+) -> tuple[str, str, str, str]:
     """Writes one video and returns its split and its lines for the list, the annotations and the groups."""
-    video = make_video(seed, split, label)
+    video = make_video(seed, split, label, third)
     path = Path(root, f"{name}.mp4")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(path, video.frames())
     numbers = [n for begin, end in video.intervals for n in (begin, end - 1)] or [-1, -1]
     what, where = label or "Normal", f"{name}.mp4"
+    split = "test" if split == "development" else split  # its place in the lists
     return split, f"{where} {what}", f"{where}  {what}  {'  '.join(map(str, numbers))}", f"{where} {video.scene.name}"
 
 
 def write_world(
-    root: str | Path, counts: dict[str, tuple[int, int]] = COUNTS, seed: int = SEED, workers: int | None = None
+    root: str | Path,
+    counts: dict[str, tuple[int, int]] = COUNTS,
+    seed: int = SEED,
+    workers: int | None = None,
+    third: int | None = None,
 ) -> Path:
     """Renders the data set in the `custom` layout, or finds it there.
 
@@ -447,10 +484,14 @@ def write_world(
         counts: {split: (normal videos, videos of each class)}.
         seed: Seed of everything.
         workers: Processes (default: one per core).
+        third: See `make_video`; with the split "development", which takes the place of the test.
     Raises:
         InputError: If the folder holds something else.
     """
-    root, made = Path(root), json.dumps({"version": VERSION, "counts": counts, "seed": seed})
+    made = json.dumps(
+        {"version": VERSION, "counts": counts, "seed": seed} | ({} if third is None else {"third": third})
+    )
+    root = Path(root)
     marker = root / "world.json"
     if marker.exists() and marker.read_text() == made:
         return root
@@ -464,7 +505,7 @@ def write_world(
         )
     temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex}.tmp")
     try:
-        write_files(temporary, list(plan(counts, seed)), workers or os.cpu_count())
+        write_files(temporary, list(plan(counts, seed)), workers or os.cpu_count(), third)
         write_atomically(temporary / "world.json", lambda file: file.write(made.encode()))
         os.replace(temporary, root)
     except OSError:
@@ -475,10 +516,12 @@ def write_world(
     return root
 
 
-def write_files(folder: Path, videos: list[tuple[str, str, str | None, int]], workers: int | None) -> None:
+def write_files(
+    folder: Path, videos: list[tuple[str, str, str | None, int]], workers: int | None, third: int | None
+) -> None:
     """All videos, and the lists."""
     with ProcessPoolExecutor(workers) as pool:
-        lines = list(pool.map(render, [folder] * len(videos), *zip(*videos), chunksize=4))
+        lines = list(pool.map(partial(render, folder, third), *zip(*videos), chunksize=4))
     texts = {
         f"{split}.txt": [line for s, line, *_ in lines if s == split] for split in dict.fromkeys(s for s, *_ in lines)
     }
