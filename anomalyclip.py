@@ -32,6 +32,7 @@ SEAL = b"sha256:"  # a checkpoint ends in this and the hash of all that stands b
 HASH_LENGTH = 64
 MOST_UNPACKED = 10  # times the size of a file; weights hardly compress, so more is an attack on the memory
 MOST_CROPS = 10  # of a frame, as the field's ten crops; a longer axis is another one
+MOST_SMOOTHING = 10  # segments' lengths
 LONGEST_NAME = 1000  # characters of a class; more is no name
 
 
@@ -109,6 +110,9 @@ class AnomalyCLIPConfig:
     lambda_smooth: float = option(8e-4, "weight of Eq. 13: scores change slowly")
     lambda_dir_bottom_abnormal: float = option(0.0, "weight of Eq. 15 (Table 14): bottom-K segments along their class")
     lambda_dir_top_normal: float = option(0.0, "weight of Eq. 16 (Table 14): top-K segments of normal videos")
+    smoothing: float = option(
+        0.0, "Gaussian over a video's probabilities: its standard deviation in segments' lengths of F rows"
+    )
     variant: str = option("paper", "where paper and released code differ, follow this one", ("paper", "released"))
 
     def __post_init__(self) -> None:
@@ -130,6 +134,8 @@ class AnomalyCLIPConfig:
             raise ValueError(f"topk must be in [1, {self.num_segments}], the segments of a video, got {self.topk}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}")
+        if not 0 <= self.smoothing <= MOST_SMOOTHING:
+            raise ValueError(f"smoothing must be in [0, {MOST_SMOOTHING}], got {self.smoothing}")
         if self.embed_dim % self.num_heads or self.temporal == "mtn" and self.embed_dim % 8:
             raise ValueError(
                 f"embed_dim must be a multiple of num_heads ({self.num_heads}), and of 8 for 'mtn', "
@@ -560,7 +566,18 @@ class VideoModel(nn.Module):
             score, per_class = self.score_segments(*segments)
             p_A[rows[kept]] = score[kept]
             p_class[rows[kept]] = per_class[kept]
-        return p_A, p_class
+        return self.smoothed(p_A), self.smoothed(p_class)
+
+    def smoothed(self, curves: np.ndarray) -> np.ndarray:
+        """Probabilities (N,) or (N, C) of a video's rows under the config's Gaussian, whose ends repeat."""
+        sigma = self.config.smoothing * self.config.num_frames
+        if not sigma:
+            return curves
+        reach = math.ceil(3 * sigma)
+        weights = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2))
+        x = torch.from_numpy(curves).reshape(len(curves), -1).T[:, None]  # (C, 1, N)
+        x = F.conv1d(F.pad(x, (reach, reach), mode="replicate"), (weights / weights.sum())[None, None])
+        return x.squeeze(1).T.reshape(curves.shape).numpy()
 
     def read_rows(self, source: Rows, rows: np.ndarray) -> Tensor:
         """Rows (J, S, F) of a video -> (crops, J, S, F, D) float32 on the model's device."""

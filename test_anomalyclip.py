@@ -145,6 +145,7 @@ def assert_near(actual, expected, *, atol, relative_to_largest=False):
         ({"temporal": "lstm"}, "temporal must be one of axial, mlp"),
         ({"embed_dim": 15}, "multiple of num_heads"),
         ({"mask_ratio": 1.0}, r"mask_ratio must be in \[0, 1\)"),
+        ({"smoothing": -0.1}, r"smoothing must be in \[0, 10\]"),
         ({"temporal_input": "similarity", "temporal_feature_dim": 9}, "no use for features of its own"),
     ],
 )
@@ -613,6 +614,24 @@ def test_prediction_for_a_video_of_any_length_equals_the_papers_passes(clip, num
         assert_near(torch.from_numpy(p_A), expected[0], atol=1e-6)
         assert_near(torch.from_numpy(p_class), expected[1], atol=1e-6)
     assert np.allclose(p_class.sum(axis=1), p_A, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_rows, smoothing", [(1, 0.5), (4, 2.0), (50, 0.5), (50, 1.7)])
+def test_smoothed_probabilities_are_a_gaussian_mean_over_time(clip, num_rows, smoothing):
+    torch.manual_seed(0)
+    model = small_model(clip).eval()
+    features = torch.randn(num_rows, 64)
+    plain = model.predict(features)
+    model.config.smoothing = smoothing
+    p_A, p_class = found = model.predict(features)
+    sigma = smoothing * model.config.num_frames
+    for curve, expected in zip(found, plain):
+        for t in range(num_rows):
+            around = np.arange(t - math.ceil(3 * sigma), t + math.ceil(3 * sigma) + 1)
+            weights = np.exp(-((around - t) ** 2) / (2 * sigma**2))
+            mean = np.average(expected[np.clip(around, 0, num_rows - 1)], axis=0, weights=weights)
+            assert np.allclose(curve[t], mean, atol=1e-5)
+    assert np.allclose(p_class.sum(axis=1), p_A, atol=1e-5)
 
 
 def test_the_rows_of_all_passes_are_each_row_once():

@@ -49,7 +49,7 @@ from videoanomaly.runtime.run_folder import (
 )
 from videoanomaly.runtime.signals import stop_signals
 from videoanomaly.runtime.torchrun import is_main, local_device, rank_and_world
-from videoanomaly.settings import CONFIG_FIELDS, TrainingSettings, make_config, resolve
+from videoanomaly.settings import CONFIG_FIELDS, RECIPES, TrainingSettings, make_config, resolve
 from videoanomaly.systems.catalogue import SYSTEMS, build, make_optimizer, num_trained
 from videoanomaly.systems.one_class import OneClassGaussian
 from videoanomaly.training.cross_fitting import Folds, cross_fit, operating_point, plan_folds
@@ -125,6 +125,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     what("--model", default="anomalyclip", choices=SYSTEMS, help=which)
     alone = "learn from the normal videos alone how far from them is odd; finds anomalies, without their classes"
     what("--normal-only", dest="model", action="store_const", const=OneClassGaussian.NAME, help=alone)
+    recipe = "settings of AnomalyCLIP: the paper's, or those that docs/recipe.md found to be better (default: paper)"
+    add("--recipe", choices=RECIPES, help=recipe)
     clip = "CLIP whose text tower gives the directions, and that encodes: a name or a file"
     clip = f"{clip} (default: ViT-B/16; demo: its own)"
     add("--clip", help=clip)

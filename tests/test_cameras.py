@@ -277,10 +277,10 @@ def test_each_gets_the_same_but_nobody_more_than_it_wants():
         assert not len(limited) or np.allclose(limited, shares.max())  # whoever lacks something has as much as any
 
 
-def test_several_streams_at_once_have_the_scores_of_each_alone():
-    config = AnomalyCLIPConfig(
-        feature_dim=6, classes=("A", "B", "C"), num_segments=4, num_frames=5, embed_dim=8, depth=1, directions="direct"
-    )
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_several_streams_at_once_have_the_scores_of_each_alone(smoothing):
+    sizes = {"feature_dim": 6, "num_segments": 4, "num_frames": 5, "embed_dim": 8, "directions": "direct"}
+    config = AnomalyCLIPConfig(classes=("A", "B", "C"), smoothing=smoothing, **sizes)
     model, rng = AnomalyCLIP(config).eval(), np.random.default_rng(0)
     streams = [rng.normal(size=(n, 2, 6)).astype(np.float32) for n in (20, 7, 1)]
     for rows, (p_A, p_class) in zip(streams, predict_together(model, streams)):

@@ -10,7 +10,8 @@ from videoanomaly.data.annotations import Video, VideoLists
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.data.training_data import TrainingData
-from videoanomaly.settings import resolve
+from videoanomaly.runtime.console import InputError
+from videoanomaly.settings import RECIPES, make_config, resolve
 from videoanomaly.systems.catalogue import SYSTEMS
 
 REFERENCE = json.loads((ROOT / "tests" / "reference" / "settings.json").read_text())
@@ -19,14 +20,19 @@ for d in DATASETS:  # neither of the two is trained
     REFERENCE["own"][f"{d} gaussian"] = REFERENCE["own"][f"{d} clip-zeroshot"] | {"directions": "direct"}
 
 
+def some_data(dataset, folder) -> TrainingData:
+    """63 abnormal and 175 normal videos, a row for every second frame."""
+    videos = [Video(str(i), 0 if i < 63 else -1) for i in range(238)]
+    features = FeatureFolder(folder, frames_per_feature=2)
+    return TrainingData(DATASETS[dataset], VideoLists(("a",), videos, []), features, None)
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_settings_are_those_of_checkpoints_that_are_there(dataset, system, tmp_path):
-    """On 63 abnormal and 175 normal videos, a row for every second frame; what is None is left out."""
+    """What is None is left out."""
     settings, _ = train.parse_args(["--dataset", dataset, "--root", "x", "--out", "nowhere", "--model", system])
-    videos = [Video(str(i), 0 if i < 63 else -1) for i in range(238)]
-    features = FeatureFolder(tmp_path, frames_per_feature=2)
-    settings = settings.for_data(TrainingData(DATASETS[dataset], VideoLists(("a",), videos, []), features, None))
+    settings = settings.for_data(some_data(dataset, tmp_path))
     found = {name: value for name, value in settings.asdict().items() if value is not None}
     named = {"dataset": dataset, "model": system, "root": "x", "out": "nowhere"}
     assert found == REFERENCE["common"] | REFERENCE["own"][f"{dataset} {system}"] | named
@@ -39,3 +45,23 @@ def test_what_is_given_goes_before_the_systems_own_which_goes_before_the_data_se
     assert (settings.lr, settings.batch_size) == (1e-3, 32)  # RTFM's, which is the demo's, too; the demo's
     assert resolve(DATASETS["custom"], SYSTEMS["sultani"], given | {"model": "sultani", "root": "x"}).lr == 0.01
     assert resolve(DATASETS["demo"], SYSTEMS["rtfm"], given | {"lr": 0.5}).lr == 0.5
+
+
+def test_a_recipe_goes_before_the_data_sets_settings_and_what_is_given_before_it():
+    words = ["--dataset", "demo", "--out", "x"]
+    paper, beyond = (train.parse_args([*words, "--recipe", recipe])[0] for recipe in ("paper", "beyond"))
+    assert paper.asdict() == train.parse_args(words)[0].asdict()
+    assert beyond.config | RECIPES["beyond"] == beyond.config | {"lambdas": beyond.lambdas}
+    assert beyond.lr == paper.lr and beyond.lambdas == ["top_normal=0.1"]
+    given = ["--directions", "direct", "--smoothing", "0", "--lambdas", "top_normal=1", "sparse=0"]
+    changed = train.parse_args([*words, "--recipe", "beyond", *given])[0]
+    config = make_config(changed, ("a",), 8, None)
+    assert (config.directions, config.smoothing, config.lambda_top_normal, config.lambda_sparse) == ("direct", 0, 1, 0)
+    with pytest.raises(InputError, match="--recipe: found with --model rtfm"):
+        train.parse_args([*words, "--model", "rtfm", "--recipe", "beyond"])
+
+
+@pytest.mark.parametrize("system", [name for name in SYSTEMS if name != "gaussian"])
+def test_every_system_may_smooth_its_scores(system, tmp_path):
+    settings, _ = train.parse_args(["--dataset", "demo", "--out", "x", "--model", system, "--smoothing", "0.5"])
+    assert make_config(settings.for_data(some_data("demo", tmp_path)), ("a", "b"), 128, None).smoothing == 0.5

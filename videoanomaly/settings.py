@@ -17,7 +17,20 @@ SMALL_STEPS = 500  # of any system but ours on small data sets; on the demo thei
 SNIPPET = 16  # frames of a segment in the papers
 SHAPE = ("classes", "feature_dim", "temporal_feature_dim")  # config fields that come from the data
 CONFIG_FIELDS: dict[str, Field] = {f.name: f for f in fields(AnomalyCLIPConfig) if f.name not in SHAPE}
-OPTIONAL = {*CONFIG_FIELDS, "lambdas", "temporal_features", "temporal_frames_per_feature", "clip", "epochs", "lr"}
+OPTIONAL = {
+    *CONFIG_FIELDS,
+    "lambdas",
+    "temporal_features",
+    "temporal_frames_per_feature",
+    "clip",
+    "epochs",
+    "lr",
+    "recipe",
+}
+RECIPES: dict[str, dict[str, Any]] = {  # what AnomalyCLIP takes where nothing is given, before the data set's own
+    "paper": {},
+    "beyond": {"directions": "engineered", "smoothing": 0.5, "lambdas": ["top_normal=0.1"]},  # docs/recipe.md
+}
 
 
 @dataclass(frozen=True)
@@ -110,8 +123,10 @@ def resolve(dataset: Dataset, system: type[Trainable], given: dict[str, Any]) ->
         expected = " or ".join(system.DIRECTIONS)
         raise InputError(f"--directions {given['directions']}: expected {expected} with --model {system.NAME}")
     own = {name: value for name, value in dataset.settings.items() if name not in unused} | system.settings(dataset)
-    own = {"batch_size": 64, "evaluate": False, "folds": 0} | own
+    own = {"batch_size": 64, "evaluate": False, "folds": 0} | own | RECIPES[given.get("recipe") or "paper"]
     values = given | {name: value for name, value in own.items() if given.get(name) is None}
+    values["lambdas"] = [*own.get("lambdas", []), *given["lambdas"]]  # of the same loss the last counts
+    values.pop("recipe", None)  # nothing is left of it but the settings
     values["out"] = values["out"] or f"runs/{dataset.name}"
     own_clip = str(Path(values["root"], "clip.pt")) if dataset.is_made else DEFAULT_CLIP
     values["clip"] = values["clip"] or own_clip

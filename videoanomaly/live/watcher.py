@@ -67,7 +67,10 @@ def predict_together(model: VideoModel, streams: Sequence[np.ndarray]) -> list[t
     rows = np.stack([rows[grid % len(rows)] for rows in streams])  # (J, S, F, crops, D), a stream for each pass
     segments = torch.from_numpy(rows).to(model.prototype.device, torch.float32).movedim(3, 0)
     p_A, p_class = model.score_segments(segments)
-    return [(p_A[j].reshape(-1)[: len(n)], p_class[j].reshape(grid.size, -1)[: len(n)]) for j, n in enumerate(streams)]
+    return [
+        (model.smoothed(p_A[j].reshape(-1)[: len(n)]), model.smoothed(p_class[j].reshape(grid.size, -1)[: len(n)]))
+        for j, n in enumerate(streams)
+    ]
 
 
 class Watch:

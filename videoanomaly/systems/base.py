@@ -79,7 +79,7 @@ class System(Trainable):
     """
 
     DIRECTIONS = ("direct",)
-    OPTIONS = frozenset({"num_segments", "num_frames", "directions", "epochs", "lr"})
+    OPTIONS = frozenset({"num_segments", "num_frames", "directions", "epochs", "lr", "smoothing"})
     LAMBDAS: dict[str, float] = {}  # weights of losses other than 1
     MULTIPLE = 1  # of which the feature size must be one
     SEES_MEANS = True

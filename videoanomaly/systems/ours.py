@@ -16,7 +16,7 @@ class AnomalyCLIPSystem(Trainable, AnomalyCLIP):
     DEFAULTS = Defaults(weight_decay=0.2, optimizer="AdamW", betas=(0.9, 0.98), schedule="cosine", num_frames=16)
     DIRECTIONS = ("finetune", "frozen", "engineered", "direct")
     OPTIONS = frozenset(f.name for f in fields(AnomalyCLIPConfig)) | {
-        "lr", "epochs", "clip", "lambdas", "temporal_features", "temporal_frames_per_feature"}  # fmt: skip
+        "lr", "epochs", "clip", "lambdas", "recipe", "temporal_features", "temporal_frames_per_feature"}  # fmt: skip
     EXTRAS = ("normal_moments",)
 
     @classmethod
