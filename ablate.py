@@ -2,6 +2,7 @@
 
     python ablate.py --table 7 --dataset demo                                      # 7 to 15, D.16, D.17: ablations
     python ablate.py --table 2 --dataset ucfcrime --root data/UCFCrime --jobs 8    # 1, 2, 3: beside other systems
+    python ablate.py --table recipe --dataset demo --seeds 5                       # --recipe beyond, and others
     python ablate.py --table 11 --dataset custom --root data/mine -- --directions direct --epochs 50
 
 Options behind -- go to train.py, which trains each row with each seed in a process of its own, as evaluate.py evaluates
@@ -97,7 +98,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
     split = argv.index("--") if "--" in argv else len(argv)
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--table", required=True, choices=TABLES, help="number of the table in the paper")
+    add("--table", required=True, choices=TABLES, help="number of the table in the paper, or recipe")
     add("--dataset", required=True, choices=DATASETS, help="data set to run it on")
     add("--root", help="folder of lists and annotations, as in train.py")
     add("--features", help="folder of .npy features (default: found under --root)")
@@ -399,8 +400,9 @@ def cells(table: Table, gathered: list[dict]) -> list[list[str]]:
 
 def to_markdown(options: Options, gathered: list[dict]) -> str:
     table, shared = TABLES[options.table], shlex.join(["train.py", *data_options(options), *options.rest])
+    of_paper = "" if options.table == "recipe" else " of the paper"
     text = (
-        f"Table {options.table} of the paper, {table.title}: ours on {options.dataset}, "
+        f"Table {options.table}{of_paper}, {table.title}: ours on {options.dataset}, "
         f"the paper's numbers of {table.dataset}. "
         f"Per cent, mean ± standard deviation over seeds. {table.note}{COMPARED if table.compares else ''}"
         f"All rows: `{shared}`."

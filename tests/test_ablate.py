@@ -141,7 +141,8 @@ def test_every_number_stands_in_the_papers_text():
     """Of comparisons in the line of the table that names the system, of ablations somewhere, side by side."""
     text = (SHARED / "paper.md").read_text()
     for name, table in TABLES.items():
-        whole = text.split(f"\nTable {name}:")[1].split("\nTable ")[0] if table.compares else text
+        number = "2" if name == "recipe" else name  # whose row of AnomalyCLIP it repeats
+        whole = text.split(f"\nTable {number}:")[1].split("\nTable ")[0] if table.compares else text
         for row in table.rows:
             pair = ["" if number is None else f"{number:.2f}" for number in row.paper]
             system = row.label.partition(",")[0] if table.compares else ""
