@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 import torch
 
+from anomalyclip import PROMPTS
 from videoanomaly import plots
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.evaluation import tables
@@ -165,7 +166,7 @@ def why_missing(row: Row, options: Options, settings: dict) -> str:
         return "needs --temporal-features, a folder of I3D features"
     if row.model == "clip-zeroshot" and settings["directions"] == "direct":
         return "needs features of a CLIP"
-    if "--num-ctx" in row.options and settings["directions"] in ("direct", "engineered"):
+    if "--num-ctx" in row.options and settings["directions"] in ("direct", *PROMPTS):
         return f"--directions {settings['directions']} has no context vectors"
     return row.missing
 

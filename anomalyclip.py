@@ -27,6 +27,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ENGINEERED_PROMPT = "a video from a CCTV camera of a {}"  # Sec. 4.2 and Table 7
+PROMPTS = {  # fixed ones by the config's `directions`; means of several as in CLIP (arXiv:2103.00020, Sec. 3.1.4)
+    "engineered": (ENGINEERED_PROMPT,),
+    "ensemble": (
+        ENGINEERED_PROMPT,
+        "a surveillance video of a {}",
+        "a security camera shows a {}",
+        "CCTV footage of a {}",
+        "a picture of a {}",
+        "a {}",
+    ),
+}
 CHECKPOINT_FORMAT = 1
 SEAL = b"sha256:"  # a checkpoint ends in this and the hash of all that stands before the hash, in hex
 HASH_LENGTH = 64
@@ -79,8 +90,8 @@ class AnomalyCLIPConfig:
     directions: str = option(
         "finetune",
         "class directions (Table 7): prompts with tuned or frozen text projection, "
-        "fixed prompts, or free vectors without CLIP",
-        ("finetune", "frozen", "engineered", "direct"),
+        "a fixed prompt, the mean of several, or free vectors without CLIP",
+        ("finetune", "frozen", "engineered", "ensemble", "direct"),
     )
     num_ctx: int = option(8, "learned context vectors per prompt (Table 8)")
     shared_ctx: bool = option(False, "one set of context vectors for all classes (Table 8)")
@@ -355,27 +366,29 @@ class PromptLearner(nn.Module):
         ValueError: If a prompt has more tokens than the text tower has positions.
     """
 
-    prefix: Tensor  # (C, 1, W)
-    suffix: Tensor  # (C, L - 1 - num_ctx, W)
-    eot_idx: Tensor  # (C,)
+    prefix: Tensor  # (n, 1, W), n being C, of several prompts for a class a multiple of it
+    suffix: Tensor  # (n, L - 1 - num_ctx, W)
+    eot_idx: Tensor  # (n,)
     positions: Tensor  # (L, W)
     ctx: nn.Parameter | None  # (num_ctx, W) or (C + 1, num_ctx, W)
 
     def __init__(self, config: AnomalyCLIPConfig, clip: nn.Module, tokenize: Callable[[list[str]], Tensor]):
         super().__init__()
         parts: Any = clip  # whose attributes the names tell, and no type
-        learned = config.directions != "engineered"
+        prompts = PROMPTS.get(config.directions, ())
+        learned = not prompts
         num_ctx = config.num_ctx if learned else 0
         names = [name.replace("_", " ") for name in config.classes]
-        tokens = tokenize([f"{name}." if learned else ENGINEERED_PROMPT.format(name) for name in names])
-        eot_idx = tokens.long().argmax(dim=-1) + num_ctx  # (C,)
+        self.num_classes = len(names)
+        tokens = tokenize([prompt.format(name) for prompt in prompts or ("{}.",) for name in names])
+        eot_idx = tokens.long().argmax(dim=-1) + num_ctx  # (n,)
         if int(eot_idx.max()) >= len(parts.positional_embedding):
             raise ValueError(
                 f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {num_ctx} of them context vectors; "
                 f"the text tower has {len(parts.positional_embedding)} positions"
             )
         with torch.no_grad():
-            embeddings = parts.token_embedding(tokens.to(parts.token_embedding.weight.device)).float()  # (C, 77, W)
+            embeddings = parts.token_embedding(tokens.to(parts.token_embedding.weight.device)).float()  # (n, 77, W)
         num_suffix = int(eot_idx.max()) - num_ctx
         self.register_buffer("prefix", embeddings[:, :1].clone(), persistent=False)
         self.register_buffer("suffix", embeddings[:, 1 : 1 + num_suffix].clone(), persistent=False)
@@ -395,17 +408,21 @@ class PromptLearner(nn.Module):
 
     def forward(self) -> Tensor:
         """Text features of the anomaly classes, (C, D), not normalised."""
-        C = len(self.prefix)
+        n, C = len(self.prefix), self.num_classes
         blocks: Any = self.text_tower["blocks"]
         parts = [self.prefix, self.suffix]
         if self.ctx is not None:
             parts.insert(1, self.ctx.expand(C, -1, -1) if self.ctx.ndim == 2 else self.ctx[:C])
-        x = torch.cat(parts, dim=1) + self.positions  # (C, L, W)
+        x = torch.cat(parts, dim=1) + self.positions  # (n, L, W)
         for block in blocks:
             x = x + causal_attention(block.attn, block.ln_1(x))
             x = x + block.mlp(block.ln_2(x))
         x = self.text_tower["ln_final"](x)
-        return x[torch.arange(C, device=x.device), self.eot_idx] @ self.text_projection  # (C, D)
+        text = x[torch.arange(n, device=x.device), self.eot_idx] @ self.text_projection  # (n, D)
+        if n == C:
+            return text
+        each = text.unflatten(0, (-1, C))  # directions are means of directions, lengths of lengths
+        return F.normalize(F.normalize(each, dim=-1).mean(dim=0), dim=-1) * each.norm(dim=-1).mean(dim=0)[:, None]
 
 
 # ---- MIL selection (Sec. 3.4, App. A) ----

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 import anomalyclip
 import clip_model
 from anomalyclip import (
+    PROMPTS,
     AnomalyCLIP,
     AnomalyCLIPConfig,
     AxialTransformer,
@@ -265,6 +266,18 @@ def test_engineered_prompts_are_those_of_the_paper_and_nothing_of_them_is_traine
     assert not any(p.requires_grad for p in model.prompt_learner.parameters())
 
 
+def test_the_direction_of_an_ensemble_is_the_mean_of_its_prompts_directions_as_long_as_they_are(clip):
+    model = small_model(clip, directions="ensemble")
+    assert len(PROMPTS["ensemble"]) == len({*PROMPTS["ensemble"]}) > 1
+    with torch.no_grad():
+        for name, found in zip(model.config.classes, model.class_directions()):
+            texts = clip.encode_text(clip_model.tokenize([prompt.format(name) for prompt in PROMPTS["ensemble"]]))
+            lengths = texts.norm(dim=-1)
+            mean = (texts / lengths[:, None]).mean(dim=0)
+            assert_near(found, mean / mean.norm() * lengths.mean() - model.prototype, atol=2e-6)
+    assert not any(p.requires_grad for p in model.prompt_learner.parameters())
+
+
 def test_a_prompt_too_long_for_the_text_tower_is_refused(clip):
     with pytest.raises(ValueError, match="the longest prompt has 79 tokens, 74 of them context vectors"):
         small_model(clip, num_ctx=74)
@@ -444,6 +457,7 @@ def test_labels_that_do_not_go_with_the_batch_are_refused(clip):
         {"shared_ctx": True},
         {"directions": "frozen"},
         {"directions": "engineered"},
+        {"directions": "ensemble", "smoothing": 0.5},
         {"directions": "direct"},
         {"likelihood": "cosine"},
         {"selection": "magnitude"},
@@ -743,7 +757,7 @@ def test_a_checkpoint_predicts_the_same_without_clip(clip, tmp_path):
     for changes in (
         {},
         {"directions": "direct"},
-        {"directions": "engineered"},
+        {"directions": "ensemble", "smoothing": 0.5},
         {"likelihood": "cosine", "shared_ctx": True},
     ):
         model = small_model(clip, **changes)

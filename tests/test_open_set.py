@@ -4,6 +4,7 @@ directions.
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,16 @@ def test_the_direction_of_a_new_class_is_its_prompt_with_the_learned_contexts_mi
         with torch.no_grad():
             text = clip.encode_text_embeddings(embeddings, tokens.argmax(dim=-1))
         assert torch.allclose(loaded.model.new_directions, text - state["prototype"], atol=1e-5)
+    recipe = ("--recipe", "beyond", "--temporal", "axial", "--epochs", "1")
+    found = world.load(recipe, "--classes", NEW).model
+    whole = AnomalyCLIP(
+        replace(found.config, classes=(NEW, "other")),
+        clip=clip,
+        tokenize=clip_model.tokenize,
+        prototype=found.prototype,
+    )
+    assert found.config.directions == "ensemble"
+    assert torch.allclose(found.new_directions[0], whole.class_directions()[0], atol=1e-5)
     before, after = world.scores(options), world.scores(options, "--classes", NEW)
     assert all(a[0].tobytes() == b[0].tobytes() for a, b in zip(before, after))
 

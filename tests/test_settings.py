@@ -52,7 +52,7 @@ def test_a_recipe_goes_before_the_data_sets_settings_and_what_is_given_before_it
     paper, beyond = (train.parse_args([*words, "--recipe", recipe])[0] for recipe in ("paper", "beyond"))
     assert paper.asdict() == train.parse_args(words)[0].asdict()
     assert beyond.config | RECIPES["beyond"] == beyond.config | {"lambdas": beyond.lambdas}
-    assert beyond.lr == paper.lr and beyond.lambdas == ["top_normal=0.1"]
+    assert (beyond.lr, beyond.epochs, paper.epochs) == (paper.lr, 30, 15) and beyond.lambdas == ["top_normal=0.1"]
     given = ["--directions", "direct", "--smoothing", "0", "--lambdas", "top_normal=1", "sparse=0"]
     changed = train.parse_args([*words, "--recipe", "beyond", *given])[0]
     config = make_config(changed, ("a",), 8, None)

@@ -29,7 +29,7 @@ OPTIONAL = {
 }
 RECIPES: dict[str, dict[str, Any]] = {  # what AnomalyCLIP takes where nothing is given, before the data set's own
     "paper": {},
-    "beyond": {"directions": "engineered", "smoothing": 0.5, "lambdas": ["top_normal=0.1"]},  # docs/recipe.md
+    "beyond": {"directions": "ensemble", "smoothing": 0.5, "lambdas": ["top_normal=0.1"]},  # docs/recipe.md
 }
 
 
@@ -123,7 +123,9 @@ def resolve(dataset: Dataset, system: type[Trainable], given: dict[str, Any]) ->
         expected = " or ".join(system.DIRECTIONS)
         raise InputError(f"--directions {given['directions']}: expected {expected} with --model {system.NAME}")
     own = {name: value for name, value in dataset.settings.items() if name not in unused} | system.settings(dataset)
-    own = {"batch_size": 64, "evaluate": False, "folds": 0} | own | RECIPES[given.get("recipe") or "paper"]
+    own = {"batch_size": 64, "evaluate": False, "folds": 0} | own
+    if (recipe := given.get("recipe") or "paper") != "paper":
+        own |= RECIPES[recipe] | dataset.beyond
     values = given | {name: value for name, value in own.items() if given.get(name) is None}
     values["lambdas"] = [*own.get("lambdas", []), *given["lambdas"]]  # of the same loss the last counts
     values.pop("recipe", None)  # nothing is left of it but the settings

@@ -10,6 +10,7 @@ class Dataset(NamedTuple):
     lists: str  # the format of its annotation lists: a key of lists.READERS
     classes: tuple[str, ...] = ()  # with Normal, in the order of the authors' ids; none where the lists name them
     settings: dict = {}  # of train.py, where they differ from the config's defaults, which are those of UCF-Crime
+    beyond: dict = {}  # and those that differ with --recipe beyond
     is_made: bool = False  # rendered where it is not there, with a CLIP of its own, clip.pt in its root
     is_own: bool = False  # folders of videos will do: they are encoded, and the sizes fit them
     is_small: bool = False  # as none that a paper has: the systems of others take fewer steps
@@ -46,6 +47,7 @@ DATASETS = {
             "demo",
             "custom",
             settings=OF_DEMO | {"evaluate": True, "root": "runs/demo-data"},
+            beyond={"epochs": 30},
             is_made=True,
             is_small=True,
         ),

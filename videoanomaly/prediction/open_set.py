@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clip_model
-from anomalyclip import AnomalyCLIP, Prediction, VideoModel
+from anomalyclip import PROMPTS, AnomalyCLIP, Prediction, VideoModel
 from videoanomaly.clip_weights import DEFAULT_CLIP, find_clip, load_clip
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems.base import SegmentPrediction
@@ -133,7 +133,7 @@ def check_open(ckpt: str, checkpoint: dict, model: AnomalyCLIP) -> None:
             f"{ckpt}: --classes needs directions that come from prompts, found --directions direct; train with "
             "--shared-ctx and another --directions"
         )
-    if config.directions != "engineered" and not config.shared_ctx:
+    if config.directions not in PROMPTS and not config.shared_ctx:
         raise InputError(
             f"{ckpt}: --classes needs contexts that all classes share, found contexts of each class; train with "
             "--shared-ctx"

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from torch import Tensor
 
-from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from anomalyclip import PROMPTS, AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly.data.prototype import normal_moments, normality_prototype
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.systems.base import Defaults, Trainable
@@ -14,7 +14,7 @@ class AnomalyCLIPSystem(Trainable, AnomalyCLIP):
     """AnomalyCLIP with what train.py asks of a system; the model, and its checkpoints, are those of anomalyclip.py."""
 
     DEFAULTS = Defaults(weight_decay=0.2, optimizer="AdamW", betas=(0.9, 0.98), schedule="cosine", num_frames=16)
-    DIRECTIONS = ("finetune", "frozen", "engineered", "direct")
+    DIRECTIONS = ("finetune", "frozen", "engineered", "ensemble", "direct")
     OPTIONS = frozenset(f.name for f in fields(AnomalyCLIPConfig)) | {
         "lr", "epochs", "clip", "lambdas", "recipe", "temporal_features", "temporal_frames_per_feature"}  # fmt: skip
     EXTRAS = ("normal_moments",)
@@ -33,7 +33,7 @@ class AnomalyCLIPSystem(Trainable, AnomalyCLIP):
     def extras(self, data: TrainingData) -> dict:
         """What new classes need: `normal_moments`, where prompts fit any class."""
         config = self.config
-        fit = config.shared_ctx and config.directions != "direct" or config.directions == "engineered"
+        fit = config.shared_ctx and config.directions != "direct" or config.directions in PROMPTS
         if not fit or config.likelihood != "projection":
             return {}
         return {"normal_moments": normal_moments(data.features, data.lists.train)}
