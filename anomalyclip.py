@@ -121,6 +121,7 @@ class AnomalyCLIPConfig:
     lambda_smooth: float = option(8e-4, "weight of Eq. 13: scores change slowly")
     lambda_dir_bottom_abnormal: float = option(0.0, "weight of Eq. 15 (Table 14): bottom-K segments along their class")
     lambda_dir_top_normal: float = option(0.0, "weight of Eq. 16 (Table 14): top-K segments of normal videos")
+    class_head: bool = option(False, "classes from a layer on the Temporal model's embedding, not from the Selector")
     smoothing: float = option(
         0.0, "Gaussian over a video's probabilities: its standard deviation in segments' lengths of F rows"
     )
@@ -337,8 +338,12 @@ class TemporalModel(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, 1)
 
+    def embed(self, x: Tensor) -> Tensor:
+        """What the scores are made of, (B, S, F, E)."""
+        return self.norm(self.body(self.projection(x)))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.body(self.projection(x)))).squeeze(-1)  # (B, S, F)
+        return self.head(self.embed(x)).squeeze(-1)  # (B, S, F)
 
 
 # ---- Directions (Eq. 2) ----
@@ -704,6 +709,7 @@ class AnomalyCLIP(VideoModel):
     temporal_prototype: Tensor  # (temporal_feature_dim or D,)
     prompt_learner: PromptLearner | None
     free_directions: nn.Parameter | None  # (C, D)
+    class_head: nn.Linear | None  # E -> C
 
     def __init__(
         self,
@@ -744,6 +750,10 @@ class AnomalyCLIP(VideoModel):
         self.batch_norm = nn.BatchNorm1d(C, affine=False)
         input_dim = {"features": temporal_dim, "similarity": C, "both": C + temporal_dim}[config.temporal_input]
         self.temporal_model = TemporalModel(input_dim, temporal_body(config), config.embed_dim)
+        self.class_head = nn.Linear(config.embed_dim, C) if config.class_head else None
+        if self.class_head is not None:  # at first all classes are alike
+            nn.init.zeros_(self.class_head.weight)
+            nn.init.zeros_(self.class_head.bias)
 
     # -- forward, one line a box of Fig. 2(b) --
 
@@ -768,9 +778,12 @@ class AnomalyCLIP(VideoModel):
         likelihood = self.select(x, directions)  # (B, S, F, C)
         temporal = x if temporal_features is None else self.recentre(temporal_features, self.temporal_prototype)
         temporal = {"features": [temporal], "similarity": [likelihood], "both": [likelihood, temporal]}
-        anomaly_logits = self.temporal_model(torch.cat(temporal[self.config.temporal_input], dim=-1))  # (B, S, F)
+        embedding = self.temporal_model.embed(torch.cat(temporal[self.config.temporal_input], dim=-1))
+        anomaly_logits = self.temporal_model.head(embedding).squeeze(-1)  # (B, S, F)
         cosine = self.config.likelihood == "cosine"
         class_logits = likelihood * self.logit_scale.exp() if cosine else likelihood
+        if self.class_head is not None:
+            class_logits = self.class_head(embedding)
         magnitude = x.norm(dim=-1) if self.config.selection == "magnitude" else None  # (B, S, F)
         return Prediction(likelihood, class_logits.float(), anomaly_logits.float(), magnitude)
 

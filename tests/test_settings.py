@@ -1,6 +1,7 @@
 """Tests of settings.py: the settings of each system on each data set, as checkpoints hold them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.runtime.console import InputError
-from videoanomaly.settings import RECIPES, make_config, resolve
+from videoanomaly.settings import BEYOND, make_config, resolve
 from videoanomaly.systems.catalogue import SYSTEMS
 
 REFERENCE = json.loads((ROOT / "tests" / "reference" / "settings.json").read_text())
@@ -47,18 +48,24 @@ def test_what_is_given_goes_before_the_systems_own_which_goes_before_the_data_se
     assert resolve(DATASETS["demo"], SYSTEMS["rtfm"], given | {"lr": 0.5}).lr == 0.5
 
 
+def configs(*words: str):
+    settings, _ = train.parse_args(["--dataset", "demo", "--out", "x", *words])
+    return settings, make_config(settings, ("a",), 8, None)
+
+
 def test_a_recipe_goes_before_the_data_sets_settings_and_what_is_given_before_it():
-    words = ["--dataset", "demo", "--out", "x"]
-    paper, beyond = (train.parse_args([*words, "--recipe", recipe])[0] for recipe in ("paper", "beyond"))
-    assert paper.asdict() == train.parse_args(words)[0].asdict()
-    assert beyond.config | RECIPES["beyond"] == beyond.config | {"lambdas": beyond.lambdas}
-    assert (beyond.lr, beyond.epochs, paper.epochs) == (paper.lr, 30, 15) and beyond.lambdas == ["top_normal=0.1"]
-    given = ["--directions", "direct", "--smoothing", "0", "--lambdas", "top_normal=1", "sparse=0"]
-    changed = train.parse_args([*words, "--recipe", "beyond", *given])[0]
-    config = make_config(changed, ("a",), 8, None)
-    assert (config.directions, config.smoothing, config.lambda_top_normal, config.lambda_sparse) == ("direct", 0, 1, 0)
+    (paper, plain), (same, _) = configs(), configs("--recipe", "paper")
+    assert paper.asdict() == same.asdict() and plain.directions == "finetune"
+    settings, config = configs("--recipe", "beyond")
+    assert (settings.epochs, paper.epochs, settings.lr) == (30, 15, paper.lr)
+    assert config == replace(plain, directions="ensemble", **BEYOND["with text"])
+    _, config = configs("--recipe", "beyond", "--directions", "direct")
+    assert config == replace(plain, directions="direct", **BEYOND["without"])
+    given = ["--directions", "frozen", "--smoothing", "0", "--lambdas", "top_normal=0.7"]
+    settings, config = configs("--recipe", "beyond", "--epochs", "3", *given)
+    assert settings.epochs == 3 and config == replace(plain, directions="frozen", lambda_top_normal=0.7)
     with pytest.raises(InputError, match="--recipe: found with --model rtfm"):
-        train.parse_args([*words, "--model", "rtfm", "--recipe", "beyond"])
+        train.parse_args(["--dataset", "demo", "--out", "x", "--model", "rtfm", "--recipe", "beyond"])
 
 
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if name != "gaussian"])

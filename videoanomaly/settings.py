@@ -27,9 +27,10 @@ OPTIONAL = {
     "lr",
     "recipe",
 }
-RECIPES: dict[str, dict[str, Any]] = {  # what AnomalyCLIP takes where nothing is given, before the data set's own
-    "paper": {},
-    "beyond": {"directions": "ensemble", "smoothing": 0.5, "lambdas": ["top_normal=0.1"]},  # docs/recipe.md
+RECIPES = ("paper", "beyond")
+BEYOND = {  # config fields that --recipe beyond changes where nothing is given, see docs/recipe.md
+    "with text": {"smoothing": 0.5, "lambda_top_normal": 0.1},
+    "without": {"smoothing": 0.5, "class_head": True},
 }
 
 
@@ -66,6 +67,7 @@ class TrainingSettings:
     lambdas: list[str]
     config: dict[str, Any]  # config fields by name
     tensorboard: str | None = None
+    recipe: str | None = None  # other than the paper's
     given: frozenset[str] = frozenset()  # names of all that the command line gave
 
     @property
@@ -124,11 +126,11 @@ def resolve(dataset: Dataset, system: type[Trainable], given: dict[str, Any]) ->
         raise InputError(f"--directions {given['directions']}: expected {expected} with --model {system.NAME}")
     own = {name: value for name, value in dataset.settings.items() if name not in unused} | system.settings(dataset)
     own = {"batch_size": 64, "evaluate": False, "folds": 0} | own
-    if (recipe := given.get("recipe") or "paper") != "paper":
-        own |= RECIPES[recipe] | dataset.beyond
+    recipe = given.get("recipe") if given.get("recipe") != "paper" else None
+    if recipe:
+        own |= {"directions": "ensemble"} | dataset.beyond
     values = given | {name: value for name, value in own.items() if given.get(name) is None}
-    values["lambdas"] = [*own.get("lambdas", []), *given["lambdas"]]  # of the same loss the last counts
-    values.pop("recipe", None)  # nothing is left of it but the settings
+    values["recipe"] = recipe
     values["out"] = values["out"] or f"runs/{dataset.name}"
     own_clip = str(Path(values["root"], "clip.pt")) if dataset.is_made else DEFAULT_CLIP
     values["clip"] = values["clip"] or own_clip
@@ -146,6 +148,8 @@ def make_config(
         InputError: If there is no such model.
     """
     given = {name: value for name, value in settings.config.items() if value is not None}
+    if settings.recipe:
+        given = BEYOND["without" if given["directions"] == "direct" else "with text"] | given
     given |= dict(weight_of_loss(text) for text in settings.lambdas)
     try:
         config = AnomalyCLIPConfig(
