@@ -459,6 +459,7 @@ def test_labels_that_do_not_go_with_the_batch_are_refused(clip):
         {"directions": "engineered"},
         {"directions": "ensemble", "smoothing": 0.5},
         {"directions": "direct"},
+        {"directions": "direct", "class_head": True},
         {"likelihood": "cosine"},
         {"selection": "magnitude"},
         {"temporal": "mlp"},
@@ -630,6 +631,25 @@ def test_prediction_for_a_video_of_any_length_equals_the_papers_passes(clip, num
     assert np.allclose(p_class.sum(axis=1), p_A, atol=1e-6)
 
 
+def test_a_class_head_tells_the_classes_and_the_selector_still_selects(clip):
+    torch.manual_seed(0)
+    model = small_model(clip, directions="direct", class_head=True)
+    features, labels = random_batch(model.config)
+    first = model(features)
+    assert first.class_logits.shape == first.likelihood.shape and not first.class_logits.any()  # nothing is learned yet
+    torch.nn.init.normal_(model.class_head.weight)
+    found = model(features)
+    embedding = model.temporal_model.embed(model.recentre(features, model.prototype))
+    assert_near(found.class_logits, embedding @ model.class_head.weight.T + model.class_head.bias, atol=1e-5)
+    assert_near(found.anomaly_logits, model.temporal_model(features - model.prototype), atol=1e-5)
+    losses = model.losses(found, labels, torch.ones(features.shape[:2], dtype=torch.bool))
+    by_head, by_directions = torch.autograd.grad(
+        losses["top_abnormal"], [model.class_head.weight, model.free_directions], retain_graph=True, allow_unused=True
+    )
+    assert by_head.any() and by_directions is None  # Eq. 8 teaches the head
+    assert torch.autograd.grad(losses["dir_abnormal"], model.free_directions)[0].any()  # and Eq. 7 the directions
+
+
 @pytest.mark.parametrize("num_rows, smoothing", [(1, 0.5), (4, 2.0), (50, 0.5), (50, 1.7)])
 def test_smoothed_probabilities_are_a_gaussian_mean_over_time(clip, num_rows, smoothing):
     torch.manual_seed(0)
@@ -758,6 +778,7 @@ def test_a_checkpoint_predicts_the_same_without_clip(clip, tmp_path):
         {},
         {"directions": "direct"},
         {"directions": "ensemble", "smoothing": 0.5},
+        {"directions": "direct", "class_head": True},
         {"likelihood": "cosine", "shared_ctx": True},
     ):
         model = small_model(clip, **changes)

@@ -324,6 +324,8 @@ def test_checkpoints_that_cannot_have_new_classes_are_refused(world, tmp_path):
         world.load(short, "--classes", NEW)
     with pytest.raises(InputError, match="found --directions direct"):
         world.load(("--directions", "direct", *short), "--classes", NEW)
+    with pytest.raises(InputError, match="classes that come from prompts, found --class-head"):
+        world.load(("--shared-ctx", "--class-head", "--epochs", "1"), "--classes", NEW)
     stored = torch.load(world.train("--shared-ctx"), weights_only=True)
     for entry, value, message in (
         ("normal_moments", None, "moments of the normal features, found none"),

@@ -138,6 +138,10 @@ def check_open(ckpt: str, checkpoint: dict, model: AnomalyCLIP) -> None:
             f"{ckpt}: --classes needs contexts that all classes share, found contexts of each class; train with "
             "--shared-ctx"
         )
+    if config.class_head:
+        raise InputError(
+            f"{ckpt}: --classes needs classes that come from prompts, found --class-head; train without it"
+        )
     if config.likelihood == "projection" and not are_moments(moments, config.feature_dim):
         raise InputError(
             f"{ckpt}: --classes needs the moments of the normal features, found none in this checkpoint; train it "
