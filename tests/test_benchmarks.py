@@ -1,5 +1,6 @@
 """The benchmarks; no test asserts a time."""
 
+import json
 import math
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from benchmarks import (
     __main__,
     archive_points,
     data_rows,
+    development,
     growth,
     inputs,
     measure,
@@ -23,6 +26,7 @@ from benchmarks import (
 from benchmarks.measure import Line, Setup, against, spread, take_turns
 from videoanomaly.data.annotations import Video, frame_labels
 from videoanomaly.runtime.console import InputError
+from videoanomaly.settings import make_config
 
 needs_peers = pytest.mark.skipif(
     not all(map(find_spec, ("clip", "axial_attention"))), reason="needs benchmarks/requirements.txt"
@@ -252,3 +256,44 @@ def test_each_curve_has_a_point(curve, count):
     seconds, peak = module.point(curve, count, True, "cpu", threads)
     assert seconds > 0 and peak > 2**20
     assert {*points.WORKS, *archive_points.WORKS} == {*growth.SIZES}
+
+
+# ---- development ----
+
+
+def test_variants_are_compared_on_the_same_worlds_and_finished_ones_not_run_again(monkeypatch, tmp_path, capsys):
+    started = []
+
+    def script(name, *words, log):
+        started.append((name, *map(str, words)))
+        if name == "evaluate.py":
+            folder = words[3]
+            folder.mkdir()
+            value = 0.5 + 0.1 * ("beyond" in folder.parent.name) + 0.2 * folder.parent.name.startswith("w1")
+            found = {"AUC": value, "mAUC": value, "events": {"mAP": value}}
+            (folder / "metrics.json").write_text(json.dumps(found))
+
+    monkeypatch.setattr(development, "script", script)
+    command = ["compare", "w0", "w1", "--seeds", "2", "--out", str(tmp_path), "--jobs", "1"]
+    development.main(command)
+    num_runs = 4 * len(development.VARIANTS)
+    assert len(started) == 2 * num_runs and len({words[words.index("--out") + 1] for words in started}) == 2 * num_runs
+    beyond = next(words for words in started if "--recipe" in words and words[0] == "train.py")
+    assert beyond[beyond.index("--clip") + 1] == "w0/clip.pt" and beyond[-2:] == ("--epochs", "30")
+    text = (tmp_path / "recipe.md").read_text()
+    assert "| paper | 60.0 | 60.0 | 60.0 | +0.0 ± 0.0, +0.0 ± 0.0, +0.0 ± 0.0 |" in text
+    assert "| beyond | 70.0 | 70.0 | 70.0 | +10.0 ± 0.0," in text and text in capsys.readouterr().out
+    development.main(command)
+    assert len(started) == 2 * num_runs
+
+
+def test_a_development_world_needs_the_third_that_its_clip_has_not_seen(tmp_path):
+    with pytest.raises(InputError, match="world: expected the weights of one CLIP and its --third"):
+        development.main(["world", "clip.npz", "--out", str(tmp_path / "w")])
+
+
+@pytest.mark.parametrize("name", development.VARIANTS)
+def test_each_variant_is_one_of_train_pys(name):
+    words = ["--dataset", "custom", "--root", "x", *development.DEMO.split(), *development.VARIANTS[name].split()]
+    settings, _ = train.parse_args(words)
+    assert make_config(settings, ("a",), 8, None).embed_dim == 32

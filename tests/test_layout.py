@@ -15,6 +15,7 @@ MODEL = {"anomalyclip", "clip_model"}
 SCRIPTS = {"train", "evaluate", "extract_features", "predict", "ablate", "watch", "search"}
 PROGRAMS = {
     "benchmarks.__main__",
+    "benchmarks.development",
     "benchmarks.many_cameras",
     "benchmarks.watching",
     "videoanomaly.demo.train_clip",
