@@ -49,3 +49,6 @@ class BrightnessModel(Brightness):
     def score_segments(self, segments):
         p_A = segments.mean(dim=(0, -1)).numpy()
         return p_A, p_A[..., None] * np.array([0.75, 0.25])
+
+    def smoothed(self, curves):
+        return curves
