@@ -6,7 +6,7 @@ import runpy
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,17 @@ ROWS_PER_HOUR = 2 * 3600  # of features that are searched
 
 
 def start(script: str, *words: object) -> None:
-    """A script in this process, whose memory is measured."""
+    """A script in this process, whose memory is measured.
+
+    Raises:
+        RuntimeError: If it failed, which it has then told.
+    """
     sys.argv = [script, *map(str, words)]
-    with suppress(SystemExit):
+    try:
         runpy.run_path(str(HERE / script), run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise RuntimeError(f"{script} ended with status {ended.code}") from None
 
 
 def small_clip(folder: Path) -> Path:
