@@ -96,6 +96,8 @@ def draw(path: Path, curves: dict[str, list[Point]]) -> None:
     blocks = math.ceil(len(curves) / COLUMNS)
     figure, axes = plt.subplots(2 * blocks, COLUMNS, figsize=(16, 6 * blocks), squeeze=False, layout="constrained")
     columns = axes.reshape(blocks, 2, COLUMNS).swapaxes(1, 2).reshape(-1, 2)
+    for axis in columns[len(curves) :].flat:
+        axis.set_axis_off()
     for column, (name, points) in zip(columns, curves.items()):
         sizes, seconds, memory = map(np.array, zip(*points))
         column[0].loglog(sizes, seconds, "o-")

@@ -126,7 +126,7 @@ def resolve(dataset: Dataset, system: type[Trainable], given: dict[str, Any]) ->
         raise InputError(f"--directions {given['directions']}: expected {expected} with --model {system.NAME}")
     own = {name: value for name, value in dataset.settings.items() if name not in unused} | system.settings(dataset)
     own = {"batch_size": 64, "evaluate": False, "folds": 0} | own
-    recipe = given.get("recipe") if given.get("recipe") != "paper" else None
+    recipe = None if given.get("recipe") == "paper" else given.get("recipe")
     if recipe:
         own |= {"directions": "ensemble"} | dataset.beyond
     values = given | {name: value for name, value in own.items() if given.get(name) is None}

@@ -486,43 +486,9 @@ def camera_flash(scene: Scene, rng: np.random.Generator, length: float) -> list[
     ]
 
 
-EVERYWHERE = [
-    passer_by,
-    passer_by,
-    passer_by,
-    stander,
-    group,
-    jogger,
-    hugging,
-    greeting,
-    dancing,
-    waiting_with_luggage,
-    ladder,
-    at_the_obstacle,
-    lamp_switched,
-    neon_sign,
-    door_opens,
-    camera_flash,
-    steam,
-    sitting,
-]
-LOOK_ALIKES = (  # of an anomaly
-    jogger,
-    hugging,
-    greeting,
-    dancing,
-    waiting_with_luggage,
-    ladder,
-    at_the_obstacle,
-    lamp_switched,
-    neon_sign,
-    camera_flash,
-    steam,
-    group,
-    parking,
-    queue,
-    hazard_lights,
-)
+ALIKE = (jogger, hugging, greeting, dancing, waiting_with_luggage, ladder, at_the_obstacle, lamp_switched, neon_sign)
+EVERYWHERE = [*(passer_by, passer_by, passer_by, stander, group), *ALIKE, *(door_opens, camera_flash, steam, sitting)]
+LOOK_ALIKES = (*ALIKE, camera_flash, steam, group, parking, queue, hazard_lights)  # of an anomaly
 NORMAL = {
     "street": [*EVERYWHERE, passing_car, passing_car, passing_car, parking, queue, hazard_lights],
     "car park": [*EVERYWHERE, passing_car, passing_car, parking, parking, queue, hazard_lights],
