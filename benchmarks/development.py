@@ -17,17 +17,28 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.measure import HERE
+from videoanomaly.data.datasets import DATASETS
 from videoanomaly.demo.train_clip import unpack
 from videoanomaly.demo.world import write_world
 from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
 from videoanomaly.runtime.files import write_atomically
 
 COUNTS = {"train": (120, 17), "development": (42, 9)}  # normal videos, videos of each class
-DEMO = "--lr 1e-3 --epochs 15 --batch-size 32 --num-frames 2 --embed-dim 32"  # the demo's settings
+
+
+def as_options(settings: dict[str, Any]) -> str:
+    """Of train.py."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+
+
+SIZES = ("lr", "epochs", "batch_size", "num_frames", "embed_dim")
+DEMO = as_options({name: DATASETS["demo"].settings[name] for name in SIZES})
+BEYOND = f"--recipe beyond {as_options(DATASETS['demo'].beyond)}"
 VARIANTS = {  # options of train.py; of those given twice the last counts
     "paper": "",
     "paper, smoothed": "--smoothing 0.5",
@@ -37,8 +48,8 @@ VARIANTS = {  # options of train.py; of those given twice the last counts
     "engineered, L_N+ 0.1": "--smoothing 0.5 --directions engineered --lambdas top_normal=0.1",
     "engineered, L_N+ 0.3": "--smoothing 0.5 --directions engineered --lambdas top_normal=0.3",
     "ensemble, L_N+ 0.1": "--smoothing 0.5 --directions ensemble --lambdas top_normal=0.1",
-    "beyond": "--recipe beyond --epochs 30",
-    "beyond, class head": "--recipe beyond --epochs 30 --class-head",
+    "beyond": BEYOND,
+    "beyond, class head": f"{BEYOND} --class-head",
 }
 METRICS = ("AUC", "mAUC", "event mAP")
 
@@ -56,6 +67,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.what == "world" and (args.third is None or len(args.paths) > 1):
         raise InputError("world: expected the weights of one CLIP and its --third")
+    for path in args.paths:
+        needed = path if args.what == "world" else path / "world.json"
+        if not needed.is_file():
+            raise InputError(
+                f"{needed}: found no such file, expected {'weights' if args.what == 'world' else 'a world'}"
+            )
     return args
 
 

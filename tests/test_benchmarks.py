@@ -274,6 +274,10 @@ def test_variants_are_compared_on_the_same_worlds_and_finished_ones_not_run_agai
             (folder / "metrics.json").write_text(json.dumps(found))
 
     monkeypatch.setattr(development, "script", script)
+    monkeypatch.chdir(tmp_path)
+    for world in ("w0", "w1"):
+        (tmp_path / world).mkdir()
+        (tmp_path / world / "world.json").write_text("{}")
     command = ["compare", "w0", "w1", "--seeds", "2", "--out", str(tmp_path), "--jobs", "1"]
     development.main(command)
     num_runs = 4 * len(development.VARIANTS)
@@ -290,6 +294,21 @@ def test_variants_are_compared_on_the_same_worlds_and_finished_ones_not_run_agai
 def test_a_development_world_needs_the_third_that_its_clip_has_not_seen(tmp_path):
     with pytest.raises(InputError, match="world: expected the weights of one CLIP and its --third"):
         development.main(["world", "clip.npz", "--out", str(tmp_path / "w")])
+
+
+@pytest.mark.parametrize(
+    "what, needed", [(["world", "no.npz", "--third", "0"], "no.npz"), (["compare", "w"], "w/world.json")]
+)
+def test_development_begins_with_what_is_there(what, needed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"{needed}: found no such file"):
+        development.main([*what, "--out", "out"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_curve_whose_script_fails_has_no_point(tmp_path):
+    with pytest.raises(RuntimeError, match=r"search\.py ended with status 2"):
+        archive_points.start("search.py", "smoke", "--features", tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", development.VARIANTS)
