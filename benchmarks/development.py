@@ -4,10 +4,12 @@
         --out runs/dev/clip0 --weights runs/dev/clip0.npz                       # a quarter of an hour; thirds 0, 1, 2
     python -m benchmarks.development world runs/dev/clip0.npz --third 0 --seed 100 --out runs/dev/w00
     python -m benchmarks.development compare runs/dev/w00 runs/dev/w01 --out runs/dev/log
+    python -m benchmarks.development compare runs/dev/w00 runs/dev/w01 --model rtfm --out runs/dev/rtfm
 
 `world` renders a world and encodes it. `compare` trains each of VARIANTS on each world with each seed, as users do, and
 writes OUT/recipe.md: means, and paired differences to the first variant with their standard errors over worlds and
-seeds. What is finished is not run again. The test's videos take no part.
+seeds; with --model another system, at learning rates and lengths around its own. What is finished is not run again. The
+test's videos take no part.
 """
 
 import argparse
@@ -27,6 +29,8 @@ from videoanomaly.demo.train_clip import unpack
 from videoanomaly.demo.world import write_world
 from videoanomaly.runtime.console import InputError, Parser, at_least, run_script
 from videoanomaly.runtime.files import write_atomically
+from videoanomaly.settings import SMALL_STEPS
+from videoanomaly.systems.catalogue import SYSTEMS
 
 COUNTS = {"train": (120, 17), "development": (42, 9)}  # normal videos, videos of each class
 
@@ -36,8 +40,13 @@ def as_options(settings: dict[str, Any]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
 
 
-SIZES = ("lr", "epochs", "batch_size", "num_frames", "embed_dim")
-DEMO = as_options({name: DATASETS["demo"].settings[name] for name in SIZES})
+def of_demo(*names: str) -> str:
+    """Settings of the demo, as options."""
+    return as_options({name: DATASETS["demo"].settings[name] for name in names})
+
+
+OF_ALL = of_demo("batch_size", "num_frames")
+DEMO = f"{of_demo('lr', 'epochs', 'embed_dim')} {OF_ALL}"
 BEYOND = f"--recipe beyond {as_options(DATASETS['demo'].beyond)}"
 VARIANTS = {  # options of train.py; of those given twice the last counts
     "paper": "",
@@ -54,6 +63,19 @@ VARIANTS = {  # options of train.py; of those given twice the last counts
 METRICS = ("AUC", "mAUC", "event mAP")
 
 
+def variants_of(model: str) -> dict[str, str]:
+    """Names of what is compared, with options of train.py."""
+    if model == "anomalyclip":
+        return {name: f"{DEMO} {options}" for name, options in VARIANTS.items()}
+    defaults = SYSTEMS[model].DEFAULTS
+    lr = defaults.small_lr or defaults.lr
+    assert lr is not None, f"{model} has no learning rate of its own"
+    batches = -(-COUNTS["train"][0] // (DATASETS["demo"].settings["batch_size"] // 2))  # of an epoch
+    searched = {"own": ""} | {f"rate x {times:.2g}": f"--lr {times * lr:.3g}" for times in (1 / 3, 3, 10)}
+    searched["steps x 3"] = f"--epochs {-(-3 * SMALL_STEPS // batches)}"
+    return {f"{model}, {name}": f"--smoothing 0.5 {OF_ALL} {options}" for name, options in searched.items()}
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -62,6 +84,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--third", type=int, choices=range(3), help="world: of the looks, which that CLIP has not seen")
     add("--seed", type=at_least(0), default=100, help="world: its seed (default: 100)")
     add("--seeds", type=at_least(1), default=1, help="compare: so many of each training (default: 1)")
+    add(
+        "--model",
+        choices=SYSTEMS.keys() - {"clip-zeroshot"},
+        default="anomalyclip",
+        help="compare: (default: anomalyclip)",
+    )
     add("--jobs", type=at_least(1), default=2, help="compare: trainings at a time (default: 2)")
     add("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(argv)
@@ -91,15 +119,16 @@ def make_world(weights: Path, third: int, seed: int, root: Path) -> None:
     script("extract_features.py", *words, "--stride", 2)
 
 
-def train_and_evaluate(world: Path, name: str, seed: int, out: Path) -> list[float]:
+def train_and_evaluate(world: Path, model: str, name: str, options: str, seed: int, out: Path) -> list[float]:
     """The metrics of one training, in per cent."""
     folder = out / f"{world.name}-{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     metrics = folder / "eval" / "metrics.json"
     if not metrics.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        data = ("--dataset", "custom", "--root", world, "--clip", world / "clip.pt", "--features", world / "features")
+        data = ("--dataset", "custom", "--root", world, "--features", world / "features")
         common = ("--out", folder, "--seed", seed, "--folds", 0, "--workers", 0, "--resume")
-        script("train.py", *data, *common, *DEMO.split(), *VARIANTS[name].split(), log=folder / "train.log")
+        clip = ("--clip", world / "clip.pt") if "clip" in SYSTEMS[model].OPTIONS else ()
+        script("train.py", "--model", model, *data, *clip, *common, *options.split(), log=folder / "train.log")
         words = ("--ckpt", folder / "last.pt", "--out", folder / "eval", "--bootstrap", 1, "--timelines", 0)
         script("evaluate.py", *words, log=folder / "evaluate.log")
     found = json.loads(metrics.read_text())
@@ -118,11 +147,17 @@ def table(values: dict[str, np.ndarray]) -> str:
     return "\n".join([*rows, ""])
 
 
-def compare(worlds: list[Path], num_seeds: int, jobs: int, out: Path) -> None:
-    runs = [(name, world, seed) for name in VARIANTS for world in worlds for seed in range(num_seeds)]
+def compare(worlds: list[Path], model: str, num_seeds: int, jobs: int, out: Path) -> None:
+    variants = variants_of(model)
+    runs = [
+        (world, model, name, variants[name], seed, out)
+        for name in variants
+        for world in worlds
+        for seed in range(num_seeds)
+    ]
     with ThreadPoolExecutor(jobs) as pool:
-        found = list(pool.map(lambda of: train_and_evaluate(of[1], of[0], of[2], out), runs))
-    values = {name: np.array([v for (n, *_), v in zip(runs, found) if n == name]) for name in VARIANTS}
+        found = list(pool.map(lambda run: train_and_evaluate(*run), runs))
+    values = {name: np.array([v for (_, _, n, *_), v in zip(runs, found) if n == name]) for name in variants}
     text = table(values)
     write_atomically(out / "recipe.md", lambda file: file.write(text.encode()))
     print(text)
@@ -133,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.what == "world":
         make_world(args.paths[0], args.third, args.seed, args.out)
     else:
-        compare(args.paths, args.seeds, args.jobs, args.out)
+        compare(args.paths, args.model, args.seeds, args.jobs, args.out)
 
 
 if __name__ == "__main__":

@@ -311,8 +311,15 @@ def test_a_curve_whose_script_fails_has_no_point(tmp_path):
         archive_points.start("search.py", "smoke", "--features", tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", development.VARIANTS)
-def test_each_variant_is_one_of_train_pys(name):
-    words = ["--dataset", "custom", "--root", "x", *development.DEMO.split(), *development.VARIANTS[name].split()]
-    settings, _ = train.parse_args(words)
-    assert make_config(settings, ("a",), 8, None).embed_dim == 32
+@pytest.mark.parametrize("model", ["anomalyclip", "rtfm", "actionclip"])
+def test_what_is_compared_are_settings_of_train_py(model):
+    own, *others = [
+        train.parse_args(["--dataset", "custom", "--root", "x", "--model", model, *options.split()])[0]
+        for options in development.variants_of(model).values()
+    ]
+    assert make_config(own, ("a",), 8, None).num_frames == 2 and own.batch_size == 32
+    if model == "rtfm":
+        assert own.lr == 1e-3 and [other.lr for other in others] == [3.33e-4, 3e-3, 1e-2, 1e-3]
+        assert [other.epochs for other in others] == [None, None, None, 188]  # of 8 batches, 1,500 steps
+    else:
+        assert {other.lr for other in others} > {own.lr} or own.lr == 1e-3
