@@ -2,8 +2,8 @@
 
 Sources: Zanella et al., "Delving into CLIP latent space for Video Anomaly Recognition" (arXiv:2310.02835; equations,
 tables and sections below are its); context vectors from CoOp (arXiv:2109.01134); the axial transformer of Ho et al.
-(arXiv:1912.12180) in the reversible residual arrangement of Gomez et al. (arXiv:1707.04585); the multi-scale temporal
-network of RTFM (arXiv:2101.10030). This file works when copied alone: CLIP comes in as an argument.
+(arXiv:1912.12180) in the reversible residual arrangement of Gomez et al. (arXiv:1707.04585). This file works when
+copied alone: CLIP comes in as an argument.
 
 Shapes: B videos in a batch (first half abnormal, second half normal), S segments of a video, F frames of a segment,
 D feature size, C anomaly classes (Normal is not one of them), K selected segments, E embedding size, L tokens of a
@@ -161,7 +161,7 @@ class AnomalyCLIPConfig:
         return asdict(self) | {"classes": list(self.classes)}
 
 
-# ---- Temporal models (Sec. 3.2, Table 10): all map (B, S, F, E) to (B, S, F, E) ----
+# ---- Temporal model (Sec. 3.2): its body maps (B, S, F, E) to (B, S, F, E) ----
 
 
 def randn(*shape: int, scale: float = 1.0) -> Tensor:
@@ -256,76 +256,6 @@ class AxialTransformer(nn.Module):
         for layer in self.layers:
             x1, x2 = layer(x1, x2)
         return (x1 + x2) / 2
-
-
-class AxisTransformer(nn.Module):
-    """A standard transformer along one axis: frames within segments, or the mean embeddings of the segments."""
-
-    LAYERS = 12  # per layer of the axial transformer: 9.5 M parameters at E = 256, where one axial layer has 10.0 M
-
-    def __init__(self, dim: int, *, length: int, long: bool, num_heads: int, depth: int):
-        super().__init__()
-        self.long = long
-        self.pos = nn.Parameter(randn(length, dim))
-        self.layers = nn.Sequential(
-            *(
-                nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout=0.0, batch_first=True, norm_first=True)
-                for _ in range(self.LAYERS * depth)
-            )
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.long:
-            out = self.layers(x.mean(dim=2) + self.pos)  # (B, S, E)
-            return out.unsqueeze(2).expand_as(x)  # (B, S, F, E)
-        return self.layers(x.flatten(0, 1) + self.pos).unflatten(0, x.shape[:2])  # (B, S, F, E)
-
-
-class NonLocal(nn.Module):
-    """Non-local block over time with dot products and a zero-initialised residual, as in RTFM."""
-
-    def __init__(self, dim: int, norm: Callable[[int], nn.Module] = nn.BatchNorm1d):
-        super().__init__()
-        self.theta, self.phi, self.g = (nn.Conv1d(dim, dim // 2, 1) for _ in range(3))
-        self.out = nn.Sequential(nn.Conv1d(dim // 2, dim, 1), norm(dim))
-        nn.init.zeros_(self.out[1].get_parameter("weight"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.theta(x).transpose(1, 2) @ self.phi(x) / x.shape[-1]  # (B, T, T)
-        return x + self.out(self.g(x) @ weights.transpose(1, 2))  # (B, dim, T)
-
-
-class MTN(nn.Module):
-    """RTFM's multi-scale temporal network along the segments' mean embeddings."""
-
-    def __init__(self, dim: int, width: int, norm: Callable[[int], nn.Module] = nn.BatchNorm1d):
-        super().__init__()
-        self.scales = nn.ModuleList(
-            nn.Sequential(nn.Conv1d(dim, width, 3, padding=d, dilation=d), nn.ReLU(), norm(width)) for d in (1, 2, 4)
-        )
-        self.non_local = nn.Sequential(nn.Conv1d(dim, width, 1, bias=False), nn.ReLU(), NonLocal(width, norm))
-        self.fuse = nn.Sequential(nn.Conv1d(4 * width, dim, 3, padding=1, bias=False), nn.ReLU(), norm(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        t = x.mean(dim=2).transpose(1, 2)  # (B, E, S)
-        out = torch.cat([scale(t) for scale in self.scales] + [self.non_local(t)], dim=1)  # (B, E, S)
-        out = (self.fuse(out) + t).transpose(1, 2)  # (B, S, E)
-        return out.unsqueeze(2).expand_as(x)  # (B, S, F, E)
-
-
-def temporal_body(config: AnomalyCLIPConfig) -> nn.Module:
-    """The part of the Temporal model that Table 10 exchanges."""
-    S, F_, E = config.num_segments, config.num_frames, config.embed_dim
-    attention = {"num_heads": config.num_heads, "depth": config.depth}
-    if config.temporal == "axial":
-        return AxialTransformer(E, num_segments=S, num_frames=F_, **attention)
-    if config.temporal == "short":
-        return AxisTransformer(E, length=F_, long=False, **attention)
-    if config.temporal == "long":
-        return AxisTransformer(E, length=S, long=True, **attention)
-    if config.temporal == "mtn":
-        return MTN(E, E // 4)
-    return nn.Sequential(nn.ReLU(), nn.Linear(E, E), nn.ReLU())  # with projection and head a 3-layer MLP
 
 
 class TemporalModel(nn.Module):
@@ -749,11 +679,24 @@ class AnomalyCLIP(VideoModel):
         )
         self.batch_norm = nn.BatchNorm1d(C, affine=False)
         input_dim = {"features": temporal_dim, "similarity": C, "both": C + temporal_dim}[config.temporal_input]
-        self.temporal_model = TemporalModel(input_dim, temporal_body(config), config.embed_dim)
+        self.temporal_model = TemporalModel(input_dim, self.temporal_body(), config.embed_dim)
         self.class_head = nn.Linear(config.embed_dim, C) if config.class_head else None
         if self.class_head is not None:  # at first all classes are alike
             nn.init.zeros_(self.class_head.weight)
             nn.init.zeros_(self.class_head.bias)
+
+    def temporal_body(self) -> nn.Module:
+        """The part of the Temporal model that Table 10 exchanges; only the default and its simplest rival are here."""
+        config = self.config
+        E, sizes = config.embed_dim, {"num_segments": config.num_segments, "num_frames": config.num_frames}
+        if config.temporal == "axial":
+            return AxialTransformer(E, **sizes, num_heads=config.num_heads, depth=config.depth)
+        if config.temporal == "mlp":  # of three layers, with projection and head
+            return nn.Sequential(nn.ReLU(), nn.Linear(E, E), nn.ReLU())
+        raise ValueError(
+            f"temporal must be 'axial' or 'mlp' in this file, got {config.temporal!r}; AnomalyCLIPSystem in "
+            "videoanomaly/systems/ours.py has the others"
+        )
 
     # -- forward, one line a box of Fig. 2(b) --
 

@@ -28,9 +28,10 @@ from videoanomaly.runtime.console import InputError
 from videoanomaly.systems.base import SegmentPrediction
 from videoanomaly.systems.clip_zeroshot import ClipZeroShot
 from videoanomaly.systems.one_class import OneClassGaussian
+from videoanomaly.systems.ours import AnomalyCLIPSystem
 
 
-class OpenSetAnomalyCLIP(AnomalyCLIP):
+class OpenSetAnomalyCLIP(AnomalyCLIPSystem):
     """A trained model with classes added behind its own: `predict` gives (N,) and (N, C + n).
 
     Args:
@@ -167,7 +168,7 @@ def new_directions(
 ) -> Tensor:
     """Directions (n, D) of new classes with the contexts and the text projection of the checkpoint."""
     with short_names(names):
-        prompted = AnomalyCLIP(
+        prompted = AnomalyCLIPSystem(
             replace(model.config, classes=names), clip=clip, tokenize=clip_model.tokenize, prototype=model.prototype
         )
     learned = [name for name in ("ctx", "text_projection") if getattr(prompted.prompt_learner, name) is not None]
