@@ -36,7 +36,6 @@ PROMPTS = {  # fixed ones by the config's `directions`; means of several as in C
 }
 CHECKPOINT_FORMAT = 1
 MOST_CROPS = 10  # of a frame, as the field's ten crops; a longer axis is another one
-MOST_SMOOTHING = 10  # segments' lengths
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -109,13 +108,10 @@ class AnomalyCLIPConfig:
             raise ValueError(f"topk must be in [1, {self.num_segments}], the segments of a video, got {self.topk}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}")
-        if not 0 <= self.smoothing <= MOST_SMOOTHING:
-            raise ValueError(f"smoothing must be in [0, {MOST_SMOOTHING}], got {self.smoothing}")
-        if self.embed_dim % self.num_heads or self.temporal == "mtn" and self.embed_dim % 8:
-            raise ValueError(
-                f"embed_dim must be a multiple of num_heads ({self.num_heads}), and of 8 for 'mtn', "
-                f"got {self.embed_dim}"
-            )
+        if not 0 <= self.smoothing <= 10:  # segments' lengths
+            raise ValueError(f"smoothing must be in [0, 10], got {self.smoothing}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads ({self.num_heads}), got {self.embed_dim}")
         if self.temporal_feature_dim is not None and self.temporal_input == "similarity":
             raise ValueError("temporal_input 'similarity' has no use for features of its own (temporal_feature_dim)")
 
@@ -274,31 +270,29 @@ class PromptLearner(nn.Module):
         super().__init__()
         parts: Any = clip  # whose attributes the names tell, and no type
         prompts = PROMPTS.get(config.directions, ())
-        learned = not prompts
-        num_ctx = config.num_ctx if learned else 0
+        num_ctx = 0 if prompts else config.num_ctx
         names = [name.replace("_", " ") for name in config.classes]
         self.num_classes = len(names)
         tokens = tokenize([prompt.format(name) for prompt in prompts or ("{}.",) for name in names])
         eot_idx = tokens.long().argmax(dim=-1) + num_ctx  # (n,)
-        if int(eot_idx.max()) >= len(parts.positional_embedding):
+        L, positions = int(eot_idx.max()) + 1, parts.positional_embedding.detach()
+        if L > len(positions):
             raise ValueError(
-                f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {num_ctx} of them context vectors; "
-                f"the text tower has {len(parts.positional_embedding)} positions"
+                f"the longest prompt has {L} tokens, {num_ctx} of them context vectors; the text tower has "
+                f"{len(positions)} positions"
             )
         with torch.no_grad():
             embeddings = parts.token_embedding(tokens.to(parts.token_embedding.weight.device)).float()  # (n, 77, W)
-        num_suffix = int(eot_idx.max()) - num_ctx
         self.register_buffer("prefix", embeddings[:, :1].clone(), persistent=False)
-        self.register_buffer("suffix", embeddings[:, 1 : 1 + num_suffix].clone(), persistent=False)
+        self.register_buffer("suffix", embeddings[:, 1 : L - num_ctx].clone(), persistent=False)
         self.register_buffer("eot_idx", eot_idx.to(embeddings.device), persistent=False)
-        positions = parts.positional_embedding.detach()[: int(eot_idx.max()) + 1]
-        self.register_buffer("positions", positions.float().clone(), persistent=False)
+        self.register_buffer("positions", positions[:L].float().clone(), persistent=False)
         tower = {"blocks": parts.transformer.resblocks, "ln_final": parts.ln_final}
         self.text_tower = nn.ModuleDict(copy.deepcopy(tower)).float().requires_grad_(False)
         projection = parts.text_projection.detach().float().clone()  # (W, D)
         self.text_projection = nn.Parameter(projection, requires_grad=config.directions == "finetune")
         self.ctx = None
-        if learned:  # the last row is Normal's, of no use but one of the published 10.4 M parameters' sets
+        if not prompts:  # the last row is Normal's: of no use, but part of the published 10.4 M parameters
             sets = () if config.shared_ctx else (len(names) + 1,)
             self.ctx = nn.Parameter(0.02 * torch.randn(*sets, num_ctx, embeddings.shape[-1], device=embeddings.device))
 
@@ -367,8 +361,7 @@ class Prediction(NamedTuple):
 
     def half(self, part: slice) -> "Prediction":
         """Of some of the videos."""
-        magnitude = None if self.magnitude is None else self.magnitude[part]
-        return Prediction(self.likelihood[part], self.class_logits[part], self.anomaly_logits[part], magnitude)
+        return Prediction._make(None if x is None else x[part] for x in self)
 
 
 class Rows(Protocol):
@@ -405,6 +398,15 @@ def checked_rows(name: str, rows: Any, dim: int, num_rows: int | None = None) ->
     if isinstance(dtype, np.dtype) and dtype.kind not in "fiub" or isinstance(rows, Tensor) and rows.is_complex():
         raise ValueError(f"{name}: found {dtype}, expected real numbers")
     return rows
+
+
+def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields the row numbers (up to batch_size, S, F) of the passes over a video; numbers from N on are padding."""
+    num_passes = -(-num_rows // (num_segments * num_frames))
+    grid = np.arange(num_segments * num_passes * num_frames).reshape(num_segments, num_passes, num_frames)
+    grid = grid.transpose(1, 0, 2)  # (J, S, F)
+    for start in range(0, num_passes, batch_size):
+        yield grid[start : start + batch_size]
 
 
 class VideoModel(nn.Module):
@@ -453,13 +455,11 @@ class VideoModel(nn.Module):
                 return self.predict(features, temporal_features, batch_size=batch_size)
             finally:
                 self.train()
-        config, sources = self.config, [checked_rows("features", features, self.config.feature_dim)]
-        num_rows = len(sources[0])
-        if temporal_features is not None:
-            dim = config.temporal_feature_dim
-            sources.append(
-                checked_rows("temporal_features", temporal_features, dim, num_rows) if dim else temporal_features
-            )
+        config = self.config
+        features = checked_rows("features", features, config.feature_dim)
+        if temporal_features is not None and (dim := config.temporal_feature_dim):
+            temporal_features = checked_rows("temporal_features", temporal_features, dim, len(features))
+        num_rows, sources = len(features), [x for x in (features, temporal_features) if x is not None]
         if hasattr(self, "directions") and not self.directions.any():
             raise ValueError("the model has no directions yet: give it CLIP, or load a checkpoint")
         p_A, p_class = np.empty(num_rows, np.float32), np.empty((num_rows, len(config.classes)), np.float32)
@@ -532,12 +532,8 @@ class VideoModel(nn.Module):
 
     def checkpoint(self) -> dict[str, Any]:
         """The model as a plain dict; `from_checkpoint` reads it, and training adds its own entries."""
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "system": self.NAME,
-            "config": self.config.to_plain(),
-            "model": self.trained_state(),
-        }
+        config, state = self.config.to_plain(), self.trained_state()
+        return {"format": CHECKPOINT_FORMAT, "system": self.NAME, "config": config, "model": state}
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
@@ -605,11 +601,9 @@ class AnomalyCLIP(VideoModel):
         parts: Any = clip  # whose attributes the names tell, and no type
         C, D = len(config.classes), config.feature_dim
         temporal_dim = config.temporal_feature_dim or D
-        self.register_buffer("prototype", torch.zeros(D) if prototype is None else prototype.float().clone())
-        self.register_buffer(
-            "temporal_prototype",
-            torch.zeros(temporal_dim) if temporal_prototype is None else temporal_prototype.float().clone(),
-        )
+        given = {"prototype": (prototype, D), "temporal_prototype": (temporal_prototype, temporal_dim)}
+        for name, (value, dim) in given.items():
+            self.register_buffer(name, torch.zeros(dim) if value is None else value.float().clone())
         self.register_buffer("directions", torch.zeros(C, D))  # finished ones, for inference
         self.prompt_learner = self.free_directions = None
         if config.directions == "direct":  # points around m; only where they lie from m matters
@@ -634,17 +628,15 @@ class AnomalyCLIP(VideoModel):
             nn.init.zeros_(self.class_head.bias)
 
     def temporal_body(self) -> nn.Module:
-        """The part of the Temporal model that Table 10 exchanges; only the default and its simplest rival are here."""
-        config = self.config
-        E, sizes = config.embed_dim, {"num_segments": config.num_segments, "num_frames": config.num_frames}
-        if config.temporal == "axial":
-            return AxialTransformer(E, **sizes, num_heads=config.num_heads, depth=config.depth)
+        """The part of the Temporal model that Table 10 exchanges; the paper's own, and the simplest of the others."""
+        config, E = self.config, self.config.embed_dim
         if config.temporal == "mlp":  # of three layers, with projection and head
             return nn.Sequential(nn.ReLU(), nn.Linear(E, E), nn.ReLU())
-        raise ValueError(
-            f"temporal must be 'axial' or 'mlp' in this file, got {config.temporal!r}; AnomalyCLIPSystem in "
-            "videoanomaly/systems/ours.py has the others"
-        )
+        if config.temporal != "axial":
+            others = "AnomalyCLIPSystem in videoanomaly/systems/ours.py has the others"
+            raise ValueError(f"temporal must be 'axial' or 'mlp' in this file, got {config.temporal!r}; {others}")
+        sizes = {"num_segments": config.num_segments, "num_frames": config.num_frames}
+        return AxialTransformer(E, **sizes, num_heads=config.num_heads, depth=config.depth)
 
     # -- forward, one line a box of Fig. 2(b) --
 
@@ -657,13 +649,10 @@ class AnomalyCLIP(VideoModel):
         Raises:
             ValueError: If features are missing, superfluous or of another width than the config says.
         """
-        found = (features.shape[-1], None if temporal_features is None else temporal_features.shape[-1])
-        expected = (self.config.feature_dim, self.config.temporal_feature_dim)
-        if found != expected:
-            raise ValueError(
-                f"features and temporal_features must be {expected[0]} and {expected[1]} wide, got "
-                f"{found[0]} and {found[1]}"
-            )
+        widths = [None if x is None else x.shape[-1] for x in (features, temporal_features)]
+        if widths != (own := [self.config.feature_dim, self.config.temporal_feature_dim]):
+            found, expected = (" and ".join(map(str, x)) for x in (widths, own))
+            raise ValueError(f"features and temporal_features must be {expected} wide, got {found}")
         directions = self.class_directions() if self.training else self.directions  # (C, D)
         x = self.recentre(features, self.prototype)  # (B, S, F, D)
         likelihood = self.select(x, directions)  # (B, S, F, C)
@@ -709,12 +698,9 @@ class AnomalyCLIP(VideoModel):
         Raises:
             ValueError: If the labels are not as many as half the videos.
         """
-        half = len(labels)
-        if prediction.anomaly_logits.shape[0] != 2 * half:
-            raise ValueError(
-                f"{half} labels for the abnormal half go with {2 * half} videos, "
-                f"got {prediction.anomaly_logits.shape[0]}"
-            )
+        half, num_videos = len(labels), len(prediction.anomaly_logits)
+        if num_videos != 2 * half:
+            raise ValueError(f"{half} labels for the abnormal half go with {2 * half} videos, got {num_videos}")
         if segment_mask is None:
             segment_mask = draw_segment_mask(2 * half, self.config, labels.device)
         losses = self.abnormal_losses(prediction.half(slice(half)), labels, segment_mask[:half])
@@ -748,7 +734,7 @@ class AnomalyCLIP(VideoModel):
         return {
             "dir_normal": per_frame.mean(),  # Eq. 10
             "top_normal": -gather_segments(F.logsigmoid(-prediction.anomaly_logits), top).mean(),  # Eq. 11
-            "dir_top_normal": gather_segments(per_frame, top).mean(),  # Eq. 16; its c, none of Normal, as in Eq. 10
+            "dir_top_normal": gather_segments(per_frame, top).mean(),  # Eq. 16; c, undefined for Normal, as in Eq. 10
         }
 
     def rank(self, prediction: Prediction, likelihood: Tensor, mask: Tensor, *, largest: bool) -> Tensor:
@@ -772,72 +758,3 @@ class AnomalyCLIP(VideoModel):
         """Keeps the directions for inference; a model that came with finished ones alone keeps those."""
         if self.free_directions is not None or self.prompt_learner is not None:
             self.directions.copy_(self.class_directions())
-
-
-def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields the row numbers (up to batch_size, S, F) of the passes over a video; numbers from N on are padding."""
-    num_passes = -(-num_rows // (num_segments * num_frames))
-    grid = np.arange(num_segments * num_passes * num_frames).reshape(num_segments, num_passes, num_frames)
-    grid = grid.transpose(1, 0, 2)  # (J, S, F)
-    for start in range(0, num_passes, batch_size):
-        yield grid[start : start + batch_size]
-
-
-# ---- Metrics (Sec. 4.1) ----
-
-
-def auc_ap(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
-    """Area under ROC and average precision of one score, as scikit-learn's; None with one kind of frame alone.
-
-    Args:
-        scores: (N,), finite.
-        positive: (N,) bool.
-    """
-    if positive.all() or not positive.any():
-        return {"AUC": None, "AP": None}
-    levels, gains = np.unique(scores[positive], return_counts=True)  # ascending; positives with each score
-    negatives = np.sort(scores[~positive])
-    at_or_above, above = (len(negatives) - np.searchsorted(negatives, levels, side) for side in ("left", "right"))
-    true = gains[::-1].cumsum()[::-1]  # positives at or above each level
-    wins = (gains * (len(negatives) - (at_or_above + above) / 2)).sum()  # pairs in the right order, ties half
-    return {
-        "AUC": float(wins / (true[0] * len(negatives))),
-        "AP": float((gains * (true / (true + at_or_above))).sum() / true[0]),
-    }
-
-
-def is_class(labels: np.ndarray, c: int) -> np.ndarray:
-    """Frames of a class, (N,) bool, by labels as `metrics` takes them."""
-    return labels[:, c] if labels.ndim == 2 else labels == c
-
-
-def is_anomalous(labels: np.ndarray) -> np.ndarray:
-    """Frames of any class, (N,) bool."""
-    return labels.max(axis=1) if labels.ndim == 2 else labels >= 0
-
-
-def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Frame-level metrics over all frames of all videos, in [0, 1].
-
-    AUC and AP tell anomalous from normal frames by p_A. Per class, frames of the class are positive, all others,
-    anomalous or not, negative, and the score is p_class; mAUC and mAP are means over the classes that occur.
-
-    Args:
-        p_A: (N,).
-        p_class: (N, C).
-        labels: (N,), -1 for normal frames, else the class; or, where frames show several classes at once, (N, C) bool.
-        classes: C names.
-    Returns:
-        AUC, AP, mAUC, mAP, frames, anomalous_frames, and per_class[name] with AUC, AP, frames. A value that does not
-        exist, as of a class without frames, is None.
-    """
-    per_class: dict[str, dict] = {
-        name: auc_ap(p_class[:, c], is_class(labels, c)) | {"frames": int(is_class(labels, c).sum())}
-        for c, name in enumerate(classes)
-    }
-    anomalous = is_anomalous(labels)
-    result: dict[str, Any] = dict(auc_ap(p_A, anomalous))
-    for key in ("AUC", "AP"):
-        present = [values[key] for values in per_class.values() if values[key] is not None]
-        result[f"m{key}"] = float(np.mean(present)) if present else None
-    return result | {"frames": len(labels), "anomalous_frames": int(anomalous.sum()), "per_class": per_class}

@@ -22,6 +22,8 @@ class AnomalyCLIPSystem(Trainable, AnomalyCLIP):
 
     @classmethod
     def check(cls, config: AnomalyCLIPConfig) -> None:
+        if config.temporal == "mtn" and config.embed_dim % 8:
+            raise ValueError(f"embed_dim must be a multiple of 8 for 'mtn', got {config.embed_dim}")
         if config.num_segments < 2 * config.topk:  # top and bottom segments are selected
             raise ValueError(f"--num-segments {config.num_segments}: expected at least {2 * config.topk}, twice --topk")
 
