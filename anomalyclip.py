@@ -2,8 +2,8 @@
 
 Sources: Zanella et al., "Delving into CLIP latent space for Video Anomaly Recognition" (arXiv:2310.02835; equations,
 tables and sections below are its); context vectors from CoOp (arXiv:2109.01134); the axial transformer of Ho et al.
-(arXiv:1912.12180) in the reversible residual arrangement of Gomez et al. (arXiv:1707.04585); the multi-scale temporal
-network of RTFM (arXiv:2101.10030). This file works when copied alone: CLIP comes in as an argument.
+(arXiv:1912.12180) in the reversible residual arrangement of Gomez et al. (arXiv:1707.04585). This file works when
+copied alone: CLIP comes in as an argument.
 
 Shapes: B videos in a batch (first half abnormal, second half normal), S segments of a video, F frames of a segment,
 D feature size, C anomaly classes (Normal is not one of them), K selected segments, E embedding size, L tokens of a
@@ -11,14 +11,10 @@ prompt, W width of the text tower, J passes over a video, N feature rows of a vi
 """
 
 import copy
-import hashlib
 import math
 import os
-import unicodedata
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -39,41 +35,12 @@ PROMPTS = {  # fixed ones by the config's `directions`; means of several as in C
     ),
 }
 CHECKPOINT_FORMAT = 1
-SEAL = b"sha256:"  # a checkpoint ends in this and the hash of all that stands before the hash, in hex
-HASH_LENGTH = 64
-MOST_UNPACKED = 10  # times the size of a file; weights hardly compress, so more is an attack on the memory
 MOST_CROPS = 10  # of a frame, as the field's ten crops; a longer axis is another one
-MOST_SMOOTHING = 10  # segments' lengths
-LONGEST_NAME = 1000  # characters of a class; more is no name
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A config field with the text and the choices that the command line shows."""
     return field(default=default, metadata={"help": help, "choices": choices})
-
-
-KINDS: dict[Any, tuple[type, str]] = {  # of config fields: what their values are, and what that is called
-    int: (Integral, "a whole number"),
-    int | None: (Integral, "a whole number"),
-    float: (Real, "a finite number"),
-    bool: (bool, "True or False"),
-}
-
-
-def check_number(name: str, value: Any, kind: type, what: str) -> None:
-    """A ValueError if the value of that name is not finite and of that kind, or a whole number below 1."""
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or not math.isfinite(value):
-        raise ValueError(f"{name} must be {what}, got {value!r:.60}")
-    if kind is Integral and value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def is_name(name: object) -> bool:
-    """Whether it is text that a terminal, a table and a picture can show: no control characters, no lone surrogates."""
-    odd = {"Cc", "Cs", "Zl", "Zp"}  # control, surrogate, line and paragraph separator
-    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-        return False
-    return not any(unicodedata.category(letter) in odd for letter in name)
 
 
 @dataclass
@@ -131,28 +98,20 @@ class AnomalyCLIPConfig:
         if isinstance(self.classes, str) or not self.classes or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be a sequence of one or more different names, got {self.classes!r}")
         self.classes = tuple(self.classes)
-        for name in self.classes:
-            if not is_name(name):
-                raise ValueError(
-                    f"classes must be names of plain text, up to {LONGEST_NAME} characters, got {name!a:.60}"
-                )
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata.get("choices")
             if choices and value not in choices:
                 raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
-            if f.type in KINDS and not (value is None and f.type == int | None):
-                check_number(f.name, value, *KINDS[f.type])
+            if f.type in (int, int | None) and value is not None and value < 1:
+                raise ValueError(f"{f.name} must be at least 1, got {value}")
         if not 1 <= self.topk <= self.num_segments:
             raise ValueError(f"topk must be in [1, {self.num_segments}], the segments of a video, got {self.topk}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}")
-        if not 0 <= self.smoothing <= MOST_SMOOTHING:
-            raise ValueError(f"smoothing must be in [0, {MOST_SMOOTHING}], got {self.smoothing}")
-        if self.embed_dim % self.num_heads or self.temporal == "mtn" and self.embed_dim % 8:
-            raise ValueError(
-                f"embed_dim must be a multiple of num_heads ({self.num_heads}), and of 8 for 'mtn', "
-                f"got {self.embed_dim}"
-            )
+        if not 0 <= self.smoothing <= 10:  # segments' lengths
+            raise ValueError(f"smoothing must be in [0, 10], got {self.smoothing}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads ({self.num_heads}), got {self.embed_dim}")
         if self.temporal_feature_dim is not None and self.temporal_input == "similarity":
             raise ValueError("temporal_input 'similarity' has no use for features of its own (temporal_feature_dim)")
 
@@ -161,7 +120,7 @@ class AnomalyCLIPConfig:
         return asdict(self) | {"classes": list(self.classes)}
 
 
-# ---- Temporal models (Sec. 3.2, Table 10): all map (B, S, F, E) to (B, S, F, E) ----
+# ---- Temporal model (Sec. 3.2): its body maps (B, S, F, E) to (B, S, F, E) ----
 
 
 def randn(*shape: int, scale: float = 1.0) -> Tensor:
@@ -258,76 +217,6 @@ class AxialTransformer(nn.Module):
         return (x1 + x2) / 2
 
 
-class AxisTransformer(nn.Module):
-    """A standard transformer along one axis: frames within segments, or the mean embeddings of the segments."""
-
-    LAYERS = 12  # per layer of the axial transformer: 9.5 M parameters at E = 256, where one axial layer has 10.0 M
-
-    def __init__(self, dim: int, *, length: int, long: bool, num_heads: int, depth: int):
-        super().__init__()
-        self.long = long
-        self.pos = nn.Parameter(randn(length, dim))
-        self.layers = nn.Sequential(
-            *(
-                nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout=0.0, batch_first=True, norm_first=True)
-                for _ in range(self.LAYERS * depth)
-            )
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.long:
-            out = self.layers(x.mean(dim=2) + self.pos)  # (B, S, E)
-            return out.unsqueeze(2).expand_as(x)  # (B, S, F, E)
-        return self.layers(x.flatten(0, 1) + self.pos).unflatten(0, x.shape[:2])  # (B, S, F, E)
-
-
-class NonLocal(nn.Module):
-    """Non-local block over time with dot products and a zero-initialised residual, as in RTFM."""
-
-    def __init__(self, dim: int, norm: Callable[[int], nn.Module] = nn.BatchNorm1d):
-        super().__init__()
-        self.theta, self.phi, self.g = (nn.Conv1d(dim, dim // 2, 1) for _ in range(3))
-        self.out = nn.Sequential(nn.Conv1d(dim // 2, dim, 1), norm(dim))
-        nn.init.zeros_(self.out[1].get_parameter("weight"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.theta(x).transpose(1, 2) @ self.phi(x) / x.shape[-1]  # (B, T, T)
-        return x + self.out(self.g(x) @ weights.transpose(1, 2))  # (B, dim, T)
-
-
-class MTN(nn.Module):
-    """RTFM's multi-scale temporal network along the segments' mean embeddings."""
-
-    def __init__(self, dim: int, width: int, norm: Callable[[int], nn.Module] = nn.BatchNorm1d):
-        super().__init__()
-        self.scales = nn.ModuleList(
-            nn.Sequential(nn.Conv1d(dim, width, 3, padding=d, dilation=d), nn.ReLU(), norm(width)) for d in (1, 2, 4)
-        )
-        self.non_local = nn.Sequential(nn.Conv1d(dim, width, 1, bias=False), nn.ReLU(), NonLocal(width, norm))
-        self.fuse = nn.Sequential(nn.Conv1d(4 * width, dim, 3, padding=1, bias=False), nn.ReLU(), norm(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        t = x.mean(dim=2).transpose(1, 2)  # (B, E, S)
-        out = torch.cat([scale(t) for scale in self.scales] + [self.non_local(t)], dim=1)  # (B, E, S)
-        out = (self.fuse(out) + t).transpose(1, 2)  # (B, S, E)
-        return out.unsqueeze(2).expand_as(x)  # (B, S, F, E)
-
-
-def temporal_body(config: AnomalyCLIPConfig) -> nn.Module:
-    """The part of the Temporal model that Table 10 exchanges."""
-    S, F_, E = config.num_segments, config.num_frames, config.embed_dim
-    attention = {"num_heads": config.num_heads, "depth": config.depth}
-    if config.temporal == "axial":
-        return AxialTransformer(E, num_segments=S, num_frames=F_, **attention)
-    if config.temporal == "short":
-        return AxisTransformer(E, length=F_, long=False, **attention)
-    if config.temporal == "long":
-        return AxisTransformer(E, length=S, long=True, **attention)
-    if config.temporal == "mtn":
-        return MTN(E, E // 4)
-    return nn.Sequential(nn.ReLU(), nn.Linear(E, E), nn.ReLU())  # with projection and head a 3-layer MLP
-
-
 class TemporalModel(nn.Module):
     """Scores each frame (Eq. 6): (B, S, F, input_dim) -> anomaly logits (B, S, F), whose sigmoid is p_A."""
 
@@ -381,33 +270,29 @@ class PromptLearner(nn.Module):
         super().__init__()
         parts: Any = clip  # whose attributes the names tell, and no type
         prompts = PROMPTS.get(config.directions, ())
-        learned = not prompts
-        num_ctx = config.num_ctx if learned else 0
+        num_ctx = 0 if prompts else config.num_ctx
         names = [name.replace("_", " ") for name in config.classes]
         self.num_classes = len(names)
         tokens = tokenize([prompt.format(name) for prompt in prompts or ("{}.",) for name in names])
         eot_idx = tokens.long().argmax(dim=-1) + num_ctx  # (n,)
-        if int(eot_idx.max()) >= len(parts.positional_embedding):
+        L, positions = int(eot_idx.max()) + 1, parts.positional_embedding.detach()
+        if L > len(positions):
             raise ValueError(
-                f"the longest prompt has {int(eot_idx.max()) + 1} tokens, {num_ctx} of them context vectors; "
-                f"the text tower has {len(parts.positional_embedding)} positions"
+                f"the longest prompt has {L} tokens, {num_ctx} of them context vectors; the text tower has "
+                f"{len(positions)} positions"
             )
         with torch.no_grad():
             embeddings = parts.token_embedding(tokens.to(parts.token_embedding.weight.device)).float()  # (n, 77, W)
-        num_suffix = int(eot_idx.max()) - num_ctx
         self.register_buffer("prefix", embeddings[:, :1].clone(), persistent=False)
-        self.register_buffer("suffix", embeddings[:, 1 : 1 + num_suffix].clone(), persistent=False)
+        self.register_buffer("suffix", embeddings[:, 1 : L - num_ctx].clone(), persistent=False)
         self.register_buffer("eot_idx", eot_idx.to(embeddings.device), persistent=False)
-        positions = parts.positional_embedding.detach()[: int(eot_idx.max()) + 1]
-        self.register_buffer("positions", positions.float().clone(), persistent=False)
+        self.register_buffer("positions", positions[:L].float().clone(), persistent=False)
         tower = {"blocks": parts.transformer.resblocks, "ln_final": parts.ln_final}
         self.text_tower = nn.ModuleDict(copy.deepcopy(tower)).float().requires_grad_(False)
         projection = parts.text_projection.detach().float().clone()  # (W, D)
         self.text_projection = nn.Parameter(projection, requires_grad=config.directions == "finetune")
         self.ctx = None
-        if (
-            learned
-        ):  # the last row is Normal's: of no use to the directions, but part of the published 10.4 M parameters
+        if not prompts:  # the last row is Normal's: of no use, but part of the published 10.4 M parameters
             sets = () if config.shared_ctx else (len(names) + 1,)
             self.ctx = nn.Parameter(0.02 * torch.randn(*sets, num_ctx, embeddings.shape[-1], device=embeddings.device))
 
@@ -476,8 +361,7 @@ class Prediction(NamedTuple):
 
     def half(self, part: slice) -> "Prediction":
         """Of some of the videos."""
-        magnitude = None if self.magnitude is None else self.magnitude[part]
-        return Prediction(self.likelihood[part], self.class_logits[part], self.anomaly_logits[part], magnitude)
+        return Prediction._make(None if x is None else x[part] for x in self)
 
 
 class Rows(Protocol):
@@ -514,6 +398,15 @@ def checked_rows(name: str, rows: Any, dim: int, num_rows: int | None = None) ->
     if isinstance(dtype, np.dtype) and dtype.kind not in "fiub" or isinstance(rows, Tensor) and rows.is_complex():
         raise ValueError(f"{name}: found {dtype}, expected real numbers")
     return rows
+
+
+def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields the row numbers (up to batch_size, S, F) of the passes over a video; numbers from N on are padding."""
+    num_passes = -(-num_rows // (num_segments * num_frames))
+    grid = np.arange(num_segments * num_passes * num_frames).reshape(num_segments, num_passes, num_frames)
+    grid = grid.transpose(1, 0, 2)  # (J, S, F)
+    for start in range(0, num_passes, batch_size):
+        yield grid[start : start + batch_size]
 
 
 class VideoModel(nn.Module):
@@ -556,38 +449,24 @@ class VideoModel(nn.Module):
         Raises:
             ValueError: If there are no rows, features of another shape, or no directions yet.
         """
-        features = checked_rows("features", features, self.config.feature_dim)
-        if temporal_features is not None and self.config.temporal_feature_dim:
-            temporal_features = checked_rows(
-                "temporal_features", temporal_features, self.config.temporal_feature_dim, len(features)
-            )
-        if not self.training:
-            return self.predict_passes(features, temporal_features, batch_size)
-        self.eval()
-        try:
-            return self.predict_passes(features, temporal_features, batch_size)
-        finally:
-            self.train()
-
-    def predict_passes(
-        self, features: Rows, temporal_features: Rows | None, batch_size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`predict` of a model that is in evaluation mode."""
-        num_rows = len(features)
+        if self.training:
+            self.eval()
+            try:
+                return self.predict(features, temporal_features, batch_size=batch_size)
+            finally:
+                self.train()
+        config = self.config
+        features = checked_rows("features", features, config.feature_dim)
+        if temporal_features is not None and (dim := config.temporal_feature_dim):
+            temporal_features = checked_rows("temporal_features", temporal_features, dim, len(features))
+        num_rows, sources = len(features), [x for x in (features, temporal_features) if x is not None]
         if hasattr(self, "directions") and not self.directions.any():
             raise ValueError("the model has no directions yet: give it CLIP, or load a checkpoint")
-        p_A = np.empty(num_rows, np.float32)
-        p_class = np.empty((num_rows, len(self.config.classes)), np.float32)
-        for rows in inference_rows(num_rows, self.config.num_segments, self.config.num_frames, batch_size):
-            segments = [
-                self.read_rows(source, rows % num_rows)
-                for source in (features, temporal_features)
-                if source is not None
-            ]
+        p_A, p_class = np.empty(num_rows, np.float32), np.empty((num_rows, len(config.classes)), np.float32)
+        for rows in inference_rows(num_rows, config.num_segments, config.num_frames, batch_size):
+            scores = self.score_segments(*(self.read_rows(source, rows % num_rows) for source in sources))
             kept = rows < num_rows  # the rest is padding
-            score, per_class = self.score_segments(*segments)
-            p_A[rows[kept]] = score[kept]
-            p_class[rows[kept]] = per_class[kept]
+            p_A[rows[kept]], p_class[rows[kept]] = (score[kept] for score in scores)
         return self.smoothed(p_A), self.smoothed(p_class)
 
     def smoothed(self, curves: np.ndarray) -> np.ndarray:
@@ -633,6 +512,8 @@ class VideoModel(nn.Module):
         Raises:
             ValueError: If the state is not one of a model with this config.
         """
+        if not (isinstance(state, dict) and all(isinstance(k, str) for k in state)):
+            raise ValueError("the checkpoint's model is no dict of tensors")
         if getattr(self, "prompt_learner", None) is None:
             state = {k: v for k, v in state.items() if not k.startswith("prompt_learner.")}
         own = {k: v for k, v in self.state_dict().items() if ".text_tower." not in k}
@@ -643,11 +524,6 @@ class VideoModel(nn.Module):
             if found != expected:
                 where = " ".join(name.split())
                 raise ValueError(f"state does not fit the model at {where}: found {found}, expected {expected}")
-        storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in state.values()}
-        if sum(v.nbytes for v in state.values()) > sum(storages.values()):
-            raise ValueError("state does not fit the model: its tensors claim more bytes than there are")
-        if odd := next((k for k, v in state.items() if not v.isfinite().all()), None):
-            raise ValueError(f"state does not fit the model: {odd} holds values that are infinite or not a number")
         return state
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -656,38 +532,38 @@ class VideoModel(nn.Module):
 
     def checkpoint(self) -> dict[str, Any]:
         """The model as a plain dict; `from_checkpoint` reads it, and training adds its own entries."""
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "system": self.NAME,
-            "config": self.config.to_plain(),
-            "model": self.trained_state(),
-        }
+        config, state = self.config.to_plain(), self.trained_state()
+        return {"format": CHECKPOINT_FORMAT, "system": self.NAME, "config": config, "model": state}
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
-        """A model ready for `predict`, from a file that train.py wrote; needs no CLIP. Raises as `read_checkpoint`."""
-        return cls.from_dict(read_checkpoint(path)).to(device).eval()
+        """A model ready for `predict`, from a file that train.py wrote; needs no CLIP, and runs nothing of the file.
+
+        Raises:
+            ValueError: If there is no such file, or as `from_dict`.
+        """
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load has no error class of its own for files that are none of its
+            missing = isinstance(error, FileNotFoundError)
+            found = "no such file" if missing else f"found {type(error).__name__} on reading"
+            raise ValueError(f"{path}: {found}, expected a checkpoint of train.py") from None
+        return cls.from_dict(checkpoint).to(device).eval()
 
     @classmethod
     def from_dict(cls, checkpoint: dict[str, Any]) -> Self:
-        """A model in training mode, from what `checkpoint` gave; a ValueError if that is of another version.
-
-        Shapes are compared without memory for them first: what a hostile config claims is never built.
-        """
-        config, state = checkpoint["config"], checkpoint["model"]
-        if not (isinstance(state, dict) and all(isinstance(k, str) for k in state)):
-            raise ValueError("the checkpoint's model is no dict of tensors")
+        """A model in training mode, from what `checkpoint` gave; a ValueError if that is of another version."""
+        if not isinstance(checkpoint, dict) or not {"config", "format", "model"} <= checkpoint.keys():
+            raise ValueError("found a file without config, format, model, expected a checkpoint of train.py")
+        found = checkpoint["format"]
+        if not isinstance(found, int) or found > CHECKPOINT_FORMAT:
+            raise ValueError(f"found checkpoint format {found!r:.20} of a newer version, expected {CHECKPOINT_FORMAT}")
         try:
-            config = AnomalyCLIPConfig(**config)
-            if config.depth > len(state):  # each layer has a tensor at least
-                raise ValueError(f"state does not fit the model: found {len(state)} tensors, {config.depth} layers")
-            with torch.device("meta"):
-                cls(config).fitting(state)
-        except (TypeError, RuntimeError, OverflowError) as error:
+            model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
+        except (TypeError, RuntimeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(f"the checkpoint's config is not one of this version: {reason}") from None
-        model = cls(config)
-        model.load_trained_state(state)
+        model.load_trained_state(checkpoint["model"])
         return model
 
 
@@ -725,11 +601,9 @@ class AnomalyCLIP(VideoModel):
         parts: Any = clip  # whose attributes the names tell, and no type
         C, D = len(config.classes), config.feature_dim
         temporal_dim = config.temporal_feature_dim or D
-        self.register_buffer("prototype", torch.zeros(D) if prototype is None else prototype.float().clone())
-        self.register_buffer(
-            "temporal_prototype",
-            torch.zeros(temporal_dim) if temporal_prototype is None else temporal_prototype.float().clone(),
-        )
+        given = {"prototype": (prototype, D), "temporal_prototype": (temporal_prototype, temporal_dim)}
+        for name, (value, dim) in given.items():
+            self.register_buffer(name, torch.zeros(dim) if value is None else value.float().clone())
         self.register_buffer("directions", torch.zeros(C, D))  # finished ones, for inference
         self.prompt_learner = self.free_directions = None
         if config.directions == "direct":  # points around m; only where they lie from m matters
@@ -742,18 +616,27 @@ class AnomalyCLIP(VideoModel):
                 )
             assert tokenize is not None, "clip comes with its tokenize"
             self.prompt_learner = PromptLearner(config, clip, tokenize)
-        # CLIP's temperature. It takes part with likelihood="cosine" only, but is one of the published 10.4 M
-        # parameters.
-        self.logit_scale = nn.Parameter(
-            torch.tensor(math.log(1 / 0.07)) if clip is None else parts.logit_scale.detach().float().clone()
-        )
+        # CLIP's temperature; takes part with likelihood="cosine" only, but is one of the published 10.4 M parameters
+        temperature = torch.tensor(math.log(1 / 0.07)) if clip is None else parts.logit_scale.detach().float().clone()
+        self.logit_scale = nn.Parameter(temperature)
         self.batch_norm = nn.BatchNorm1d(C, affine=False)
         input_dim = {"features": temporal_dim, "similarity": C, "both": C + temporal_dim}[config.temporal_input]
-        self.temporal_model = TemporalModel(input_dim, temporal_body(config), config.embed_dim)
+        self.temporal_model = TemporalModel(input_dim, self.temporal_body(), config.embed_dim)
         self.class_head = nn.Linear(config.embed_dim, C) if config.class_head else None
         if self.class_head is not None:  # at first all classes are alike
             nn.init.zeros_(self.class_head.weight)
             nn.init.zeros_(self.class_head.bias)
+
+    def temporal_body(self) -> nn.Module:
+        """The part of the Temporal model that Table 10 exchanges; the paper's own, and the simplest of the others."""
+        config, E = self.config, self.config.embed_dim
+        if config.temporal == "mlp":  # of three layers, with projection and head
+            return nn.Sequential(nn.ReLU(), nn.Linear(E, E), nn.ReLU())
+        if config.temporal != "axial":
+            others = "AnomalyCLIPSystem in videoanomaly/systems/ours.py has the others"
+            raise ValueError(f"temporal must be 'axial' or 'mlp' in this file, got {config.temporal!r}; {others}")
+        sizes = {"num_segments": config.num_segments, "num_frames": config.num_frames}
+        return AxialTransformer(E, **sizes, num_heads=config.num_heads, depth=config.depth)
 
     # -- forward, one line a box of Fig. 2(b) --
 
@@ -766,13 +649,10 @@ class AnomalyCLIP(VideoModel):
         Raises:
             ValueError: If features are missing, superfluous or of another width than the config says.
         """
-        found = (features.shape[-1], None if temporal_features is None else temporal_features.shape[-1])
-        expected = (self.config.feature_dim, self.config.temporal_feature_dim)
-        if found != expected:
-            raise ValueError(
-                f"features and temporal_features must be {expected[0]} and {expected[1]} wide, got "
-                f"{found[0]} and {found[1]}"
-            )
+        widths = [None if x is None else x.shape[-1] for x in (features, temporal_features)]
+        if widths != (own := [self.config.feature_dim, self.config.temporal_feature_dim]):
+            found, expected = (" and ".join(map(str, x)) for x in (widths, own))
+            raise ValueError(f"features and temporal_features must be {expected} wide, got {found}")
         directions = self.class_directions() if self.training else self.directions  # (C, D)
         x = self.recentre(features, self.prototype)  # (B, S, F, D)
         likelihood = self.select(x, directions)  # (B, S, F, C)
@@ -818,12 +698,9 @@ class AnomalyCLIP(VideoModel):
         Raises:
             ValueError: If the labels are not as many as half the videos.
         """
-        half = len(labels)
-        if prediction.anomaly_logits.shape[0] != 2 * half:
-            raise ValueError(
-                f"{half} labels for the abnormal half go with {2 * half} videos, "
-                f"got {prediction.anomaly_logits.shape[0]}"
-            )
+        half, num_videos = len(labels), len(prediction.anomaly_logits)
+        if num_videos != 2 * half:
+            raise ValueError(f"{half} labels for the abnormal half go with {2 * half} videos, got {num_videos}")
         if segment_mask is None:
             segment_mask = draw_segment_mask(2 * half, self.config, labels.device)
         losses = self.abnormal_losses(prediction.half(slice(half)), labels, segment_mask[:half])
@@ -857,9 +734,7 @@ class AnomalyCLIP(VideoModel):
         return {
             "dir_normal": per_frame.mean(),  # Eq. 10
             "top_normal": -gather_segments(F.logsigmoid(-prediction.anomaly_logits), top).mean(),  # Eq. 11
-            "dir_top_normal": gather_segments(
-                per_frame, top
-            ).mean(),  # Eq. 16; its c, undefined for Normal, as in Eq. 10
+            "dir_top_normal": gather_segments(per_frame, top).mean(),  # Eq. 16; c, undefined for Normal, as in Eq. 10
         }
 
     def rank(self, prediction: Prediction, likelihood: Tensor, mask: Tensor, *, largest: bool) -> Tensor:
@@ -883,137 +758,3 @@ class AnomalyCLIP(VideoModel):
         """Keeps the directions for inference; a model that came with finished ones alone keeps those."""
         if self.free_directions is not None or self.prompt_learner is not None:
             self.directions.copy_(self.class_directions())
-
-
-def damage(path: str | os.PathLike[str]) -> str | None:
-    """What is wrong with the bytes of a file of torch.save; None if all are as they were written.
-
-    Of files that end in SEAL any changed byte shows, of other zip archives those of their members.
-    """
-    with open(path, "rb") as file:
-        head, size = file.read(4), os.fstat(file.fileno()).st_size
-        file.seek(max(size - len(SEAL) - HASH_LENGTH, 0))
-        tail = file.read()
-        if tail.startswith(SEAL):
-            file.seek(0)
-            digest, left = hashlib.sha256(), size - HASH_LENGTH
-            while left and (block := file.read(min(left, 2**20))):
-                digest.update(block)
-                left -= len(block)
-            if digest.hexdigest().encode() != tail[len(SEAL) :]:
-                return "is damaged: its hash is another"
-        elif not head.startswith(b"PK"):
-            return None  # torch.save's older format
-        elif tail[-22:-18] != b"PK\5\6" or tail[-2:] != bytes(2):  # an archive's end, without a comment
-            return "is damaged: its end is not the one of an archive"
-    with zipfile.ZipFile(path) as archive:
-        if sum(member.file_size for member in archive.infolist()) > MOST_UNPACKED * size:
-            return f"unpacks to more than {MOST_UNPACKED} times its size"
-        bad = None if tail.startswith(SEAL) else archive.testzip()
-        return bad and f"is damaged at {bad!a:.60}"
-
-
-def read_torch(path: str | os.PathLike[str], expected: str) -> Any:
-    """What torch.save wrote, tensors on the CPU; nothing in the file is executed.
-
-    Raises:
-        ValueError: If the file is damaged, or holds other things than tensors and plain values.
-    """
-    try:
-        problem = damage(path)
-        if not problem:
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        problem = "no such file"
-    except Exception as error:  # torch.load has no error class of its own for files that are none of its
-        problem = f"found {type(error).__name__} on reading"
-    raise ValueError(f"{path}: {problem}, expected {expected}")
-
-
-def read_checkpoint(path: str | os.PathLike[str], *needed: str) -> dict[str, Any]:
-    """The dict that train.py saved, tensors on the CPU, with the entries `needed`; nothing in the file is executed.
-
-    Raises:
-        ValueError: If the file is not such a checkpoint, damaged, or one of a newer format.
-    """
-    entries = {"format", "config", "model", *needed}
-    checkpoint = read_torch(path, "a checkpoint of train.py")
-    if not isinstance(checkpoint, dict) or not entries <= checkpoint.keys():
-        raise ValueError(
-            f"{path}: found a file without {', '.join(sorted(entries))}, expected a checkpoint of train.py"
-        )
-    if not isinstance(checkpoint["format"], int) or checkpoint["format"] > CHECKPOINT_FORMAT:
-        raise ValueError(
-            f"{path}: found checkpoint format {checkpoint['format']!r:.20} of a newer version, "
-            f"expected {CHECKPOINT_FORMAT}"
-        )
-    return checkpoint
-
-
-def inference_rows(num_rows: int, num_segments: int, num_frames: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields the row numbers (up to batch_size, S, F) of the passes over a video; numbers from N on are padding."""
-    num_passes = -(-num_rows // (num_segments * num_frames))
-    grid = np.arange(num_segments * num_passes * num_frames).reshape(num_segments, num_passes, num_frames)
-    grid = grid.transpose(1, 0, 2)  # (J, S, F)
-    for start in range(0, num_passes, batch_size):
-        yield grid[start : start + batch_size]
-
-
-# ---- Metrics (Sec. 4.1) ----
-
-
-def auc_ap(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
-    """Area under ROC and average precision of one score, as scikit-learn's; None with one kind of frame alone.
-
-    Args:
-        scores: (N,), finite.
-        positive: (N,) bool.
-    """
-    if positive.all() or not positive.any():
-        return {"AUC": None, "AP": None}
-    levels, gains = np.unique(scores[positive], return_counts=True)  # ascending; positives with each score
-    negatives = np.sort(scores[~positive])
-    at_or_above, above = (len(negatives) - np.searchsorted(negatives, levels, side) for side in ("left", "right"))
-    true = gains[::-1].cumsum()[::-1]  # positives at or above each level
-    wins = (gains * (len(negatives) - (at_or_above + above) / 2)).sum()  # pairs in the right order, ties half
-    return {
-        "AUC": float(wins / (true[0] * len(negatives))),
-        "AP": float((gains * (true / (true + at_or_above))).sum() / true[0]),
-    }
-
-
-def is_class(labels: np.ndarray, c: int) -> np.ndarray:
-    """Frames of a class, (N,) bool, by labels as `metrics` takes them."""
-    return labels[:, c] if labels.ndim == 2 else labels == c
-
-
-def is_anomalous(labels: np.ndarray) -> np.ndarray:
-    """Frames of any class, (N,) bool."""
-    return labels.max(axis=1) if labels.ndim == 2 else labels >= 0
-
-
-def metrics(p_A: np.ndarray, p_class: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Frame-level metrics over all frames of all videos, in [0, 1].
-
-    AUC and AP tell anomalous from normal frames by p_A. Per class, frames of the class are positive, all others,
-    anomalous or not, negative, and the score is p_class; mAUC and mAP are means over the classes that occur.
-
-    Args:
-        p_A: (N,).
-        p_class: (N, C).
-        labels: (N,), -1 for normal frames, else the class; or, where frames show several classes at once, (N, C) bool.
-        classes: C names.
-    Returns:
-        AUC, AP, mAUC, mAP, frames, anomalous_frames, and per_class[name] with AUC, AP, frames. A value that does not
-        exist, as of a class without frames, is None.
-    """
-    per_class: dict[str, dict] = {
-        name: auc_ap(p_class[:, c], is_class(labels, c)) | {"frames": int(is_class(labels, c).sum())}
-        for c, name in enumerate(classes)
-    }
-    anomalous = is_anomalous(labels)
-    result: dict[str, Any] = dict(auc_ap(p_A, anomalous))
-    for key in ("AUC", "AP"):
-        present = [values[key] for values in per_class.values() if values[key] is not None]
-        result[f"m{key}"] = float(np.mean(present)) if present else None
-    return result | {"frames": len(labels), "anomalous_frames": int(anomalous.sum()), "per_class": per_class}

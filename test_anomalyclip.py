@@ -4,11 +4,9 @@ weights).
 
 import json
 import math
-import resource
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,6 @@ from anomalyclip import (
     TemporalModel,
     draw_segment_mask,
     inference_rows,
-    metrics,
     select_segments,
 )
 from tests.tiny_clip import tiny_clip_state_dict
@@ -195,21 +192,11 @@ def test_temporal_model_equals_the_released_one(case, sizes):
     assert_near(scores, expected["test_scores"], atol=2e-6)
 
 
-def test_long_transformer_and_mtn_give_all_frames_of_a_segment_one_score_and_short_stays_in_its_segment(clip):
-    config = small_config()
-    features, _ = random_batch(config)
-    other = features.clone()
-    other[:, -1] += 1.0  # only the last segment differs
-    for temporal in ("long", "mtn"):
-        model = small_model(clip, directions="direct", temporal=temporal).eval()
-        z = model(features).anomaly_logits
-        # a kernel may add up rows at its tiles' edges in another order: 16 terms of a sum near 1, 2^-24 each, are 1e-6
-        assert_near(z, z[:, :, :1].expand_as(z), atol=1e-6)
-        assert (model(other).anomaly_logits[:, 3] - z[:, 3]).abs().min() > 1e-3
-    model = small_model(clip, directions="direct", temporal="short").eval()
-    z, z_other = model(features).anomaly_logits, model(other).anomaly_logits
-    assert_near(z_other[:, :-1], z[:, :-1], atol=1e-6)
-    assert (z_other[:, -1] - z[:, -1]).abs().max() > 1e-3
+@pytest.mark.parametrize("temporal", ["short", "long", "mtn"])
+def test_bodies_of_other_files_are_named_with_where_they_are(temporal):
+    message = f"temporal must be 'axial' or 'mlp' in this file, got '{temporal}'; AnomalyCLIPSystem in videoanomaly/"
+    with pytest.raises(ValueError, match=message):
+        AnomalyCLIP(small_config(directions="direct", temporal=temporal))
 
 
 def test_ucf_crime_preset_has_the_published_number_of_trainable_parameters():
@@ -463,9 +450,6 @@ def test_labels_that_do_not_go_with_the_batch_are_refused(clip):
         {"likelihood": "cosine"},
         {"selection": "magnitude"},
         {"temporal": "mlp"},
-        {"temporal": "short"},
-        {"temporal": "long"},
-        {"temporal": "mtn"},
         {"temporal_input": "similarity"},
         {"temporal_input": "both"},
         {"depth": 2},
@@ -481,7 +465,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(clip, chang
     for name, p in model.named_parameters():
         expected = p.requires_grad and (name != "logit_scale" or model.config.likelihood == "cosine")
         assert (p.grad is not None) == expected, name
-        if expected and "non_local" not in name:  # the zero-initialised branch starts without gradients inside
+        if expected:
             assert p.grad.abs().max() > 0, name
     assert not any(p.grad is not None for p in clip.parameters())
 
@@ -812,62 +796,31 @@ def test_files_that_are_no_checkpoint_are_named(clip, tmp_path):
         AnomalyCLIP.from_checkpoint(tmp_path / "size.pt")
 
 
-BAD_CONFIGS = [
-    {"depth": 10**6},
-    {"depth": "a"},
-    {"feature_dim": 10**9},
-    {"feature_dim": 2**62},
-    {"feature_dim": 64.5},
-    {"num_frames": 10**9},
-    {"num_segments": 10**9},
-    {"num_heads": True},
-    {"embed_dim": 8 * 10**5},
-    {"num_ctx": [8]},
-    {"temporal_feature_dim": 10**9},
-    {"mask_ratio": "0.7"},
-    {"lambda_smooth": float("nan")},
-    {"lambda_sparse": None},
-    {"shared_ctx": "no"},
-    {"temporal": 3},
-    {"unknown": 1},
-    None,
-    [],
-]
-
-
-@pytest.mark.parametrize("changes", BAD_CONFIGS, ids=str)
-def test_a_config_that_claims_what_the_state_does_not_hold_is_refused_in_one_line(changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"depth": "a"},
+        {"feature_dim": 64.5},
+        {"num_ctx": [8]},
+        {"num_frames": 0},
+        {"temporal": 3},
+        {"more": 1},
+        None,
+        [],
+    ],
+    ids=str,
+)
+def test_a_config_of_another_version_is_refused_in_one_line(changes):
     checkpoint = AnomalyCLIP(small_config(directions="direct")).checkpoint()
     checkpoint["config"] = {**checkpoint["config"], **changes} if isinstance(changes, dict) else changes
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError) as caught:
         AnomalyCLIP.from_dict(checkpoint)
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 300
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
-
-
-@pytest.mark.parametrize(
-    "name", [3, None, ["fire"], "", "fire\x1b[2J", "fi\nre", "\x9b1m", "\u2028", "\ud800", "f" * 10**6]
-)
-def test_a_class_that_is_no_name_is_refused_in_one_line(name):
-    checkpoint = AnomalyCLIP(small_config(directions="direct")).checkpoint()
-    checkpoint["config"]["classes"][0] = name
-    with pytest.raises(ValueError, match="classes must be names of plain text|config is not one") as caught:
-        AnomalyCLIP.from_dict(checkpoint)
-    assert len(str(caught.value).splitlines()) == 1 and str(caught.value).isprintable() and len(str(caught.value)) < 300
-
-
-def test_names_of_classes_may_be_those_of_any_script():
-    names = ("事故", "می\u200cدود", "झगड़ा", "Schlägerei", "$\\foo$", "=cmd", "🔥")
-    assert AnomalyCLIPConfig(classes=names).classes == names
 
 
 BAD_STATES = {
-    "infinite": lambda x: torch.full_like(x, float("inf")),
-    "not a number": lambda x: torch.full_like(x, float("nan")),
     "whole numbers": lambda x: x.int(),
     "complex": lambda x: x.to(torch.complex64),
-    "one number for all": lambda x: torch.ones(1).expand(x.shape),
     "no tensor": lambda x: x.tolist(),
     "another shape": lambda x: x[:-1],
 }
@@ -877,77 +830,17 @@ BAD_STATES = {
 def test_a_state_that_is_none_of_the_model_is_refused(kind):
     checkpoint, name = AnomalyCLIP(small_config(directions="direct")).checkpoint(), "temporal_model.projection.weight"
     checkpoint["model"][name] = BAD_STATES[kind](checkpoint["model"][name])
-    with pytest.raises(ValueError, match="state does not fit the model"):
+    with pytest.raises(ValueError, match="state does not fit the model at temporal_model"):
         AnomalyCLIP.from_dict(checkpoint)
     for state in (None, [], {1: torch.ones(1)}):
         with pytest.raises(ValueError, match="no dict of tensors"):
             AnomalyCLIP.from_dict(checkpoint | {"model": state})
 
 
-def test_every_changed_byte_of_a_members_content_is_noticed_in_files_of_torch_save(tmp_path):
-    path = tmp_path / "x.pt"
-    torch.save(AnomalyCLIP(small_config(directions="direct", embed_dim=8)).checkpoint(), path)
-    content = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        places = [member.header_offset + 200 for member in archive.infolist() if member.file_size > 200]
-    for place in places:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(ValueError, match="x.pt: is damaged at .*, expected a checkpoint"):
-            AnomalyCLIP.from_checkpoint(path)
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="x.pt: is damaged"):
-        AnomalyCLIP.from_checkpoint(path)
-
-
-def test_an_archive_that_unpacks_to_everything_is_refused_before_it_does(tmp_path):
-    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("x/data.pkl", bytes(2**24))
-    with pytest.raises(ValueError, match="x.pt: unpacks to more than 10 times its size"):
-        AnomalyCLIP.from_checkpoint(tmp_path / "x.pt")
-
-
 def test_training_without_the_clip_that_the_directions_need_is_refused():
     model = AnomalyCLIP(small_config())
     with pytest.raises(ValueError, match="directions='finetune' need CLIP to be trained"):
         model(torch.randn(2, 7, 3, 64))
-
-
-# ---- metrics ----
-
-
-def slow_auc(scores, positive) -> float:
-    wins = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
-    return sum(wins) / len(wins)
-
-
-def slow_ap(scores, positive) -> float:
-    total, recall_before = 0.0, 0.0
-    for threshold in sorted(set(scores), reverse=True):
-        hits = scores >= threshold
-        recall = (positive & hits).sum() / positive.sum()
-        total += (recall - recall_before) * (positive & hits).sum() / hits.sum()
-        recall_before = recall
-    return total
-
-
-def test_metrics_equal_slow_definitions_with_ties_and_an_absent_class():
-    rng = np.random.default_rng(0)
-    labels = rng.choice([-1, 0, 2], size=80, p=[0.6, 0.2, 0.2])
-    p_class = rng.integers(0, 6, (80, 3)) / 20  # many ties
-    result = metrics(p_class.sum(axis=1), p_class, labels, ("fire", "riot", "fall"))
-    assert result["AUC"] == pytest.approx(slow_auc(p_class.sum(axis=1), labels >= 0))
-    assert result["AP"] == pytest.approx(slow_ap(p_class.sum(axis=1), labels >= 0))
-    aucs = [slow_auc(p_class[:, c], labels == c) for c in (0, 2)]
-    assert [result["per_class"][name]["AUC"] for name in ("fire", "fall")] == pytest.approx(aucs)
-    assert result["mAUC"] == pytest.approx(np.mean(aucs))
-    assert result["mAP"] == pytest.approx(np.mean([slow_ap(p_class[:, c], labels == c) for c in (0, 2)]))
-    assert result["per_class"]["riot"] == {"AUC": None, "AP": None, "frames": 0}
-    assert result["frames"] == 80 and result["anomalous_frames"] == int((labels >= 0).sum())
-
-
-def test_without_any_anomalous_frame_no_metric_exists():
-    result = metrics(np.ones(5), np.ones((5, 1)), np.full(5, -1), ("fire",))
-    assert [result[key] for key in ("AUC", "AP", "mAUC", "mAP")] == [None] * 4
 
 
 # ---- on its own, and with other people's CLIPs ----
@@ -969,6 +862,8 @@ config = anomalyclip.AnomalyCLIPConfig(classes=("fire", "fall"), feature_dim=8, 
 model = anomalyclip.AnomalyCLIP(config, clip=clip, tokenize=clip_model.tokenize)
 model.losses(model(torch.randn(4, 32, 16, 8)), torch.tensor([0, 1]))["total"].backward()
 print(*(p.shape for p in model.predict(torch.randn(600, 8))))
+torch.save(model.checkpoint(), "model.pt")
+print(*(p.shape for p in anomalyclip.AnomalyCLIP.from_checkpoint("model.pt").predict(torch.randn(600, 8))))
 """)
     result = subprocess.run(
         [sys.executable, "use.py"],
@@ -977,7 +872,7 @@ print(*(p.shape for p in model.predict(torch.randn(600, 8))))
         capture_output=True,
         text=True,
     )
-    assert result.stdout == "(600,) (600, 2)\n", result.stderr
+    assert result.stdout == "(600,) (600, 2)\n" * 2, result.stderr
 
 
 def directions_of(clip, tokenize):

@@ -31,11 +31,13 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 import clip_model
-from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, VideoModel
 from videoanomaly.data import datasets, lists
 from videoanomaly.data.features import load_array, read_meta
+from videoanomaly.systems.checks import check_claims
 from videoanomaly.systems.s3r import S3R
 from videoanomaly.video.decoding import BROKEN, VideoFile, mean_rate, to_image, why_skipped, with_holes
+from videoanomaly.weights.reading import read_checkpoint
 
 SECONDS, MEMORY = 5, 2**30  # of a case, of all cases
 MEDIA = {"mp4": "libx264", "mkv": "libx264", "ts": "libx264", "avi": "mpeg4", "mpg": "mpeg2video", "flv": "flv"}
@@ -241,6 +243,13 @@ def checkpoint(model=AnomalyCLIP, feature_dim=3, **options) -> bytes:
     return saved(model(config).checkpoint(), **options)
 
 
+def model_of(path: Path, system: type[VideoModel]) -> VideoModel:
+    """A system of any width from a checkpoint."""
+    content = read_checkpoint(path)
+    check_claims(system, content)
+    return system.from_dict(content)
+
+
 # ---------------------------------------------------------------- parsers
 
 
@@ -304,9 +313,9 @@ def binary_parsers(folder: Path):
         ("n.pt", checkpoint(_use_new_zipfile_serialization=False), mutate),
     ):
         file = folder / name
-        yield f"checkpoint {change.__name__}", file, data, change, lambda file=file: AnomalyCLIP.from_checkpoint(file)
+        yield f"checkpoint {change.__name__}", file, data, change, lambda file=file: model_of(file, AnomalyCLIP)
     s3r = folder / "s3r.pt"
-    yield "checkpoint of S3R", s3r, checkpoint(NarrowS3R, 16), mutate_zip, lambda: NarrowS3R.from_checkpoint(s3r)
+    yield "checkpoint of S3R", s3r, checkpoint(NarrowS3R, 16), mutate_zip, lambda: model_of(s3r, NarrowS3R)
     yield "CLIP torch zip", path["plain"], saved(state), mutate_zip, lambda: clip_model.load(path["plain"])
     yield (
         "CLIP torch, old",

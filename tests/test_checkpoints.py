@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ import torch
 import evaluate
 import predict
 import train
-from anomalyclip import AnomalyCLIP, damage
 from tests.synthetic import arguments, equal, run, stop_in_the_third_epoch, write_dataset
 from videoanomaly.operating_curve import Watched, measure
 from videoanomaly.runtime.console import InputError
 from videoanomaly.weights import checkpoints
 from videoanomaly.weights.checkpoints import load_model, write_checkpoint
+from videoanomaly.weights.reading import damage, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +49,51 @@ def test_any_changed_byte_of_a_checkpoint_is_noticed(made, tmp_path):
     for place in [*ends, *rng.sample(range(len(content)), 200)]:
         path.write_bytes(changed(content, place, 1 << rng.randrange(8)))
         with pytest.raises(ValueError, match=r"last\.pt: .*, expected a checkpoint of train.py"):
-            AnomalyCLIP.from_checkpoint(path)
+            read_checkpoint(path)
     for length in (0, 1, len(content) // 2, len(content) - 71, len(content) - 1):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="expected a checkpoint of train.py"):
-            AnomalyCLIP.from_checkpoint(path)
+            read_checkpoint(path)
     for worse in (content[:5000] + bytes(4096) + content[9096:], content + b"\n", content[1:]):
         path.write_bytes(worse)
         with pytest.raises(ValueError, match="expected a checkpoint of train.py"):
-            AnomalyCLIP.from_checkpoint(path)
+            read_checkpoint(path)
+
+
+def test_every_changed_byte_of_a_members_content_is_noticed_in_files_of_torch_save(made, tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save(made[1], path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        places = [member.header_offset + 200 for member in archive.infolist() if member.file_size > 200]
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match="x.pt: is damaged at .*, expected a checkpoint"):
+            read_checkpoint(path)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="x.pt: is damaged"):
+        read_checkpoint(path)
+
+
+def test_an_archive_that_unpacks_to_everything_is_refused_before_it_does(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(2**24))
+    with pytest.raises(ValueError, match="x.pt: unpacks to more than 10 times its size"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_files_that_are_no_checkpoint_are_named(made, tmp_path):
+    with pytest.raises(ValueError, match="x.pt: no such file, expected a checkpoint of train.py"):
+        read_checkpoint(tmp_path / "x.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match="text.pt: found .* on reading, expected a checkpoint of train.py"):
+        read_checkpoint(tmp_path / "text.pt")
+    torch.save({"weights": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="other.pt: found a file without config, epoch, format, model, expected"):
+        read_checkpoint(tmp_path / "other.pt", "epoch")
+    torch.save(made[1] | {"format": 99}, tmp_path / "new.pt")
+    with pytest.raises(ValueError, match="new.pt: found checkpoint format 99 of a newer version, expected 1"):
+        read_checkpoint(tmp_path / "new.pt")
 
 
 def test_every_script_refuses_a_damaged_checkpoint(made, dataset, tmp_path):

@@ -54,7 +54,6 @@ SMALL = {  # modules under 40 lines, with the reason to stand alone
     "videoanomaly.video.luma": "files and cameras compare pictures alike",
     "videoanomaly.runtime.systemd": "what systemd is told stands nowhere else",
     "videoanomaly.runtime.torchrun": "torchrun's variables are read nowhere else",
-    "videoanomaly.systems.ours": "a file for each system",
     "videoanomaly.systems.ssrl": "a file for each system",
 }
 FILES_OF_ROOT = (

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-import anomalyclip
 from videoanomaly import event_rule
-from videoanomaly.evaluation import metrics
+from videoanomaly.evaluation import metrics, paper_metrics
 from videoanomaly.evaluation.metrics import (
     IOUS,
     NMS_IOU,
@@ -362,7 +361,7 @@ def overlapping(seed: int) -> list[SimpleNamespace]:
 def all_numbers(videos) -> dict:
     p_A, p_class, labels = (np.concatenate([getattr(v, name) for v in videos]) for name in ("p_A", "p_class", "labels"))
     return {
-        "frames": anomalyclip.metrics(p_A, p_class, labels, CLASSES),
+        "frames": paper_metrics.metrics(p_A, p_class, labels, CLASSES),
         "intervals": bootstrap_metrics(videos, CLASSES, num_draws=50),
         "events": event_map(videos, FPS, CLASSES),
         "operation": operating_points(videos, FPS, 0.5),

@@ -14,11 +14,12 @@ import torch
 import clip_model
 import predict
 import train
-from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, metrics
+from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from tests.tiny_clip import tiny_clip_state_dict
 from tests.videos import RED, write_clip
 from videoanomaly.data import features as features_, prototype
 from videoanomaly.data.annotations import Video
+from videoanomaly.evaluation.paper_metrics import metrics
 from videoanomaly.frame_scores import FrameScores
 from videoanomaly.prediction import explain, open_set, recogniser
 from videoanomaly.runtime.console import InputError, options_of

@@ -72,3 +72,12 @@ def test_a_recipe_goes_before_the_data_sets_settings_and_what_is_given_before_it
 def test_every_system_may_smooth_its_scores(system, tmp_path):
     settings, _ = train.parse_args(["--dataset", "demo", "--out", "x", "--model", system, "--smoothing", "0.5"])
     assert make_config(settings.for_data(some_data("demo", tmp_path)), ("a", "b"), 128, None).smoothing == 0.5
+
+
+def test_names_and_numbers_that_no_model_can_have_are_named():
+    settings, _ = train.parse_args(["--dataset", "demo", "--out", "x"])
+    with pytest.raises(InputError, match="classes must be names of plain text, up to 1000 characters, got 'fire"):
+        make_config(settings, ("fire\x1b[2J",), 8, None)
+    settings, _ = train.parse_args(["--dataset", "demo", "--out", "x", "--lambdas", "top_normal=nan"])
+    with pytest.raises(InputError, match="lambda_top_normal must be a finite number, got nan"):
+        make_config(settings, ("fire",), 8, None)

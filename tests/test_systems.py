@@ -14,7 +14,7 @@ import clip_model
 import evaluate
 import predict
 import train
-from anomalyclip import MTN, AnomalyCLIP, AnomalyCLIPConfig, NonLocal
+from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from tests.places import torchrun
 from tests.synthetic import equal, stop_in_the_third_epoch, write_dataset
 from tests.tiny_clip import tiny_clip_state_dict
@@ -25,6 +25,7 @@ from videoanomaly.data.sampling import BalancedBatches
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems import actionclip, base, binary, catalogue, mgfn, rtfm, s3r, ur_dmu, vadclip
+from videoanomaly.systems.temporal_bodies import MTN, NonLocal
 from videoanomaly.training.epochs import learning_rate
 from videoanomaly.weights import export
 

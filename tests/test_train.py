@@ -15,12 +15,13 @@ import torch
 import clip_model
 import evaluate
 import train
-from anomalyclip import AnomalyCLIP, metrics
+from anomalyclip import AnomalyCLIP
 from tests.places import ROOT
 from tests.synthetic import CLASSES, SMALL, equal, run, stop_in_the_third_epoch, write_dataset
 from tests.tiny_clip import tiny_clip_state_dict
 from videoanomaly import settings, winograd
 from videoanomaly.evaluation.metrics import choose_threshold, false_alarm_rate
+from videoanomaly.evaluation.paper_metrics import metrics
 from videoanomaly.runtime.console import InputError
 from videoanomaly.runtime.signals import stop_signals
 from videoanomaly.training import epochs

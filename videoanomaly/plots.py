@@ -144,7 +144,7 @@ def class_bars(path: Path, per_class: dict[str, dict], intervals: dict[str, dict
 
     Args:
         path: The file.
-        per_class: By name, as `anomalyclip.metrics` gives it.
+        per_class: By name, as `paper_metrics.metrics` gives it.
         intervals: By name, as `metrics.bootstrap_metrics` gives it.
         key: AUC or AP.
     """

@@ -12,6 +12,7 @@ from videoanomaly.data.training_data import TrainingData, open_training_data
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems.base import Trainable
 from videoanomaly.systems.catalogue import SYSTEMS
+from videoanomaly.systems.checks import check_config
 
 SMALL_STEPS = 500  # of any system but ours on small data sets; on the demo their losses settle by then
 SNIPPET = 16  # frames of a segment in the papers
@@ -155,7 +156,7 @@ def make_config(
         config = AnomalyCLIPConfig(
             classes=classes, feature_dim=feature_dim, temporal_feature_dim=temporal_feature_dim, **given
         )
-        settings.system.check(config)
+        settings.system.check(check_config(config))
     except ValueError as error:
         raise InputError(str(error)) from None
     return config

@@ -1,4 +1,4 @@
-"""What the field reports beyond the frame metrics of anomalyclip.metrics: intervals, events and operating points.
+"""What the field reports beyond the paper's metrics: intervals, events and operating points.
 
 `scores` is everywhere a sequence with one object per video, as scoring.py's `Scores`: p_A (N,), p_class (N, C) and
 labels (N,), -1 for normal frames, else the class; or masks (N, C) in all videos where frames show several classes at
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalyclip import is_anomalous, is_class
+from videoanomaly.evaluation.paper_metrics import is_anomalous, is_class
 from videoanomaly.event_rule import (
     MERGE_GAP,
     MIN_LENGTH,
@@ -146,7 +146,7 @@ def mean_of_present(values: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_metrics(scores: Sequence[Labelled], classes: Sequence[str], num_draws: int = 1000, seed: int = 0) -> dict:
-    """95% percentile intervals of the metrics of anomalyclip.metrics, from a bootstrap over videos.
+    """95% percentile intervals of the metrics of paper_metrics.metrics, from a bootstrap over videos.
 
     Each draw takes as many videos as there are, with replacement, and all frames of each. A class without frames in a
     draw leaves this draw out of its own intervals; the means of a draw are over the classes that occur in it.

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-import anomalyclip
+from anomalyclip import VideoModel
 from videoanomaly.data.annotations import Video, VideoLists, frame_labels, frame_masks
 from videoanomaly.data.features import FeatureFolder, matching_rows
-from videoanomaly.evaluation import metrics
+from videoanomaly.evaluation import metrics, paper_metrics
 from videoanomaly.frame_scores import score_frames
 from videoanomaly.runtime.files import write_atomically
 
@@ -36,7 +36,7 @@ def of_classes(scores: Scores) -> np.ndarray:
 def class_masks(scores: Scores) -> np.ndarray:
     """The classes that each frame shows, (N, C) bool."""
     num_classes = of_classes(scores).shape[1]
-    return np.stack([anomalyclip.is_class(scores.labels, c) for c in range(num_classes)], axis=1)
+    return np.stack([paper_metrics.is_class(scores.labels, c) for c in range(num_classes)], axis=1)
 
 
 def score_videos(
@@ -71,12 +71,12 @@ def frame_metrics(scores: dict[str, Scores], classes: tuple[str, ...]) -> dict:
     """Metrics over all frames of all videos; a rule without classes has AUC and AP alone."""
     p_A, labels = (np.concatenate([getattr(s, name) for s in scores.values()]) for name in ("p_A", "labels"))
     if next(iter(scores.values())).p_class is None:
-        return anomalyclip.auc_ap(p_A, anomalyclip.is_anomalous(labels))
-    return anomalyclip.metrics(p_A, np.concatenate([of_classes(s) for s in scores.values()]), labels, classes)
+        return paper_metrics.auc_ap(p_A, paper_metrics.is_anomalous(labels))
+    return paper_metrics.metrics(p_A, np.concatenate([of_classes(s) for s in scores.values()]), labels, classes)
 
 
 def alarm_threshold(
-    model: anomalyclip.VideoModel,
+    model: VideoModel,
     lists: VideoLists,
     features: FeatureFolder,
     temporal: FeatureFolder | None = None,

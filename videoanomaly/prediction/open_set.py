@@ -26,11 +26,13 @@ from anomalyclip import PROMPTS, AnomalyCLIP, Prediction, VideoModel
 from videoanomaly.clip_weights import DEFAULT_CLIP, find_clip, load_clip
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems.base import SegmentPrediction
+from videoanomaly.systems.checks import check_config
 from videoanomaly.systems.clip_zeroshot import ClipZeroShot
 from videoanomaly.systems.one_class import OneClassGaussian
+from videoanomaly.systems.ours import AnomalyCLIPSystem
 
 
-class OpenSetAnomalyCLIP(AnomalyCLIP):
+class OpenSetAnomalyCLIP(AnomalyCLIPSystem):
     """A trained model with classes added behind its own: `predict` gives (N,) and (N, C + n).
 
     Args:
@@ -167,9 +169,8 @@ def new_directions(
 ) -> Tensor:
     """Directions (n, D) of new classes with the contexts and the text projection of the checkpoint."""
     with short_names(names):
-        prompted = AnomalyCLIP(
-            replace(model.config, classes=names), clip=clip, tokenize=clip_model.tokenize, prototype=model.prototype
-        )
+        config = check_config(replace(model.config, classes=names))
+        prompted = AnomalyCLIPSystem(config, clip=clip, tokenize=clip_model.tokenize, prototype=model.prototype)
     learned = [name for name in ("ctx", "text_projection") if getattr(prompted.prompt_learner, name) is not None]
     state = {name: checkpoint["model"].get(f"prompt_learner.{name}") for name in learned}
     if any(
@@ -231,6 +232,6 @@ def name_by_text(
     """
     loaded = clip_of_features(ckpt, checkpoint, clip)
     with short_names(names):
-        config = replace(model.config, classes=names, directions="engineered")
+        config = check_config(replace(model.config, classes=names, directions="engineered"))
         zero_shot = ClipZeroShot(config, clip=loaded, tokenize=clip_model.tokenize, prototype=model.prototype)
     return NamedOneClass(model, zero_shot).eval()

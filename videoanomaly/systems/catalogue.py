@@ -6,6 +6,7 @@ from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly.runtime.console import InputError
 from videoanomaly.systems.actionclip import ActionCLIP
 from videoanomaly.systems.base import Trainable
+from videoanomaly.systems.checks import check_claims
 from videoanomaly.systems.clip_zeroshot import ClipZeroShot
 from videoanomaly.systems.mgfn import MGFN
 from videoanomaly.systems.one_class import OneClassGaussian
@@ -51,6 +52,7 @@ def from_dict(checkpoint: dict) -> Trainable:
     name = checkpoint.get("system", AnomalyCLIP.NAME)
     if not isinstance(name, str) or name not in SYSTEMS:
         raise ValueError(f"the checkpoint's system is not one of this version: {str(name)[:60]!r}")
+    check_claims(SYSTEMS[name], checkpoint)
     return SYSTEMS[name].from_dict(checkpoint)
 
 

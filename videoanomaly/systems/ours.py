@@ -2,12 +2,13 @@
 
 from dataclasses import fields
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalyclip import PROMPTS, AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly.data.prototype import normal_moments, normality_prototype
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.systems.base import Defaults, Trainable
+from videoanomaly.systems.temporal_bodies import other_body
 
 
 class AnomalyCLIPSystem(Trainable, AnomalyCLIP):
@@ -21,6 +22,8 @@ class AnomalyCLIPSystem(Trainable, AnomalyCLIP):
 
     @classmethod
     def check(cls, config: AnomalyCLIPConfig) -> None:
+        if config.temporal == "mtn" and config.embed_dim % 8:
+            raise ValueError(f"embed_dim must be a multiple of 8 for 'mtn', got {config.embed_dim}")
         if config.num_segments < 2 * config.topk:  # top and bottom segments are selected
             raise ValueError(f"--num-segments {config.num_segments}: expected at least {2 * config.topk}, twice --topk")
 
@@ -29,6 +32,10 @@ class AnomalyCLIPSystem(Trainable, AnomalyCLIP):
         """Both prototypes."""
         folders = {"prototype": data.features, "temporal_prototype": data.temporal}
         return {name: normality_prototype(folder, data.lists.train) for name, folder in folders.items() if folder}
+
+    def temporal_body(self) -> nn.Module:
+        """Any of Table 10."""
+        return other_body(self.config) or super().temporal_body()
 
     def extras(self, data: TrainingData) -> dict:
         """What new classes need: `normal_moments`, where prompts fit any class."""

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomalyclip import MTN, AnomalyCLIPConfig, gather_segments
+from anomalyclip import AnomalyCLIPConfig, gather_segments
 from videoanomaly.systems.base import Defaults, SegmentPrediction, score_head, top_score_loss
 from videoanomaly.systems.binary import BinarySystem, sparse_and_smooth
+from videoanomaly.systems.temporal_bodies import MTN
 
 
 def magnitude_topk(embedding: Tensor, k: int, training: bool) -> Tensor:

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalyclip import MTN, AnomalyCLIPConfig
+from anomalyclip import AnomalyCLIPConfig
 from videoanomaly.data.prototype import checked_sum
 from videoanomaly.data.training_data import TrainingData
 from videoanomaly.runtime.processes import same_for_all
 from videoanomaly.systems.base import SegmentPrediction, score_head
 from videoanomaly.systems.binary import BinarySystem
 from videoanomaly.systems.rtfm import RTFM
+from videoanomaly.systems.temporal_bodies import MTN
 
 
 class S3RPrediction(NamedTuple):

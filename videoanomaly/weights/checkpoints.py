@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from anomalyclip import HASH_LENGTH, SEAL, AnomalyCLIPConfig, damage, read_checkpoint
+from anomalyclip import AnomalyCLIPConfig
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.runtime.console import InputError, differences, note
 from videoanomaly.runtime.files import write_atomically
@@ -22,8 +22,10 @@ from videoanomaly.runtime.precision import note_difference, precision_of, withou
 from videoanomaly.runtime.torchrun import is_main
 from videoanomaly.systems.base import Trainable
 from videoanomaly.systems.catalogue import from_dict
+from videoanomaly.systems.checks import check_tensors
 from videoanomaly.weights import released
 from videoanomaly.weights.entries import check_entries
+from videoanomaly.weights.reading import HASH_LENGTH, SEAL, damage, read_checkpoint
 from videoanomaly.winograd import accelerate
 
 PATHS = ("root", "features", "temporal_features", "classes_csv", "clip", "encoder")
@@ -231,6 +233,7 @@ def check_resumed(path: Path, checkpoint: dict, config: AnomalyCLIPConfig, extra
 def restore(checkpoint: dict, model: Trainable, optimizer: Optimizer, device: str) -> tuple[int, dict]:
     """Puts model, optimiser and random states where they were; the epoch to go on with, and what is done of it."""
     try:
+        check_tensors(checkpoint["model"])
         model.load_trained_state(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["rng"]["cpu"])

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from anomalyclip import MOST_CROPS, is_name
+from anomalyclip import MOST_CROPS
 from videoanomaly.data.annotations import video_name
 from videoanomaly.runtime.console import InputError, as_text
 from videoanomaly.runtime.precision import NAMES
+from videoanomaly.systems.checks import is_name
 
 LONGEST_PATH = 4096  # characters
 MOST = 10**9  # frames, epochs, features: no video and no run has as many

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 import clip_model
-from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, read_torch
+from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from videoanomaly.data.annotations import VideoLists
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.features import FeatureFolder
 from videoanomaly.data.lists import load_lists
 from videoanomaly.data.prototype import normality_prototype
 from videoanomaly.runtime.console import InputError
+from videoanomaly.systems.checks import check_tensors
+from videoanomaly.weights.reading import read_torch
 
 NUM_HEADS = 8  # of the published models; the weights do not tell
 NAMES = (  # theirs -> ours, replaced in this order
@@ -195,6 +197,7 @@ def load(path: str, dataset: str, root: str, features_root: str | None) -> dict[
         )
         model = AnomalyCLIP(config, clip=clip_of(state), tokenize=clip_model.tokenize, prototype=prototype)
         converted = convert_state(state, [name.lower() for name in DATASETS[dataset].classes].index("normal"))
+        check_tensors(converted)
         model.load_trained_state(model.trained_state() | converted)
     except (KeyError, ValueError) as error:
         if isinstance(error, InputError):
