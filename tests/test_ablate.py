@@ -19,6 +19,7 @@ import torch
 import ablate
 import evaluate
 import train
+from tests import children
 from tests.places import ROOT, SHARED
 from tests.synthetic import SMALL, run, write_dataset
 from videoanomaly import plots, settings as settings_
@@ -279,6 +280,7 @@ def test_each_row_of_a_comparison_can_be_run_with_the_options_that_anomalyclip_t
         (["--", "--temporal", "mlp"], "--temporal behind --: the rows of Table 10 set it"),
         (["--", "--seed=3"], "--seed behind --: ablate.py sets it"),
         (["--", "--model", "rtfm"], "--model behind --: ablate.py sets it"),
+        (["--", "--speed", "9"], "unrecognized arguments: --speed 9"),
         (["--", "--lr", "0"], "--lr 0.0: expected a positive number"),
         (["--", "--topk", "0"], "topk must be at least 1"),
     ],
@@ -299,23 +301,12 @@ def test_abbreviated_options_which_would_undo_the_rows_are_refused(fake, tmp_pat
 
 
 def test_wrong_input_ends_the_script_with_one_line_and_status_2(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "ablate.py"),
-        "--table",
-        "7",
-        "--dataset",
-        "custom",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [str(ROOT / "ablate.py"), "--table", "7", "--dataset", "custom", "--out", str(tmp_path / "out")]
+    result = children.run(*command)
     assert (result.returncode, result.stderr) == (
         2,
         "error: --root is missing: expected the folder with the lists of --dataset custom\n",
     )
-    result = subprocess.run([*command, "--", "--speed", "9"], capture_output=True, text=True)
-    assert result.returncode == 2 and "unrecognized arguments: --speed 9" in result.stderr
 
 
 def test_results_of_other_settings_are_not_mixed(fake, tmp_path):
@@ -422,12 +413,7 @@ def test_a_signal_stops_all_runs_and_the_same_command_goes_on(fake, tmp_path, da
         "--seeds",
         "1",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *command, "--", "--device", "cpu"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    process = children.Child("-c", program, *command, "--", "--device", "cpu")
     while not (tmp_path / "out" / "hangs").exists():
         assert process.poll() is None
         time.sleep(0.05)

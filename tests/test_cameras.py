@@ -4,8 +4,6 @@ import gc
 import io
 import itertools
 import queue
-import subprocess
-import sys
 import time
 from datetime import datetime
 from fractions import Fraction
@@ -20,8 +18,8 @@ from av.stream import Disposition
 from PIL import Image
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from tests import children
 from tests.cameras import bright_at, write_video
-from tests.places import ROOT
 from tests.streams import GREY, BrightnessModel, GreyEncoder
 from videoanomaly.event_rule import EventSettings
 from videoanomaly.live.streams import QUEUE_FRAMES, Sample, Source, find_source
@@ -755,9 +753,9 @@ def test_memory_of_cameras_stays_the_same_over_many_rows_and_events(tmp_path):
 
 
 def test_a_simulation_of_many_cameras_shares_the_encoder():
-    command = [sys.executable, "-m", "benchmarks.many_cameras", "--cameras", "6", "--speed", "60", "--seconds", "3"]
+    command = ["-m", "benchmarks.many_cameras", "--cameras", "6", "--speed", "60", "--seconds", "3"]
     command += ["--warm-up", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = children.run(*command)
     assert done.returncode == 0, done.stderr
     ratio = float(done.stdout.partition("ratio ")[2].split()[0])
     assert ratio > 0.8

@@ -12,8 +12,6 @@ import os
 import queue
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -27,8 +25,8 @@ import torch
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from benchmarks.rtsp_server import free_port, serve
+from tests import children
 from tests.cameras import require_rtsp
-from tests.places import ROOT
 from tests.streams import Brightness, GreyEncoder
 from videoanomaly import event_rule
 from videoanomaly.event_rule import EventSettings, cut_events
@@ -90,10 +88,7 @@ class Watcher:
 
     def __init__(self, source, stdin=None, **options):
         self.lines = []
-        command = [sys.executable, "-c", SCRIPT, str(source), json.dumps(options)]
-        self.process = subprocess.Popen(
-            command, text=True, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-        )
+        self.process = children.Child("-c", SCRIPT, str(source), json.dumps(options), stdin=stdin)
         self.threads = [
             threading.Thread(target=self.read, args=(file,), daemon=True)
             for file in (self.process.stdout, self.process.stderr)

@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,7 @@ import predict
 import train
 import watch
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
-from tests.places import ROOT
+from tests import children
 from tests.synthetic import arguments, run, write_dataset
 from tests.tiny_clip import tiny_clip_state_dict
 from tests.videos import BLUE, RED, write_clip, write_video
@@ -74,8 +71,7 @@ def checkpoint(dataset, tmp_path_factory) -> Path:
 
 def test_a_machine_without_bfloat16_instructions_chooses_float32():
     code = "from videoanomaly.runtime.fast_precision import choose_precision; print(choose_precision('auto', 'cpu'))"
-    masked = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # oneDNN's way to play an older processor
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=masked, capture_output=True, text=True)
+    done = children.run("-c", code, ONEDNN_MAX_CPU_ISA="AVX2")  # oneDNN's way to play an older processor
     assert (done.stdout, done.stderr) == ("float32\n", "")
 
 
