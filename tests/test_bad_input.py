@@ -623,7 +623,9 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["closed", "open", "in the config"])
+@pytest.mark.parametrize(
+    "kind", ["in the config", *(pytest.param(x, marks=pytest.mark.slow) for x in ("closed", "open"))]
+)
 def test_a_checkpoint_nested_a_million_deep_is_refused(tmp_path, bounded, kind):
     members = {"archive/data.pkl": NESTED[kind], "archive/version": "3\n", "archive/byteorder": "little"}
     checkpoint_refused(zip_with(tmp_path / "evil.pt", members), tmp_path / "out")

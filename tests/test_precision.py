@@ -171,7 +171,7 @@ def test_float32_convolutions_stay_bit_for_bit():
     assert all(np.array_equal(a, b) for a, b in zip(model.predict(rows), expected))
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("suffix", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_an_export_is_the_same_in_every_precision(suffix, tmp_path):
     if suffix == "onnx":
         pytest.importorskip("onnxscript")
