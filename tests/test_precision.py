@@ -367,7 +367,7 @@ def test_predict_warns_once_where_the_training_features_are_of_another_precision
 
 def test_live_encodes_in_the_precision_that_was_asked_for(planted, tmp_path, capfd):
     shutil.copy(planted.checkpoint, tmp_path / "own.pt")
-    video = str(write_clip(tmp_path / "v.mp4", 100, [(30, 70, RED)]))
+    video = str(write_clip(tmp_path / "v.mp4", 55, [(10, 45, RED)]))
     words = ["--ckpt", str(tmp_path / "own.pt"), *planted.options[2:], "--live", video]
     predict.main([*words, "--precision", "bfloat16"])
     told = capfd.readouterr()
