@@ -12,7 +12,6 @@ import pickle
 import resource
 import struct
 import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -25,7 +24,7 @@ import evaluate
 import extract_features
 import train
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig, Prediction, inference_rows, select_segments
-from tests import fuzz
+from tests import children, fuzz
 from tests.places import ROOT
 from tests.synthetic import SMALL, write_dataset
 from tests.videos import CUSTOM_ENCODER, assert_same_frames, our_frames, write_video
@@ -364,7 +363,7 @@ def test_each_script_ends_with_one_line_and_status_2(root, command, part):
     (root / "features" / "train12.npy").write_bytes(b"")
     out = root.parent / "out"
     command = [str(ROOT / command[0]), *(text.format(root=root, out=out) for text in command[1:])]
-    result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    result = children.run(*command)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and part in result.stderr, result.stderr
     assert not out.exists()
 
@@ -624,7 +623,9 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["closed", "open", "in the config"])
+@pytest.mark.parametrize(
+    "kind", ["in the config", *(pytest.param(x, marks=pytest.mark.slow) for x in ("closed", "open"))]
+)
 def test_a_checkpoint_nested_a_million_deep_is_refused(tmp_path, bounded, kind):
     members = {"archive/data.pkl": NESTED[kind], "archive/version": "3\n", "archive/byteorder": "little"}
     checkpoint_refused(zip_with(tmp_path / "evil.pt", members), tmp_path / "out")

@@ -62,6 +62,7 @@ def test_ratios_are_those_of_the_same_round_and_above_one_where_we_are_faster():
     assert against("w", "p", [2.0], [4.0], lambda s: "", 3).reached is False
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_child_is_its_own():
     held = np.ones(2**27)  # 1 GiB
     assert measure.in_subprocess("benchmarks.measure", "peak_memory", "cpu") < held.nbytes < measure.peak_memory("cpu")
@@ -193,7 +194,7 @@ def test_the_released_model_is_ours_with_the_same_weights(training):
 
 
 @needs_peers
-@pytest.mark.parametrize("row", ["text", "evaluation"])
+@pytest.mark.parametrize("row", ["text", pytest.param("evaluation", marks=pytest.mark.slow)])
 def test_rows_of_the_released_model_agree(row, monkeypatch, capsys):
     monkeypatch.setattr(data_rows, "in_subprocess", lambda *values: 0)
     assert __main__.main(["--quick", "--device", "cpu", "--rounds", "1", "--rows", row]) == 0
@@ -244,10 +245,9 @@ def test_growth_writes_a_table_and_a_picture(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     "curve, count",
     [
-        *(("frames", 600), ("videos", 6), ("classes", 2), ("batch", 2)),
-        *(("extract", 1), ("search", 1)),
-        pytest.param("predict", 1, marks=pytest.mark.slow),
-        pytest.param("triage", 1, marks=pytest.mark.slow),
+        *(("videos", 6), ("classes", 2), ("batch", 2), ("extract", 1)),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("search", "predict", "triage")),
+        pytest.param("frames", 600, marks=pytest.mark.slow),
     ],
 )
 def test_each_curve_has_a_point(curve, count):

@@ -1,6 +1,7 @@
 """Thresholds that hold: the operating curve, and folds whose models have not seen what they score."""
 
 import json
+import multiprocessing
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ import scipy.stats
 import torch
 
 import train
+from tests.children import server
 from tests.synthetic import equal, run, write_dataset
 from videoanomaly import plots
 from videoanomaly.data.annotations import Video
@@ -320,6 +322,8 @@ def test_folds_side_by_side_give_what_folds_one_after_the_other_give(
     fitted, two_at_once, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(cross_fitting, "train_fold", None)  # here, not in other processes
+    children = server()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: children)  # they begin sooner
     found = run(fitted[0] / "data", tmp_path, *FOLDS)
     assert sorted(re.findall(r"fold (\d)/4  12 videos seen, 4 scored", capsys.readouterr().out)) == ["1", "2", "3", "4"]
     with np.load(tmp_path / "held_out.npz") as apart, np.load(fitted[0] / "out" / "held_out.npz") as together:

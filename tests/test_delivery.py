@@ -4,8 +4,6 @@ import json
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -13,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.places import ROOT
+from tests import children
 from tests.stored_events import begin, new_event, progress, small_disk, wait_until
 from videoanomaly.live import webhook
 from videoanomaly.runtime.console import InputError
@@ -402,9 +400,8 @@ def test_kills_at_random_moments_lose_no_event_that_was_sent_and_send_none_under
     answers = random.Random(2)
     with Receiver(lambda body: 500 if answers.random() < 0.1 else 200) as receiver:
         for _ in range(10):
-            command = [sys.executable, "-c", SERVICE, str(tmp_path / "store"), receiver.url]
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-            assert child.stdout and child.stdout.readline() == "ready\n"
+            child = children.Child("-c", SERVICE, tmp_path / "store", receiver.url)
+            assert child.stdout.readline() == "ready\n"
             timer = threading.Timer(chance.uniform(0, 0.4), child.send_signal, [signal.SIGKILL])
             timer.start()
             assert child.wait() == -signal.SIGKILL

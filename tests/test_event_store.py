@@ -5,8 +5,6 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.places import ROOT
+from tests import children
 from tests.stored_events import NOW, new_event, progress, small_disk
 from videoanomaly.runtime.console import InputError
 from videoanomaly.watching.store import event_store, messages, retention
@@ -421,9 +419,7 @@ while True:
 def test_a_kill_at_any_moment_loses_no_event_that_was_begun_and_leaves_the_database_whole(tmp_path):
     chance, begun, over = random.Random(0), [], []
     for _ in range(12):
-        command = [sys.executable, "-c", WRITER, str(tmp_path)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        assert child.stdout
+        child = children.Child("-c", WRITER, tmp_path)
         lines = [child.stdout.readline()]  # at work from here on
         timer = threading.Timer(chance.uniform(0, 0.3), child.send_signal, [signal.SIGKILL])
         timer.start()

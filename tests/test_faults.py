@@ -16,13 +16,13 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
+from tests.children import server
 from tests.places import ROOT
 from tests.synthetic import arguments, equal, write_dataset
 from tests.videos import write_video
@@ -75,14 +75,9 @@ def call_script(module: str, argv: list[str], write_seconds: float) -> None:
 @pytest.fixture(scope="module")
 def start():
     """Starts a script in a child process that is forked from one with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_faults", "torch._dynamo", "extract_features", "anomalyclip"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # the server of Python 3.11 does not look into sys.path
-        forkserver.ensure_running()
 
     def start(module: str, argv: list[str], write_seconds: float = 0.005):
-        child = context.Process(target=call_script, args=(module, argv, write_seconds))
+        child = server().Process(target=call_script, args=(module, argv, write_seconds))
         child.start()
         return child
 

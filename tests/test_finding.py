@@ -13,6 +13,7 @@ from PIL import Image
 import extract_features
 import predict
 from tests.videos import CUSTOM_ENCODER, RED, picture, write_clip, write_video
+from videoanomaly.prediction import annotated_video
 from videoanomaly.runtime.console import InputError
 from videoanomaly.video.decoding import BROKEN, to_image
 from videoanomaly.video.key_frames import find_video
@@ -482,7 +483,8 @@ def page_data(folder):
     return json.loads(text.split("</script>")[0])
 
 
-def test_a_folder_of_pictures_gives_events_pictures_and_an_annotated_copy(planted, tmp_path, capsys):
+def test_a_folder_of_pictures_gives_events_pictures_and_an_annotated_copy(planted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(annotated_video, "MIN_WIDTH", 64)
     video = write_clip(tmp_path / "v.mkv", 80, [(20, 60, RED)], codec="ffv1")
     folder = tmp_path / "in" / "01_0014"
     folder.mkdir(parents=True)
@@ -507,7 +509,8 @@ def test_a_folder_of_pictures_gives_events_pictures_and_an_annotated_copy(plante
     assert (tmp_path / "out" / "index.html").is_file()
 
 
-def test_results_may_lie_in_the_videos_own_folder(planted, tmp_path, capsys):
+def test_results_may_lie_in_the_videos_own_folder(planted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(annotated_video, "MIN_WIDTH", 64)
     videos = tmp_path / "in"
     for name in ("a", "sub/b"):
         write_clip(videos / f"{name}.mp4", 5)

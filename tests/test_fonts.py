@@ -117,7 +117,7 @@ def test_names_of_every_kind_are_drawn_without_a_font_for_them(only, tmp_path, k
     assert not caplog.records
 
 
-@pytest.mark.parametrize("kind", ["Chinese", "Korean", "longer"])
+@pytest.mark.parametrize("kind", ["Chinese", "Korean", pytest.param("longer", marks=pytest.mark.slow)])
 def test_every_picture_takes_them(only, tmp_path, kind, request):
     if kind == "Korean":
         request.getfixturevalue("foreign")

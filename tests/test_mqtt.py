@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -14,7 +13,7 @@ import traceback
 import pytest
 
 from tests.brokers import BLINKER, CLIENT, Broker, Listener, OldBroker, kill, needs_mosquitto, retained
-from tests.places import ROOT
+from tests.children import Child
 from tests.stored_events import begin, progress, wait_until
 from videoanomaly.runtime.console import InputError
 from videoanomaly.watching.receivers import mqtt_link
@@ -109,7 +108,7 @@ def test_a_sink_that_is_closed_while_an_event_is_open_leaves_nothing_on(broker, 
 def test_nothing_stays_on_after_kills_at_random_moments(broker):
     chance, num_on = random.Random(0), 0
     for _ in range(8):
-        child = subprocess.Popen([sys.executable, "-c", BLINKER, str(broker.port)], cwd=ROOT)
+        child = Child("-c", BLINKER, str(broker.port))
         with Listener(broker) as listener:
             wait_until(lambda: ("watch/yard/state", b"ON", False) in listener.heard)
             time.sleep(chance.uniform(0, 0.1))
@@ -126,7 +125,7 @@ def start_client():
     children = []
 
     def start_client(broker):
-        children.append(subprocess.Popen([sys.executable, "-c", CLIENT, str(broker.port)], cwd=ROOT))
+        children.append(Child("-c", CLIENT, str(broker.port)))
         wait_until(lambda: retained(broker).get(STATE) == b"ON" and retained(broker).get(AVAILABILITY) == b"online")
         return children[-1]
 

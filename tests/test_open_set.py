@@ -49,9 +49,11 @@ SMALL = [
     "--num-ctx",
     "2",
     "--epochs",
-    "60",
+    "30",
     "--lr",
-    "1e-3",
+    "2e-3",
+    "--folds",
+    "0",
 ]
 HEIGHT = 6  # of an anomaly along its direction, in standard deviations of the noise
 

@@ -2,14 +2,12 @@
 
 import json
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.places import ROOT
+from tests import children
 from tests.watched import (
     CLASSES,
     TOKEN,
@@ -233,8 +231,7 @@ with serving(make_board("door"), store, settings_of(folder)) as server:
 
 
 def test_nothing_is_printed_whatever_is_asked_and_cut_off(tmp_path):
-    command = [sys.executable, "-c", NOISY, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = children.run("-c", NOISY, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

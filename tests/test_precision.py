@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,7 @@ import predict
 import train
 import watch
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
-from tests.places import ROOT
+from tests import children
 from tests.synthetic import arguments, run, write_dataset
 from tests.tiny_clip import tiny_clip_state_dict
 from tests.videos import BLUE, RED, write_clip, write_video
@@ -74,8 +71,7 @@ def checkpoint(dataset, tmp_path_factory) -> Path:
 
 def test_a_machine_without_bfloat16_instructions_chooses_float32():
     code = "from videoanomaly.runtime.fast_precision import choose_precision; print(choose_precision('auto', 'cpu'))"
-    masked = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # oneDNN's way to play an older processor
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=masked, capture_output=True, text=True)
+    done = children.run("-c", code, ONEDNN_MAX_CPU_ISA="AVX2")  # oneDNN's way to play an older processor
     assert (done.stdout, done.stderr) == ("float32\n", "")
 
 
@@ -175,7 +171,7 @@ def test_float32_convolutions_stay_bit_for_bit():
     assert all(np.array_equal(a, b) for a, b in zip(model.predict(rows), expected))
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("suffix", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_an_export_is_the_same_in_every_precision(suffix, tmp_path):
     if suffix == "onnx":
         pytest.importorskip("onnxscript")
@@ -371,7 +367,7 @@ def test_predict_warns_once_where_the_training_features_are_of_another_precision
 
 def test_live_encodes_in_the_precision_that_was_asked_for(planted, tmp_path, capfd):
     shutil.copy(planted.checkpoint, tmp_path / "own.pt")
-    video = str(write_clip(tmp_path / "v.mp4", 100, [(30, 70, RED)]))
+    video = str(write_clip(tmp_path / "v.mp4", 55, [(10, 45, RED)]))
     words = ["--ckpt", str(tmp_path / "own.pt"), *planted.options[2:], "--live", video]
     predict.main([*words, "--precision", "bfloat16"])
     told = capfd.readouterr()

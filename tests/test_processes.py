@@ -1,4 +1,4 @@
-"""Tests of training by several processes: torchrun with two gloo processes against one process."""
+"""Tests of training by several processes: two gloo processes, of torchrun or begun as it does, against one process."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import train
+from tests.children import Ranks
 from tests.places import ROOT, torchrun
 from tests.synthetic import arguments, write_dataset
 from videoanomaly.data.features import FeatureFolder
@@ -69,16 +70,16 @@ def test_all_processes_leave_the_group_together(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options",
+    "start, options",
     [
-        pytest.param((), marks=pytest.mark.slow),
-        ("--temporal-input", "both", "--variant", "released", "--selection", "magnitude"),
-        pytest.param(("--temporal", "mtn"), marks=pytest.mark.slow),
+        pytest.param(torchrun, (), marks=pytest.mark.slow),
+        (Ranks, ("--temporal-input", "both", "--variant", "released", "--selection", "magnitude")),
+        pytest.param(torchrun, ("--temporal", "mtn"), marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_train_as_one(dataset, tmp_path, options):
+def test_two_processes_train_as_one(dataset, tmp_path, start, options):
     """Batch normalisation, selection of segments, smoothness across videos and the prototype see the whole batch."""
-    run = torchrun("train.py", *twenty_steps(dataset, tmp_path / "two", *options))
+    run = start("train.py", *twenty_steps(dataset, tmp_path / "two", *options))
     train.main(twenty_steps(dataset, tmp_path / "one", *options))
     printed = run.communicate(timeout=300)[0]
     assert run.returncode == 0, printed
@@ -120,7 +121,7 @@ def test_an_error_in_one_process_is_raised_in_all(dataset, tmp_path):
     with open(path, "r+b") as file:
         file.seek(-2, os.SEEK_END)
         file.write(b"\x00\x7c")  # float16 infinity
-    run = torchrun("train.py", *twenty_steps(broken, tmp_path / "two"))
+    run = Ranks("train.py", *twenty_steps(broken, tmp_path / "two"))
     printed = run.communicate(timeout=300)[0]
     assert run.returncode and printed.count("error: ") == 1 and "train01: found features that are infinite" in printed
 

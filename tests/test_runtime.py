@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import types
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from PIL import Image
 
 import ablate
 import train
+from tests.children import server
 from tests.places import ROOT
 from tests.synthetic import arguments, equal, run, write_dataset
 from tests.videos import write_video
@@ -93,12 +93,7 @@ def train_with(fault: str, argv: list[str], errors: str, start: str) -> None:
 @pytest.fixture(scope="module")
 def children():
     """Processes that are forked from one which has torch imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_runtime", "torch._dynamo"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # the server of Python 3.11 does not look into sys.path
-        forkserver.ensure_running()
-    return context
+    return server()
 
 
 CASES = [(fault, workers, "fork") for fault in FAULTS for workers in "02" if workers == "2" or "worker" not in fault]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import predict
+from tests import children
 from tests.places import ROOT, torchrun
 from tests.videos import RED, write_camera
 
@@ -42,7 +43,8 @@ def assert_same(found: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("is_triage", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_find_what_one_finds(planted, archive, tmp_path, is_triage):
-    run = torchrun("predict.py", *command(planted, archive, tmp_path / "two", is_triage))
+    start = torchrun if is_triage else children.Ranks
+    run = start("predict.py", *command(planted, archive, tmp_path / "two", is_triage))
     assert predict.main(command(planted, archive, tmp_path / "one", is_triage)) == 0
     printed = run.communicate(timeout=300)[0]
     assert run.returncode == 0 and printed.count("5 of 5 videos done, 0 were there, 0 skipped") == 1, printed

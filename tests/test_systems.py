@@ -18,7 +18,7 @@ from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
 from tests.places import torchrun
 from tests.synthetic import equal, stop_in_the_third_epoch, write_dataset
 from tests.tiny_clip import tiny_clip_state_dict
-from videoanomaly import settings
+from videoanomaly import plots, settings
 from videoanomaly.data.annotations import Video, VideoLists
 from videoanomaly.data.datasets import DATASETS
 from videoanomaly.data.sampling import BalancedBatches
@@ -37,12 +37,17 @@ OTHERS = tuple(name for name in catalogue.SYSTEMS if name not in ("anomalyclip",
 TRAINED = [name for name in OTHERS if name != "clip-zeroshot"]
 BINARY = [name for name in TRAINED if issubclass(catalogue.SYSTEMS[name], binary.BinarySystem)]
 SMALL = ["--num-segments", "6", "--num-frames", "4", "--batch-size", "8", "--workers", "0", "--device", "cpu"]
+SMALL += ["--folds", "0"]
+
+
+RTFMS_WIDTH = rtfm.RTFM.WIDTH
 
 
 @pytest.fixture(autouse=True, scope="module")
 def narrow():
     """Widths of a fraction, so that the tests are quick."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rtfm.RTFM, "WIDTH", 64)
         patch.setattr(ur_dmu.URDMU, "DIM", 128)
         patch.setattr(mgfn.MGFN, "WIDTHS", (64, 64, 128))
         patch.setattr(mgfn.MGFN, "DEPTHS", (1, 1, 1))
@@ -297,7 +302,8 @@ def test_near_segments_weigh_more():
     assert base.closeness(5, "cpu", normalise=True)[1].tolist() == pytest.approx([x / sum(raw) for x in raw])
 
 
-def test_the_multi_scale_network_has_rtfms_width_whatever_the_features():
+def test_the_multi_scale_network_has_rtfms_width_whatever_the_features(monkeypatch):
+    monkeypatch.setattr(rtfm.RTFM, "WIDTH", RTFMS_WIDTH)
     shapes = {name: tuple(p.shape) for name, p in MTN(48, 512).named_parameters() if p.ndim == 3}
     assert {shapes[f"scales.{i}.0.weight"] for i in range(3)} == {(512, 48, 3)} and shapes["fuse.0.weight"] == (
         48,
@@ -623,6 +629,9 @@ PLANTED_STEPS = {
 }
 
 
+SLOWLY_LEARNED = ("actionclip", "ssrl")  # twice as long as the others; rtfm once more
+
+
 def planted(num_videos: int, rng) -> tuple[torch.Tensor, np.ndarray]:
     """Videos (n, S, 2, D) and labels of their rows, (n, S * 2).
 
@@ -637,7 +646,9 @@ def planted(num_videos: int, rng) -> tuple[torch.Tensor, np.ndarray]:
     return torch.from_numpy(x), np.repeat(labels, 2, axis=1)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOWLY_LEARNED else ()) for name in TRAINED]
+)
 def test_a_planted_problem_is_learned(name):
     """mAUC is no proof of the classes, being high where p_A alone is right: counted are the anomalous rows whose class
     is.
@@ -807,8 +818,9 @@ def run(dataset, out, *options: str) -> dict:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_run_is_trained_evaluated_and_named(name, dataset, tmp_path, capsys):
-    checkpoint = run(dataset, tmp_path, "--model", name, "--directions", "direct", "--epochs", "1")
+def test_a_run_is_trained_evaluated_and_named(name, dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)  # its pictures are those of any system
+    checkpoint = run(dataset, tmp_path, "--model", name, "--directions", "direct", "--epochs", "1", "--folds", "2")
     assert checkpoint["system"] == name and 0 < checkpoint["threshold"] <= 1
     evaluate.main(
         ["--ckpt", str(tmp_path / "last.pt"), "--device", "cpu", "--rules", "--timelines", "0", "--bootstrap", "2"]
@@ -857,7 +869,7 @@ def test_a_run_stopped_behind_its_last_epoch_is_refused_until_it_has_fitted_the_
 
 def test_of_many_epochs_every_hundredth_part_is_saved(dataset, tmp_path, monkeypatch):
     saved, real = [], train.save
-    monkeypatch.setattr(train, "save", lambda *args: saved.append(args[3]) or real(*args))
+    monkeypatch.setattr(train, "save", lambda *args: saved.append(args[3]) or args[3] < 251 or real(*args))
     run(dataset, tmp_path, "--model", "sultani", "--epochs", "251")
     assert saved == [*range(2, 252, 2), 251, 251]
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 251

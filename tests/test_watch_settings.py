@@ -1,14 +1,13 @@
 """The file of settings of watch.py: what it may hold, what is refused and how, and hours."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from dataclasses import fields
 from datetime import datetime
 
 import pytest
 
+from tests import children
 from tests.places import ROOT
 from videoanomaly.runtime.console import InputError
 from videoanomaly.watching import watch_settings
@@ -119,13 +118,12 @@ def test_check_accepts_a_file_that_is_right_and_refuses_others(tmp_path, planted
     path.write_text(
         f'checkpoint = "{planted.checkpoint}"\nencoder = "{encoder}"\nfolder = "w"\n[camera.a]\nurl = "rtsp://h/x"\n'
     )
-    command = [sys.executable, "watch.py", "--check", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = children.run("watch.py", "--check", path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"watch\.toml: 1 camera, .*: anomalyclip, 2 classes", done.stdout)
     assert not (tmp_path / "w").exists()
     path.write_text(path.read_text().replace("Colours", "Shapes"))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = children.run("watch.py", "--check", path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "Shapes" in done.stderr
 
