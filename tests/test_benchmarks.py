@@ -321,5 +321,5 @@ def test_what_is_compared_are_settings_of_train_py(model):
     if model == "rtfm":
         assert own.lr == 1e-3 and [other.lr for other in others] == [3.33e-4, 3e-3, 1e-2, 1e-3]
         assert [other.epochs for other in others] == [None, None, None, 188]  # of 8 batches, 1,500 steps
-    else:
-        assert {other.lr for other in others} > {own.lr} or own.lr == 1e-3
+    if model == "anomalyclip":
+        assert {other.recipe for other in others} == {None, "beyond"} and {other.lr for other in others} == {1e-3}

@@ -253,6 +253,19 @@ def test_nobody_is_advised_to_load_a_file_unsafely(tmp_path):
         assert "pickle" not in str(error.value).replace("pickle.npy", "") and "unsafe" not in str(error.value)
 
 
+def test_a_header_that_python_failed_to_parse_among_threads_is_read_again(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.ones((2, 3), np.float32))
+    plain, failures = np.load, iter([SystemError("AST constructor recursion depth mismatch (before=48, after=46)")])
+
+    def load(*args, **options):
+        if error := next(failures, None):
+            raise error
+        return plain(*args, **options)
+
+    monkeypatch.setattr(np, "load", load)
+    assert load_array(tmp_path / "a.npy").shape == (2, 3)
+
+
 def test_files_that_are_no_arrays_are_told(tmp_path):
     (tmp_path / "empty.npy").touch()
     (tmp_path / "text.npy").write_text("hello")

@@ -30,6 +30,16 @@ class NoFeatures(InputError):
     """A video has none."""
 
 
+def open_array(path: str | Path) -> Any:
+    """numpy.load; Python 3.11 fails now and then where threads parse headers at once (python/cpython#106905)."""
+    for _ in range(3):
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except SystemError:
+            continue
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
 def load_array(path: str | Path, scattered: bool = False) -> np.ndarray:
     """Memory-mapped array of a .npy file; `scattered` reads no more of the disk than the rows that are asked for.
 
@@ -39,7 +49,7 @@ def load_array(path: str | Path, scattered: bool = False) -> np.ndarray:
     expected = "expected a .npy file with one array of numbers"
     try:
         with np.errstate(over="ignore"):  # sizes that a damaged header claims
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = open_array(path)
     except Exception as error:  # a damaged header can raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if "pickle" in reason:  # NumPy tells how to load it unsafely, also where the file is a text
