@@ -56,8 +56,7 @@ class AnomalyCLIPConfig:
     mask_ratio: float = option(0.7, "share of segments hidden from the selection while training (App. A)")
     directions: str = option(
         "finetune",
-        "class directions (Table 7): prompts with tuned or frozen text projection, "
-        "a fixed prompt, the mean of several, or free vectors without CLIP",
+        "class directions (Table 7): learned prompts, text projection tuned or not; fixed ones; vectors without CLIP",
         ("finetune", "frozen", "engineered", "ensemble", "direct"),
     )
     num_ctx: int = option(8, "learned context vectors per prompt (Table 8)")
@@ -74,7 +73,9 @@ class AnomalyCLIPConfig:
     )
     temporal: str = option("axial", "Temporal model (Table 10)", ("axial", "mlp", "short", "long", "mtn"))
     temporal_input: str = option(
-        "features", "what the Temporal model sees (Table 15, App. A)", ("features", "similarity", "both")
+        "features",
+        "what the Temporal model sees (Table 15, App. A); relative: features, also less the video's median",
+        ("features", "similarity", "both", "relative"),
     )
     embed_dim: int = option(256, "embedding size of the Temporal model (E, Table 11)")
     depth: int = option(1, "layers of the Temporal model (Table 11)")
@@ -89,9 +90,7 @@ class AnomalyCLIPConfig:
     lambda_dir_bottom_abnormal: float = option(0.0, "weight of Eq. 15 (Table 14): bottom-K segments along their class")
     lambda_dir_top_normal: float = option(0.0, "weight of Eq. 16 (Table 14): top-K segments of normal videos")
     class_head: bool = option(False, "classes from a layer on the Temporal model's embedding, not from the Selector")
-    smoothing: float = option(
-        0.0, "Gaussian over a video's probabilities: its standard deviation in segments' lengths of F rows"
-    )
+    smoothing: float = option(0.0, "standard deviation of a Gaussian over probabilities, in segments' lengths")
     variant: str = option("paper", "where paper and released code differ, follow this one", ("paper", "released"))
 
     def __post_init__(self) -> None:
@@ -218,7 +217,7 @@ class AxialTransformer(nn.Module):
 
 
 class TemporalModel(nn.Module):
-    """Scores each frame (Eq. 6): (B, S, F, input_dim) -> anomaly logits (B, S, F), whose sigmoid is p_A."""
+    """Scores each frame (Eq. 6): (B, S, F, input_dim) -> logits of p_A, (B, S, F), and what they are made of."""
 
     def __init__(self, input_dim: int, body: nn.Module, embed_dim: int):
         super().__init__()
@@ -227,12 +226,9 @@ class TemporalModel(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, 1)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """What the scores are made of, (B, S, F, E)."""
-        return self.norm(self.body(self.projection(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.embed(x)).squeeze(-1)  # (B, S, F)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.norm(self.body(self.projection(x)))  # (B, S, F, E)
+        return self.head(embedding).squeeze(-1), embedding
 
 
 # ---- Directions (Eq. 2) ----
@@ -349,6 +345,12 @@ def select_segments(ranking: Tensor, mask: Tensor, k: int, *, largest: bool) -> 
 def gather_segments(x: Tensor, segment_idx: Tensor) -> Tensor:
     """Picks (B, K, F) out of per-frame values (B, S, F) by segment indices (B, K)."""
     return x.gather(1, segment_idx.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+
+
+def median(x: Tensor) -> Tensor:
+    """Of all rows of a video, (B, S, F, D) -> (B, 1, 1, D), the lower one of two; by topk, which ONNX knows."""
+    rows = x.flatten(1, 2)  # (B, S * F, D)
+    return rows.topk((rows.shape[1] + 1) // 2, dim=1, largest=False, sorted=False).values.amax(dim=1)[:, None, None]
 
 
 class Prediction(NamedTuple):
@@ -620,12 +622,11 @@ class AnomalyCLIP(VideoModel):
         temperature = torch.tensor(math.log(1 / 0.07)) if clip is None else parts.logit_scale.detach().float().clone()
         self.logit_scale = nn.Parameter(temperature)
         self.batch_norm = nn.BatchNorm1d(C, affine=False)
-        input_dim = {"features": temporal_dim, "similarity": C, "both": C + temporal_dim}[config.temporal_input]
-        self.temporal_model = TemporalModel(input_dim, self.temporal_body(), config.embed_dim)
+        widths = {"features": temporal_dim, "similarity": C, "both": C + temporal_dim, "relative": 2 * temporal_dim}
+        self.temporal_model = TemporalModel(widths[config.temporal_input], self.temporal_body(), config.embed_dim)
         self.class_head = nn.Linear(config.embed_dim, C) if config.class_head else None
-        if self.class_head is not None:  # at first all classes are alike
-            nn.init.zeros_(self.class_head.weight)
-            nn.init.zeros_(self.class_head.bias)
+        for parameter in self.class_head.parameters() if self.class_head is not None else ():
+            nn.init.zeros_(parameter)  # at first all classes are alike
 
     def temporal_body(self) -> nn.Module:
         """The part of the Temporal model that Table 10 exchanges; the paper's own, and the simplest of the others."""
@@ -657,13 +658,12 @@ class AnomalyCLIP(VideoModel):
         x = self.recentre(features, self.prototype)  # (B, S, F, D)
         likelihood = self.select(x, directions)  # (B, S, F, C)
         temporal = x if temporal_features is None else self.recentre(temporal_features, self.temporal_prototype)
-        temporal = {"features": [temporal], "similarity": [likelihood], "both": [likelihood, temporal]}
-        embedding = self.temporal_model.embed(torch.cat(temporal[self.config.temporal_input], dim=-1))
-        anomaly_logits = self.temporal_model.head(embedding).squeeze(-1)  # (B, S, F)
-        cosine = self.config.likelihood == "cosine"
-        class_logits = likelihood * self.logit_scale.exp() if cosine else likelihood
-        if self.class_head is not None:
-            class_logits = self.class_head(embedding)
+        seen = {"similarity": [likelihood], "both": [likelihood, temporal]}.get(self.config.temporal_input, [temporal])
+        if self.config.temporal_input == "relative":
+            seen.append(temporal - median(temporal))
+        anomaly_logits, embedding = self.temporal_model(torch.cat(seen, dim=-1))  # (B, S, F), (B, S, F, E)
+        scale = self.logit_scale.exp() if self.config.likelihood == "cosine" else 1
+        class_logits = likelihood * scale if self.class_head is None else self.class_head(embedding)
         magnitude = x.norm(dim=-1) if self.config.selection == "magnitude" else None  # (B, S, F)
         return Prediction(likelihood, class_logits.float(), anomaly_logits.float(), magnitude)
 

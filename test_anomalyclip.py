@@ -25,6 +25,7 @@ from anomalyclip import (
     TemporalModel,
     draw_segment_mask,
     inference_rows,
+    median,
     select_segments,
 )
 from tests.tiny_clip import tiny_clip_state_dict
@@ -178,7 +179,7 @@ def test_temporal_model_equals_the_released_one(case, sizes):
     model.load_state_dict({k.removeprefix("temporal_model."): v for k, v in from_released(rename).items()})
     expected = arrays(f"temporal/{case}")
     x = expected["train_input"].view(sizes["B"], S, F_, -1).requires_grad_()
-    scores = model(x).sigmoid()
+    scores = model(x)[0].sigmoid()
     assert_near(scores.reshape(-1, 1), expected["train_scores"], atol=2e-6)
     (scores.reshape(-1, 1) * expected["train_weights"]).sum().backward()
     assert_near(x.grad.view_as(expected["grad_input"]), expected["grad_input"], atol=1e-5, relative_to_largest=True)
@@ -188,7 +189,7 @@ def test_temporal_model_equals_the_released_one(case, sizes):
     for name, grad in from_released(grads).items():
         assert_near(parameters[name].grad, grad, atol=1e-5, relative_to_largest=True)
     passes = expected["test_input"].view(S, 3, F_, -1).transpose(0, 1)  # rows are ordered (n s l)
-    scores = model(passes).sigmoid().transpose(0, 1).reshape(-1, 1)
+    scores = model(passes)[0].sigmoid().transpose(0, 1).reshape(-1, 1)
     assert_near(scores, expected["test_scores"], atol=2e-6)
 
 
@@ -615,6 +616,20 @@ def test_prediction_for_a_video_of_any_length_equals_the_papers_passes(clip, num
     assert np.allclose(p_class.sum(axis=1), p_A, atol=1e-6)
 
 
+def test_relative_features_are_also_what_is_not_the_videos_median():
+    torch.manual_seed(0)
+    config = small_config(directions="direct", temporal_input="relative")
+    model = AnomalyCLIP(config).eval()
+    features = torch.randn(3, config.num_segments, config.num_frames, config.feature_dim)  # (B, S, F, D)
+    usual = features.flatten(1, 2).median(dim=1).values[:, None, None]
+    assert torch.equal(median(features), usual)
+    seen = torch.cat([features - model.prototype, features - usual], dim=-1)
+    assert_near(model(features).anomaly_logits, model.temporal_model(seen)[0], atol=1e-5)
+    with torch.no_grad():
+        model.temporal_model.projection.weight[:, : config.feature_dim] = 0  # what differs alone
+    assert_near(model(features + 5).anomaly_logits, model(features).anomaly_logits, atol=1e-4)
+
+
 def test_a_class_head_tells_the_classes_and_the_selector_still_selects(clip):
     torch.manual_seed(0)
     model = small_model(clip, directions="direct", class_head=True)
@@ -623,9 +638,9 @@ def test_a_class_head_tells_the_classes_and_the_selector_still_selects(clip):
     assert first.class_logits.shape == first.likelihood.shape and not first.class_logits.any()  # nothing is learned yet
     torch.nn.init.normal_(model.class_head.weight)
     found = model(features)
-    embedding = model.temporal_model.embed(model.recentre(features, model.prototype))
+    logits, embedding = model.temporal_model(model.recentre(features, model.prototype))
     assert_near(found.class_logits, embedding @ model.class_head.weight.T + model.class_head.bias, atol=1e-5)
-    assert_near(found.anomaly_logits, model.temporal_model(features - model.prototype), atol=1e-5)
+    assert_near(found.anomaly_logits, logits, atol=1e-5)
     losses = model.losses(found, labels, torch.ones(features.shape[:2], dtype=torch.bool))
     by_head, by_directions = torch.autograd.grad(
         losses["top_abnormal"], [model.class_head.weight, model.free_directions], retain_graph=True, allow_unused=True
