@@ -562,7 +562,7 @@ class VideoModel(nn.Module):
             raise ValueError(f"found checkpoint format {found!r:.20} of a newer version, expected {CHECKPOINT_FORMAT}")
         try:
             model = cls(AnomalyCLIPConfig(**checkpoint["config"]))
-        except (TypeError, RuntimeError) as error:
+        except (TypeError, RuntimeError, OverflowError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(f"the checkpoint's config is not one of this version: {reason}") from None
         model.load_trained_state(checkpoint["model"])

@@ -69,3 +69,9 @@ def test_a_checkpoint_predicts_the_same_and_the_model_alone_says_where_its_body_
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(model.predict(video), loaded.predict(video)))
     with pytest.raises(ValueError, match="AnomalyCLIPSystem in videoanomaly/systems/ours.py has the others"):
         AnomalyCLIP.from_dict(checkpoint)
+
+
+def test_a_width_that_mtn_cannot_divide_is_named():
+    config = AnomalyCLIPConfig(classes=("fire",), temporal="mtn", embed_dim=12, num_heads=2)
+    with pytest.raises(ValueError, match="embed_dim must be a multiple of 8 for 'mtn', got 12"):
+        AnomalyCLIPSystem.check(config)
