@@ -545,12 +545,12 @@ class VideoModel(nn.Module):
             ValueError: If there is no such file, or as `from_dict`.
         """
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return cls.from_dict(torch.load(path, map_location="cpu", weights_only=True)).to(device).eval()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         except Exception as error:  # torch.load has no error class of its own for files that are none of its
-            missing = isinstance(error, FileNotFoundError)
-            found = "no such file" if missing else f"found {type(error).__name__} on reading"
+            found = f"found {type(error).__name__} on reading" if os.path.exists(path) else "no such file"
             raise ValueError(f"{path}: {found}, expected a checkpoint of train.py") from None
-        return cls.from_dict(checkpoint).to(device).eval()
 
     @classmethod
     def from_dict(cls, checkpoint: dict[str, Any]) -> Self:
@@ -698,9 +698,9 @@ class AnomalyCLIP(VideoModel):
         Raises:
             ValueError: If the labels are not as many as half the videos.
         """
-        half, num_videos = len(labels), len(prediction.anomaly_logits)
-        if num_videos != 2 * half:
-            raise ValueError(f"{half} labels for the abnormal half go with {2 * half} videos, got {num_videos}")
+        half = len(labels)
+        if (videos := len(prediction.anomaly_logits)) != 2 * half:
+            raise ValueError(f"{half} labels for the abnormal half go with {2 * half} videos, got {videos}")
         if segment_mask is None:
             segment_mask = draw_segment_mask(2 * half, self.config, labels.device)
         losses = self.abnormal_losses(prediction.half(slice(half)), labels, segment_mask[:half])

@@ -799,11 +799,11 @@ def test_files_that_are_no_checkpoint_are_named(clip, tmp_path):
     with pytest.raises(ValueError, match="text.pt: found .* on reading, expected a checkpoint"):
         AnomalyCLIP.from_checkpoint(tmp_path / "text.pt")
     torch.save({"weights": torch.ones(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="without config, format, model"):
+    with pytest.raises(ValueError, match="other.pt: found a file without config, format, model"):
         AnomalyCLIP.from_checkpoint(tmp_path / "other.pt")
     checkpoint = small_model(clip).checkpoint()
     torch.save(checkpoint | {"format": 99}, tmp_path / "new.pt")
-    with pytest.raises(ValueError, match="found checkpoint format 99"):
+    with pytest.raises(ValueError, match="new.pt: found checkpoint format 99"):
         AnomalyCLIP.from_checkpoint(tmp_path / "new.pt")
     checkpoint["config"]["embed_dim"] = 32
     torch.save(checkpoint, tmp_path / "size.pt")
