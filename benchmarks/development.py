@@ -55,9 +55,10 @@ VARIANTS = {  # options of train.py; of those given twice the last counts
     "engineered prompts": "--smoothing 0.5 --directions engineered",
     "engineered, without L_N+": "--smoothing 0.5 --directions engineered --lambdas top_normal=0",
     "engineered, L_N+ 0.1": "--smoothing 0.5 --directions engineered --lambdas top_normal=0.1",
-    "engineered, L_N+ 0.3": "--smoothing 0.5 --directions engineered --lambdas top_normal=0.3",
     "ensemble, L_N+ 0.1": "--smoothing 0.5 --directions ensemble --lambdas top_normal=0.1",
     "beyond": BEYOND,
+    "beyond, L_N+ 0.1": f"{BEYOND} --lambdas top_normal=0.1",
+    "beyond, features alone": f"{BEYOND} --temporal-input features",
     "beyond, class head": f"{BEYOND} --class-head",
 }
 METRICS = ("AUC", "mAUC", "event mAP")

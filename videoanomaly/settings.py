@@ -30,7 +30,7 @@ OPTIONAL = {
 }
 RECIPES = ("paper", "beyond")
 BEYOND = {  # config fields that --recipe beyond changes where nothing is given, see docs/recipe.md
-    "with text": {"smoothing": 0.5, "lambda_top_normal": 0.1},
+    "with text": {"smoothing": 0.5, "lambda_top_normal": 0.3, "temporal_input": "relative"},
     "without": {"smoothing": 0.5, "class_head": True},
 }
 
