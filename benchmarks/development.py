@@ -14,6 +14,7 @@ test's videos take no part.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -106,7 +107,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def script(name: str, *words: object, log: Path | None = None) -> None:
-    done = subprocess.run([sys.executable, HERE / name, *map(str, words)], capture_output=log is not None, text=True)
+    command = [sys.executable, HERE / name, *map(str, words)]
+    beside_others = {"OMP_NUM_THREADS": "1"} if log else {}
+    done = subprocess.run(command, capture_output=log is not None, text=True, env=os.environ | beside_others)
     if log:
         log.write_text(done.stdout + done.stderr)
     if done.returncode:
