@@ -74,7 +74,7 @@ class AnomalyCLIPConfig:
     temporal: str = option("axial", "Temporal model (Table 10)", ("axial", "mlp", "short", "long", "mtn"))
     temporal_input: str = option(
         "features",
-        "what the Temporal model sees (Table 15, App. A); relative: features, also less the video's median",
+        "what the Temporal model sees (Table 15, App. A); relative: features, also less their median",
         ("features", "similarity", "both", "relative"),
     )
     embed_dim: int = option(256, "embedding size of the Temporal model (E, Table 11)")
@@ -348,7 +348,7 @@ def gather_segments(x: Tensor, segment_idx: Tensor) -> Tensor:
 
 
 def median(x: Tensor) -> Tensor:
-    """Of all rows of a video, (B, S, F, D) -> (B, 1, 1, D), the lower one of two; by topk, which ONNX knows."""
+    """Of the rows that are given of each video, (B, S, F, D) -> (B, 1, 1, D), as torch.median; ONNX knows topk."""
     rows = x.flatten(1, 2)  # (B, S * F, D)
     return rows.topk((rows.shape[1] + 1) // 2, dim=1, largest=False, sorted=False).values.amax(dim=1)[:, None, None]
 
@@ -539,18 +539,17 @@ class VideoModel(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
-        """A model ready for `predict`, from a file that train.py wrote; needs no CLIP, and runs nothing of the file.
-
-        Raises:
-            ValueError: If there is no such file, or as `from_dict`.
-        """
+        """A model ready for `predict`, from train.py's file, none of which is run; a ValueError says what is wrong."""
         try:
-            return cls.from_dict(torch.load(path, map_location="cpu", weights_only=True)).to(device).eval()
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load has no error class of its own for files that are none of its
             found = f"found {type(error).__name__} on reading" if os.path.exists(path) else "no such file"
             raise ValueError(f"{path}: {found}, expected a checkpoint of train.py") from None
+        try:
+            model = cls.from_dict(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return model.to(device).eval()
 
     @classmethod
     def from_dict(cls, checkpoint: dict[str, Any]) -> Self:

@@ -453,6 +453,7 @@ def test_labels_that_do_not_go_with_the_batch_are_refused(clip):
         {"temporal": "mlp"},
         {"temporal_input": "similarity"},
         {"temporal_input": "both"},
+        {"temporal_input": "relative"},
         {"depth": 2},
         {"temporal_feature_dim": 10},
         {"variant": "released"},
@@ -682,7 +683,7 @@ def test_probabilities_are_means_over_crops_and_float16_files_are_read_as_float3
 
 
 @pytest.mark.parametrize("crops, temporal_crops", [(1, 10), (10, 1), (10, 10)])
-@pytest.mark.parametrize("temporal_input", ["features", "both"])
+@pytest.mark.parametrize("temporal_input", ["features", "both", "relative"])
 def test_features_of_one_crop_go_with_others_of_ten(crops, temporal_crops, temporal_input):
     torch.manual_seed(0)
     model = AnomalyCLIP(small_config(directions="direct", temporal_feature_dim=5, temporal_input=temporal_input)).eval()

@@ -1,4 +1,4 @@
-"""Settings of AnomalyCLIP, compared on worlds with looks that neither training nor CLIP has seen (docs/recipe.md).
+"""Settings of a system, compared on worlds with looks that neither training nor CLIP has seen (docs/recipe.md).
 
     torchrun --nproc-per-node 2 -m videoanomaly.demo.train_clip --third 0 --amp --steps 1200 \\
         --out runs/dev/clip0 --weights runs/dev/clip0.npz                       # a quarter of an hour; thirds 0, 1, 2
@@ -86,12 +86,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--third", type=int, choices=range(3), help="world: of the looks, which that CLIP has not seen")
     add("--seed", type=at_least(0), default=100, help="world: its seed (default: 100)")
     add("--seeds", type=at_least(1), default=1, help="compare: so many of each training (default: 1)")
-    add(
-        "--model",
-        choices=SYSTEMS.keys() - {"clip-zeroshot"},
-        default="anomalyclip",
-        help="compare: (default: anomalyclip)",
-    )
+    trained = [name for name, system in SYSTEMS.items() if "lr" in system.OPTIONS]
+    add("--model", choices=trained, default="anomalyclip", help="compare: the system (default: anomalyclip)")
     add("--jobs", type=at_least(1), default=2, help="compare: trainings at a time (default: 2)")
     add("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(argv)
@@ -126,9 +122,12 @@ def make_world(weights: Path, third: int, seed: int, root: Path) -> None:
 def train_and_evaluate(world: Path, model: str, name: str, options: str, seed: int, out: Path) -> list[float]:
     """The metrics of one training, in per cent."""
     folder = out / f"{world.name}-{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-    metrics = folder / "eval" / "metrics.json"
+    metrics, told = folder / "eval" / "metrics.json", folder / "options.txt"
+    if told.exists() and told.read_text() != options:
+        raise InputError(f"{told}: found {told.read_text()!r}, expected {options!r}, as now; choose another --out")
     if not metrics.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        told.write_text(options)
         data = ("--dataset", "custom", "--root", world, "--features", world / "features")
         common = ("--out", folder, "--seed", seed, "--folds", 0, "--workers", 0, "--resume")
         clip = ("--clip", world / "clip.pt") if "clip" in SYSTEMS[model].OPTIONS else ()

@@ -2,6 +2,7 @@
 instead of seconds. Where the start itself is tested, tests begin a new Python.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -83,6 +84,7 @@ class Child:
         self.stdout, *rest = (open(end) for end in ours)
         self.stderr = rest[0] if rest else None
         self.args, self.pid = words, self.process.pid
+        atexit.register(self.kill)  # before multiprocessing waits for it
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -113,8 +115,10 @@ class Child:
         return printed[0], printed[1]
 
     def send_signal(self, number: int) -> None:
+        assert self.pid
         with suppress(ProcessLookupError):
-            os.kill(self.pid or 0, number)
+            if self.poll() is None:
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -123,7 +127,11 @@ class Child:
 def run(*argv: str | Path, timeout: float = 300, **more) -> subprocess.CompletedProcess:
     """As subprocess.run of `python *argv`, with what it printed as text."""
     child = Child(*argv, **more)
-    stdout, stderr = child.communicate(timeout)
+    try:
+        stdout, stderr = child.communicate(timeout)
+    except BaseException:
+        child.kill()
+        raise
     return subprocess.CompletedProcess(child.args, child.returncode or 0, stdout, stderr)
 
 
@@ -148,8 +156,13 @@ class Ranks:
         printed = ["", ""]
 
         def follow(i: int) -> None:
-            printed[i] = self.children[i].communicate(timeout)[0]
-            if status := self.children[i].returncode:
+            try:
+                printed[i] = self.children[i].communicate(timeout)[0]
+                status = self.children[i].returncode
+            except subprocess.TimeoutExpired:
+                status = 124
+                self.children[i].kill()
+            if status:
                 self.returncode = self.returncode or status
                 self.children[1 - i].send_signal(signal.SIGTERM)
 

@@ -289,6 +289,9 @@ def test_variants_are_compared_on_the_same_worlds_and_finished_ones_not_run_agai
     assert "| beyond | 70.0 | 70.0 | 70.0 | +10.0 ± 0.0," in text and text in capsys.readouterr().out
     development.main(command)
     assert len(started) == 2 * num_runs
+    monkeypatch.setitem(development.VARIANTS, "beyond", "--recipe beyond --epochs 31")
+    with pytest.raises(InputError, match=r"options\.txt: found .*, as now; choose another --out"):
+        development.main(command)
 
 
 def test_a_development_world_needs_the_third_that_its_clip_has_not_seen(tmp_path):
@@ -317,7 +320,8 @@ def test_what_is_compared_are_settings_of_train_py(model):
         train.parse_args(["--dataset", "custom", "--root", "x", "--model", model, *options.split()])[0]
         for options in development.variants_of(model).values()
     ]
-    assert make_config(own, ("a",), 8, None).num_frames == 2 and own.batch_size == 32
+    for settings in (own, *others):
+        assert make_config(settings, ("a",), 8, None).num_frames == 2 and settings.batch_size == 32
     if model == "rtfm":
         assert own.lr == 1e-3 and [other.lr for other in others] == [3.33e-4, 3e-3, 1e-2, 1e-3]
         assert [other.epochs for other in others] == [None, None, None, 188]  # of 8 batches, 1,500 steps

@@ -322,8 +322,8 @@ def test_folds_side_by_side_give_what_folds_one_after_the_other_give(
     fitted, two_at_once, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(cross_fitting, "train_fold", None)  # here, not in other processes
-    children = server()
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: children)  # they begin sooner
+    children = server()  # in place of `spawn`, which tests/test_side_by_side.py has: they begin sooner
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: children)
     found = run(fitted[0] / "data", tmp_path, *FOLDS)
     assert sorted(re.findall(r"fold (\d)/4  12 videos seen, 4 scored", capsys.readouterr().out)) == ["1", "2", "3", "4"]
     with np.load(tmp_path / "held_out.npz") as apart, np.load(fitted[0] / "out" / "held_out.npz") as together:

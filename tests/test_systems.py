@@ -38,8 +38,6 @@ TRAINED = [name for name in OTHERS if name != "clip-zeroshot"]
 BINARY = [name for name in TRAINED if issubclass(catalogue.SYSTEMS[name], binary.BinarySystem)]
 SMALL = ["--num-segments", "6", "--num-frames", "4", "--batch-size", "8", "--workers", "0", "--device", "cpu"]
 SMALL += ["--folds", "0"]
-
-
 RTFMS_WIDTH = rtfm.RTFM.WIDTH
 
 
@@ -629,7 +627,7 @@ PLANTED_STEPS = {
 }
 
 
-SLOWLY_LEARNED = ("actionclip", "ssrl")  # twice as long as the others; rtfm once more
+SLOWLY_LEARNED = ("actionclip", "ssrl")  # twice as long as the others; ssrl is rtfm here
 
 
 def planted(num_videos: int, rng) -> tuple[torch.Tensor, np.ndarray]:

@@ -150,7 +150,8 @@ def make_config(
     """
     given = {name: value for name, value in settings.config.items() if value is not None}
     if settings.recipe:
-        given = BEYOND["without" if given["directions"] == "direct" else "with text"] | given
+        changed = BEYOND["without" if given["directions"] == "direct" else "with text"]
+        given |= {name: value for name, value in changed.items() if name not in settings.given}
     given |= dict(weight_of_loss(text) for text in settings.lambdas)
     try:
         config = AnomalyCLIPConfig(

@@ -233,7 +233,7 @@ def check_resumed(path: Path, checkpoint: dict, config: AnomalyCLIPConfig, extra
 def restore(checkpoint: dict, model: Trainable, optimizer: Optimizer, device: str) -> tuple[int, dict]:
     """Puts model, optimiser and random states where they were; the epoch to go on with, and what is done of it."""
     try:
-        check_tensors(checkpoint["model"])
+        check_tensors(model.fitting(checkpoint["model"]))
         model.load_trained_state(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["rng"]["cpu"])

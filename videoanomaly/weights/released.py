@@ -197,8 +197,9 @@ def load(path: str, dataset: str, root: str, features_root: str | None) -> dict[
         )
         model = AnomalyCLIP(config, clip=clip_of(state), tokenize=clip_model.tokenize, prototype=prototype)
         converted = convert_state(state, [name.lower() for name in DATASETS[dataset].classes].index("normal"))
-        check_tensors(converted)
-        model.load_trained_state(model.trained_state() | converted)
+        state = model.trained_state() | converted
+        check_tensors(model.fitting(state))
+        model.load_trained_state(state)
     except (KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise
