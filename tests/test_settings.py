@@ -61,6 +61,8 @@ def test_a_recipe_goes_before_the_data_sets_settings_and_what_is_given_before_it
     assert config == replace(plain, directions="ensemble", **BEYOND["with text"])
     _, config = configs("--recipe", "beyond", "--directions", "direct")
     assert config == replace(plain, directions="direct", **BEYOND["without"])
+    settings, _ = train.parse_args(["--dataset", "shanghaitech", "--root", "x", "--recipe", "beyond"])
+    assert make_config(settings, ("a",), 8, None).temporal_input == "relative"  # the data set's own is "both"
     given = "--directions frozen --smoothing 0 --temporal-input features --lambdas top_normal=0.7".split()
     settings, config = configs("--recipe", "beyond", "--epochs", "3", *given)
     assert settings.epochs == 3 and config == replace(plain, directions="frozen", lambda_top_normal=0.7)
