@@ -28,7 +28,7 @@ from anomalyclip import (
     median,
     select_segments,
 )
-from tests.tiny_clip import tiny_clip_state_dict
+from tests.tiny_clip import small_config, tiny_clip_state_dict
 from videoanomaly.weights.released import convert_state
 
 HERE = Path(__file__).parent
@@ -76,21 +76,6 @@ def tiny_clip() -> clip_model.CLIP:
 @pytest.fixture(scope="module")
 def clip():
     return tiny_clip()
-
-
-def small_config(**changes) -> AnomalyCLIPConfig:
-    """Sizes that all differ, so that swapped axes show: S 7, F 3, C 4, D 64, E 16, K 2."""
-    sizes = dict(
-        classes=("fire", "fall", "car crash", "riot"),
-        feature_dim=64,
-        num_segments=7,
-        num_frames=3,
-        topk=2,
-        embed_dim=16,
-        num_heads=2,
-        num_ctx=5,
-    )
-    return AnomalyCLIPConfig(**(sizes | changes))
 
 
 def small_model(clip, seed=0, **changes) -> AnomalyCLIP:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.places import free_port
+
 mqtt = pytest.importorskip("paho.mqtt.client", reason="needs paho-mqtt (requirements-watch.txt)")
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 needs_mosquitto = pytest.mark.skipif(not MOSQUITTO, reason="needs mosquitto (apt install mosquitto)")
@@ -54,8 +56,7 @@ class Broker:
 
     def __init__(self, folder: Path, persistent=False, password: str | None = None, more=""):
         folder.mkdir(parents=True)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         lines = [f"listener {self.port} 127.0.0.1", f"allow_anonymous {str(password is None).lower()}", "log_type none"]
         lines.append("user root")  # if started by root it would become one who may not read the folder
         if persistent:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ from typing import IO
 
 import pytest
 
-from tests.places import ROOT
+from tests.places import ROOT, free_port
 
 PRELOADED = "tests.children train evaluate predict extract_features ablate watch anomalyclip clip_model torch._dynamo"
 PRELOADED += " sklearn.metrics videoanomaly.evaluation.evaluator videoanomaly.plots videoanomaly.prediction.api"
@@ -133,12 +132,6 @@ def run(*argv: str | Path, timeout: float = 300, **more) -> subprocess.Completed
         child.kill()
         raise
     return subprocess.CompletedProcess(child.args, child.returncode or 0, stdout, stderr)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class Ranks:

@@ -6,19 +6,13 @@ import pytest
 import torch
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from tests.tiny_clip import small_config
 from videoanomaly.systems import catalogue
 from videoanomaly.systems.checks import check_config
 
 
-def small_config(**changes) -> AnomalyCLIPConfig:
-    """Sizes that all differ: S 7, F 3, C 4, D 64, E 16, K 2."""
-    sizes = dict(feature_dim=64, num_segments=7, num_frames=3, topk=2, embed_dim=16, num_heads=2, num_ctx=5)
-    classes = ("fire", "fall", "car crash", "riot")
-    return AnomalyCLIPConfig(**(sizes | dict(classes=classes, directions="direct") | changes))
-
-
 def small_checkpoint(**changes) -> dict:
-    return AnomalyCLIP(small_config(**changes)).checkpoint()
+    return AnomalyCLIP(small_config(directions="direct", **changes)).checkpoint()
 
 
 BAD_CONFIGS = [

@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import socket
 import threading
 import time
 import traceback
@@ -12,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests import children
+from tests.places import free_port
 from tests.stored_events import begin, new_event, progress, small_disk, wait_until
 from videoanomaly.live import webhook
 from videoanomaly.runtime.console import InputError
@@ -33,8 +33,7 @@ class Receiver:
 
     def __init__(self, answer=lambda body: 200):
         self.answer, self.bodies, self.taken, self.headers, self.hung = answer, [], [], [], threading.Event()
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url, self.server = f"http://127.0.0.1:{self.port}/hook", None
 
     def handler(self):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pytest
 
 import predict
 from tests import children
-from tests.places import ROOT, torchrun
+from tests.places import ROOT, free_port, torchrun
 from tests.videos import RED, write_camera
 
 
@@ -63,12 +62,6 @@ def start(rank: int, port: int, words: list[str], **more: str) -> subprocess.Pop
     env = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     script = [sys.executable, str(ROOT / "predict.py"), *words]
     return subprocess.Popen(script, env=env | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @pytest.mark.slow

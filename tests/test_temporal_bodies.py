@@ -5,19 +5,16 @@ import pytest
 import torch
 
 from anomalyclip import AnomalyCLIP, AnomalyCLIPConfig
+from tests.tiny_clip import small_config
 from videoanomaly.systems import catalogue
 from videoanomaly.systems.ours import AnomalyCLIPSystem
 
 OTHERS = ("short", "long", "mtn")
 
 
-def small_model(temporal: str, **changes) -> AnomalyCLIPSystem:
-    """Sizes that all differ: S 7, F 3, C 4, D 64, E 16, K 2."""
+def small_model(temporal: str) -> AnomalyCLIPSystem:
     torch.manual_seed(0)
-    sizes = dict(feature_dim=64, num_segments=7, num_frames=3, topk=2, embed_dim=16, num_heads=2)
-    classes = ("fire", "fall", "car crash", "riot")
-    config = AnomalyCLIPConfig(classes=classes, directions="direct", temporal=temporal, **sizes, **changes)
-    return AnomalyCLIPSystem(config, prototype=torch.randn(64))
+    return AnomalyCLIPSystem(small_config(directions="direct", temporal=temporal), prototype=torch.randn(64))
 
 
 def random_batch() -> torch.Tensor:
